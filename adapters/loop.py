@@ -1,0 +1,134 @@
+"""A plain PyTorch loop: what you would otherwise write around a criterion. The criterion works without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mtl_axes import MultiTaskCriterion
+from mtl_axes.errors import OptionError
+
+__all__ = ["Loop"]
+
+Batch = tuple[Any, Any]
+
+
+class Loop:
+    """Trains a model on ``(inputs, targets)`` batches with a criterion.
+
+    Args:
+        model: called as ``model(inputs)``; its result goes to the criterion as the outputs.
+        criterion: from ``compose``; with ``accumulate=n`` the optimizer steps once in n batches, on their mean gradient.
+        optimizer: builds the optimizer from parameter groups: ``lambda groups: torch.optim.AdamW(groups, lr=1e-3)``. It is
+            given the model's parameters and, without weight decay, the criterion's.
+        scheduler: builds a learning rate scheduler from the optimizer; it steps with every optimizer step.
+        scaler: for fp16. A step that it skips drops the criterion's pending window.
+        clip: largest norm of the model's gradient.
+        compute_loss: replaces ``criterion(model(inputs), targets)``, for example to run under autocast; it is given the
+            batch.
+        after_step: called with the loop after every optimizer step.
+        log_every: optimizer steps per row of :attr:`history`. Reading the device for a row waits for it.
+        progress: show a progress bar, when tqdm is installed.
+
+    Attributes:
+        history: one dict per row: ``epoch``, ``step`` (optimizer steps so far), and ``criterion.log_dict()``.
+        step: optimizer steps so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: MultiTaskCriterion,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+        *,
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        scaler: GradScaler | None = None,
+        clip: float | None = None,
+        compute_loss: Callable[[Batch], Tensor] | None = None,
+        after_step: Callable[[Loop], None] | None = None,
+        log_every: int = 10,
+        progress: bool = True,
+    ) -> None:
+        if not isinstance(criterion.accumulate, int):
+            raise OptionError("Loop steps by itself and needs compose(accumulate=n). Found accumulate='manual'.")
+        self.model, self.criterion = model, criterion
+        self.optimizer = optimizer([{"params": list(model.parameters())}, *criterion.param_groups()])
+        self.scheduler = scheduler(self.optimizer) if scheduler is not None else None
+        self.scaler, self.clip = scaler, clip
+        self.compute_loss = compute_loss if compute_loss is not None else self._loss
+        self.after_step, self.log_every, self.progress = after_step, log_every, progress
+        self.history: list[dict[str, float]] = []
+        self.step = self.epoch = 0
+
+    def run(self, batches: Iterable[Batch], epochs: int = 1) -> list[dict[str, float]]:
+        """Train for some epochs and return the history so far. Call it again to go on."""
+        for _ in range(epochs):
+            self.model.train()
+            self.criterion.train()
+            bar = self._bar(batches)
+            for window in _windows(bar, int(self.criterion.accumulate)):
+                self._step(window)
+                if self.step % self.log_every == 0:
+                    row = {"epoch": self.epoch, "step": self.step, **self.criterion.log_dict()}
+                    self.history.append(row)
+                    if hasattr(bar, "set_postfix"):
+                        bar.set_postfix({key: f"{value:.3g}" for key, value in row.items() if "/" in key})
+            self.criterion.end_epoch()
+            self.epoch += 1
+        return self.history
+
+    def _step(self, window: list[Batch]) -> None:
+        self.model.zero_grad()
+        self.criterion.zero_grad()
+        for batch in window:
+            loss = self.compute_loss(batch) / len(window)
+            torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
+        if self.clip is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        skipped = self._optimize()
+        self.criterion.step(skipped=skipped)
+        if self.scheduler is not None and not skipped:
+            self.scheduler.step()
+        self.step += 1
+        if self.after_step is not None:
+            self.after_step(self)
+
+    def _optimize(self) -> bool:
+        """Step the optimizer; return whether the scaler skipped it, which shows in a smaller scale."""
+        if self.scaler is None:
+            self.optimizer.step()
+            return False
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() < before
+
+    def _loss(self, batch: Batch) -> Tensor:
+        inputs, targets = batch
+        loss: Tensor = self.criterion(self.model(inputs), targets)
+        return loss
+
+    def _bar(self, batches: Iterable[Batch]) -> Any:
+        if self.progress:
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                return batches
+            return tqdm(batches, desc=f"epoch {self.epoch}", leave=False)
+        return batches
+
+
+def _windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Group batches by optimizer step; the last group of an epoch may be shorter."""
+    iterator = iter(batches)
+    while window := list(islice(iterator, size)):
+        yield window

@@ -1,0 +1,35 @@
+"""mtl_axes: multi-task losses with two independent axes, a weight per task and a shape per sample."""
+
+from __future__ import annotations
+
+from mtl_axes import errors, probes
+from mtl_axes.__about__ import version
+from mtl_axes.composition import compose
+from mtl_axes.criterion import MultiTaskCriterion
+from mtl_axes.inner import InnerShape, Reweighted, TargetWeight
+from mtl_axes.outer import OuterWeighting
+from mtl_axes.probes import Probe
+from mtl_axes.registry import available, create, hookimpl, register_inner, register_outer
+from mtl_axes.signals import Signals, StepReport, TaskInfo
+
+__version__ = version
+
+__all__ = [
+    "InnerShape",
+    "MultiTaskCriterion",
+    "OuterWeighting",
+    "Probe",
+    "Reweighted",
+    "Signals",
+    "StepReport",
+    "TargetWeight",
+    "TaskInfo",
+    "available",
+    "compose",
+    "create",
+    "errors",
+    "hookimpl",
+    "probes",
+    "register_inner",
+    "register_outer",
+]

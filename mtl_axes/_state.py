@@ -1,0 +1,42 @@
+"""State of the criterion and its parts: wide whatever a cast does to the model, and on the device of the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl_axes.signals import wide
+
+__all__ = ["WideState", "vector"]
+
+
+class WideState(nn.Module):
+    """A module whose floating point state is never narrowed below float32, by ``.half()``, ``.bfloat16()`` or ``.to()``."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def keep_wide(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            narrowed = tensor.is_floating_point() and moved.dtype.itemsize < torch.float32.itemsize
+            # The values come from the original: a round trip through bfloat16 would lose them.
+            return tensor.to(moved.device) if narrowed else moved
+
+        return super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call]
+
+    def follow(self, like: Tensor) -> None:
+        """Move the state to the device of ``like``, and widen it where ``like`` is wider; it is never narrowed."""
+        state = [tensor for tensor in (*self._buffers.values(), *self._parameters.values()) if tensor is not None]
+        if any(tensor.device != like.device for tensor in state):
+            self.to(like.device)
+        size = like.dtype.itemsize
+        if any(tensor.is_floating_point() and tensor.dtype.itemsize < size for tensor in state):
+            self.to(wide(like.dtype))
+
+
+def vector(values: Sequence[float | bool], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return host values as a 1-d tensor, by fills on the device: a copy from the host would wait for the device."""
+    if len(set(values)) == 1:
+        return torch.full((len(values),), values[0], dtype=dtype, device=device)
+    return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])

@@ -1,0 +1,152 @@
+"""``compose``: names, options and objects on both axes become one criterion, validated before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from mtl_axes.criterion import MultiTaskCriterion, Normalise
+from mtl_axes.distributed import Sync, check_sync
+from mtl_axes.errors import OptionError
+from mtl_axes.inner import InnerShape
+from mtl_axes.options import check_choice, check_number
+from mtl_axes.outer import OuterWeighting
+from mtl_axes.probes import Probe, Shared, create_probe
+from mtl_axes.registry import create
+from mtl_axes.tasks import Reduction, TaskSet
+from mtl_axes.window import Window
+
+__all__ = ["compose"]
+
+Options = Mapping[str, Any]
+
+
+def compose(
+    outer: str | Options | OuterWeighting = "fixed",
+    inner: str | Options | InnerShape | Mapping[str, str | Options | InnerShape] = "mse",
+    *,
+    tasks: Sequence[str] | None = None,
+    shared: nn.Module | Tensor | Iterable[Tensor] | None = None,
+    probe: str | Probe = "exact",
+    every: int = 1,
+    accumulate: int | Literal["manual"] = 1,
+    normalise: Normalise = None,
+    reduction: Reduction = "mean",
+    sync: Sync = "norms",
+    missing: Literal["error", "ignore"] = "error",
+    eval_weights: Literal["reference", "current"] = "reference",
+    debug: bool = False,
+) -> MultiTaskCriterion:
+    """Join an outer weighting and an inner shape into one criterion.
+
+    Args:
+        outer: weight per task: a registered name, ``{"name": "gaba", "beta": 0.9}``, or an :class:`OuterWeighting`.
+        inner: loss per sample: the same for an :class:`InnerShape`, or a mapping from task to any of these. A single shape
+            goes to every task of its kinds; the other tasks take the standard loss of their own kind (``cross_entropy``
+            for integer targets with logits of one dimension more, ``bce`` for bool targets, ``mse`` for float targets).
+        tasks: names of the tasks in order. None takes the keys of the inner mapping, or else those of the first targets.
+        shared: where gradients are measured: a module, parameters, or None to find what the tasks share on the graph.
+        probe: how they are measured: ``"exact"``, or a :class:`Probe`.
+        every: measure in every n-th window, n >= 1; the weights hold in between.
+        accumulate: calls per optimizer step, >= 1, or ``"manual"`` with ``criterion.step()``.
+        normalise: None keeps the method's own sum of weights; ``"sum1"`` and ``"sumK"`` rescale it, so that a comparison of
+            methods does not compare step sizes.
+        reduction: ``"mean"`` divides by the number of valid labels; ``"weighted_mean"`` by the sum of their sample weights.
+        sync: ``"norms"`` averages the statistics over the ranks of a process group; None lets ranks differ.
+        missing: ``"ignore"`` counts NaN and -100 labels as unlabelled; ``"error"`` refuses NaN.
+        eval_weights: weights in evaluation: ``"reference"`` (those of ``fixed``, else 1/K) or ``"current"``.
+        debug: check the values of targets and weights in every call, not only in the first of each task.
+
+    Returns:
+        a criterion, called as ``criterion(outputs, targets)``.
+
+    Raises:
+        UnknownNameError: a strategy of this name does not exist.
+        OptionError: an option is unknown, outside its range, or does not go with the rest.
+
+    >>> import torch
+    >>> criterion = compose("gaba", "failure_biased")
+    >>> rul_hat, logits = torch.tensor([15.0, 26.0], requires_grad=True), torch.zeros(2, 3, requires_grad=True)
+    >>> with torch.no_grad():  # evaluation: reference weights, no state moves
+    ...     criterion((rul_hat, logits), (torch.tensor([10.0, 30.0]), torch.tensor([0, 2])))
+    tensor(19.5893)
+    """
+    weighting = _strategy("outer", outer, OuterWeighting)
+    shapes = _inner(inner)
+    check_number("every", every, low=1, integer=True)
+    if accumulate != "manual":
+        check_number("accumulate", accumulate, low=1, integer=True)
+    check_choice("normalise", normalise, (None, "sum1", "sumK"))
+    check_choice("reduction", reduction, ("mean", "weighted_mean"))
+    check_choice("missing", missing, ("error", "ignore"))
+    check_choice("eval_weights", eval_weights, ("reference", "current"))
+    check_sync(sync)
+    if isinstance(tasks, str):
+        raise OptionError(f"Option `tasks` should be a sequence of names. Found tasks={tasks!r}.")
+    task_set = TaskSet(shapes, tasks, missing=missing, reduction=reduction, debug=debug)
+    measuring = create_probe(probe)
+    _check_together(weighting, shapes, task_set, measuring, normalise)
+    return MultiTaskCriterion(
+        weighting,
+        task_set,
+        probe=measuring,
+        shared=Shared(shared),
+        window=Window(every=every, accumulate=accumulate, sync=sync),
+        normalise=normalise,
+        eval_weights=eval_weights,
+    )
+
+
+def _strategy(axis: Literal["outer", "inner"], given: object, base: type[Any]) -> Any:
+    if isinstance(given, base):
+        return given
+    if isinstance(given, str):
+        return create(axis, given)
+    if isinstance(given, Mapping) and isinstance(given.get("name"), str):
+        options = dict(given)
+        return create(axis, options.pop("name"), **options)
+    raise OptionError(
+        f'Option `{axis}` should be a registered name, a mapping with a "name", or an instance of {base.__name__}. '
+        f"Found {given!r}."
+    )
+
+
+def _inner(given: object) -> InnerShape | dict[str, InnerShape]:
+    # {"name": "huber", ...} is one shape, any other mapping goes from tasks to shapes. A single task that is called "name"
+    # therefore needs its shape as an object or a mapping.
+    if isinstance(given, Mapping) and not isinstance(given.get("name"), str):
+        if not given:
+            raise OptionError("The inner mapping should name at least one task. Found an empty one.")
+        return {task: _strategy("inner", shape, InnerShape) for task, shape in given.items()}
+    shape: InnerShape = _strategy("inner", given, InnerShape)
+    return shape
+
+
+def _check_together(
+    outer: OuterWeighting,
+    inner: InnerShape | dict[str, InnerShape],
+    tasks: TaskSet,
+    probe: Probe,
+    normalise: Normalise,
+) -> None:
+    if outer.learnable and not tasks.names:
+        raise OptionError(
+            f"{outer!r} has learnable parameters, one per task, which your optimizer needs before the first step. "
+            "Pass tasks=[...], the names of the tasks."
+        )
+    if outer.learnable and normalise is not None:
+        raise OptionError(f"{outer!r} learns its weights together with a penalty. Found normalise={normalise!r}; use None.")
+    if outer.nonnegative:
+        for shape in [inner] if isinstance(inner, InnerShape) else inner.values():
+            if shape.lower_bound is None or shape.lower_bound < 0:
+                raise OptionError(
+                    f"{type(outer).__name__} takes ratios of losses and needs shapes that are never negative. "
+                    f"Found {shape!r}, which can be."
+                )
+    if outer.needs != "losses" and outer.needs not in probe.provides:
+        raise OptionError(
+            f"{type(outer).__name__} needs the {outer.needs}. Found the probe {probe!r}, which provides "
+            f"{', '.join(sorted(probe.provides))}."
+        )

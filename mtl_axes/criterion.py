@@ -1,0 +1,380 @@
+"""The criterion: from outputs and targets to the one scalar that the user calls ``backward`` on."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mtl_axes._state import WideState, vector
+from mtl_axes.errors import DataError, MtlAxesError, StateError
+from mtl_axes.explain import explain
+from mtl_axes.inner import InnerShape
+from mtl_axes.logs import LossLog
+from mtl_axes.outer import OuterWeighting
+from mtl_axes.probes import Measurement, Probe, Shared, Tape
+from mtl_axes.registry import name_of
+from mtl_axes.signals import StepReport, wide
+from mtl_axes.tasks import TaskLosses, TaskSet
+from mtl_axes.window import Window
+
+__all__ = ["MultiTaskCriterion"]
+
+Normalise = Literal["sum1", "sumK"] | None
+
+_STATE_VERSION = 1
+_PATIENCE = 1_000
+
+
+class MultiTaskCriterion(WideState):
+    """The weighted sum of K task losses, as one module. Build it with :func:`mtl_axes.compose`.
+
+    In training mode with gradients enabled a call returns ``sum_i lambda_i L_i`` plus the weighting's penalty, and moves
+    the weighting by what it saw. In ``eval()`` or without gradients it returns the sum with reference weights (those of
+    ``fixed``, else 1/K) without penalty, and nothing moves.
+
+    Attributes:
+        outer: the weighting.
+        task_set: the tasks and their shapes.
+        probe: how gradients are measured.
+        window: the schedule and the statistics of the pending window.
+        report: :class:`StepReport` of the last training call, or None.
+    """
+
+    def __init__(
+        self,
+        outer: OuterWeighting,
+        task_set: TaskSet,
+        *,
+        probe: Probe,
+        shared: Shared,
+        window: Window,
+        normalise: Normalise = None,
+        eval_weights: Literal["reference", "current"] = "reference",
+    ) -> None:
+        super().__init__()
+        self.outer = outer
+        self.task_set = task_set
+        self.probe = probe
+        self.window = window
+        self.normalise = normalise
+        self.eval_weights = eval_weights
+        self.report: StepReport | None = None
+        self._shared = shared
+        self._log = LossLog()
+        self._held = 0
+        self._warned: set[str] = set()
+        if outer.learnable and task_set.names:
+            self._bind(torch.float32)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of every (K,) tensor; empty until they are known."""
+        return self.task_set.names
+
+    @property
+    def accumulate(self) -> int | Literal["manual"]:
+        """Calls per optimizer step."""
+        return self.window.accumulate
+
+    @property
+    def shapes(self) -> dict[str, InnerShape]:
+        """The inner shape of every task for which it is known."""
+        return self.task_set.shapes
+
+    def forward(
+        self,
+        outputs: Mapping[str, Tensor] | Sequence[Tensor],
+        targets: Mapping[str, Tensor | None] | Sequence[Tensor | None],
+        *,
+        mask: Mapping[str, Tensor] | Tensor | None = None,
+        sample_weight: Mapping[str, Tensor] | Tensor | None = None,
+        extra: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Return the scalar to call ``backward`` on.
+
+        Args:
+            outputs: predictions by task, or a tuple in the order of the tasks. Outputs without a target are ignored.
+            targets: targets by task, or a tuple. A target that is None or missing makes its task absent in this call.
+            mask: True where a label is valid: bools by task, or one (N,) tensor for all, in the shape of the target or of
+                its leading dimensions.
+            sample_weight: weights >= 0, given as ``mask`` is. The mean still divides by the number of valid labels.
+            extra: scalar losses computed elsewhere, by task.
+
+        Returns:
+            0-dim tensor in float32 or wider.
+
+        Raises:
+            DataError: outputs, targets, masks or weights do not fit together.
+            GraphError: gradients are to be measured and cannot be.
+        """
+        return self._total(self.task_set.losses(outputs, targets, mask, sample_weight, extra))
+
+    def combine(self, losses: Mapping[str, Tensor | None] | Sequence[Tensor | None]) -> Tensor:
+        """Return the scalar to call ``backward`` on, from task losses that were computed elsewhere.
+
+        Args:
+            losses: 0-dim losses by task, or a sequence in the order of the tasks; None makes a task absent. A stacked
+                tensor (K,) is taken apart with a warning: its gradients pass through every head.
+
+        Raises:
+            DataError: a loss is not a scalar, or belongs to no task.
+            GraphError: gradients are to be measured and cannot be.
+        """
+        if isinstance(losses, Tensor):
+            if losses.ndim != 1:
+                raise DataError(f"Stacked losses should have the shape (K,). Found {tuple(losses.shape)}.")
+            self._warn_once(
+                "stacked",
+                "combine() got stacked losses: measuring each then sends zero gradients through every head. Pass a mapping "
+                "or a tuple of scalars.",
+            )
+            losses = losses.unbind()
+        return self._total(self.task_set.scalars(losses))
+
+    def _total(self, found: TaskLosses) -> Tensor:
+        values = found.values()
+        self._prepare(values)
+        if not (self.training and torch.is_grad_enabled()):
+            current = self.eval_weights == "current"
+            return self._sum(found, self._normalised(self.outer.weights() if current else self.outer.reference()))
+        if self._held:
+            return self._penalised(found, self._weights())
+        return self._train(found, values)
+
+    def _train(self, found: TaskLosses, values: Tensor) -> Tensor:
+        window, outer, probe = self.window, self.outer, self.probe
+        if window.full:
+            window.commit(outer, probe)
+        labelled = found.labelled()
+        active = labelled & torch.isfinite(values)
+        tape = Tape(self.tasks, found.losses, self._shared)
+        measurement = probe.measure(tape, outer.needs) if window.due(outer) else None
+        window.add(values, active, labelled, measurement)
+        if window.immediate(probe, outer.needs):
+            window.commit(outer, probe)
+        elif window.accumulate == "manual" and window.calls == _PATIENCE:
+            self._warn_once(
+                "manual",
+                f'accumulate="manual" and criterion.step() was not called in {_PATIENCE} calls, so the weights do not move. '
+                "Call it after each optimizer step.",
+            )
+        weights = self._weights()
+        total = probe.couple(tape, weights, self._penalised(found, weights))
+        self._note(values, labelled, active, weights.detach(), measurement)
+        return total
+
+    def _weights(self) -> Tensor:
+        weights = self.outer.weights()
+        # A copy: the buffer moves in place, and autograd still needs these values in the user's backward.
+        return self._normalised(weights if weights.requires_grad else weights.clone())
+
+    def _normalised(self, weights: Tensor) -> Tensor:
+        if self.normalise is None:
+            return weights
+        total = weights.sum()
+        scale = 1.0 if self.normalise == "sum1" else float(weights.shape[0])
+        return torch.where(total != 0, weights * (scale / total), weights)
+
+    @staticmethod
+    def _sum(found: TaskLosses, weights: Tensor) -> Tensor:
+        terms = [
+            weight.to(loss.dtype) * loss
+            for weight, loss in zip(weights.unbind(), found.losses, strict=True)
+            if loss is not None
+        ]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total
+
+    def _penalised(self, found: TaskLosses, weights: Tensor) -> Tensor:
+        total = self._sum(found, weights)
+        penalty = self.outer.penalty()
+        if penalty is None:
+            return total
+        if penalty.ndim:
+            penalty = torch.where(found.labelled(), penalty, 0.0).sum()
+        return total + penalty.to(total.dtype)
+
+    def _note(
+        self, values: Tensor, labelled: Tensor, active: Tensor, weights: Tensor, measurement: Measurement | None
+    ) -> None:
+        norms, cosines = None, None
+        flags: tuple[bool, ...] = (False,) * len(self.tasks)
+        if measurement is not None:
+            norms, flags = measurement.norms, measurement.measured
+            active = active & torch.isfinite(norms) & (norms > 0)
+            if measurement.gramian is not None:
+                cosines = measurement.gramian / (norms[:, None] * norms[None, :])
+        measured = vector(flags, torch.bool, values.device)
+        self.report = StepReport(
+            tasks=self.tasks,
+            losses=values,
+            weights=weights,
+            norms=norms,
+            cosines=cosines,
+            active=active,
+            measured=measured,
+            dropped=self.window.dropped.clone(),
+            step=self.window.step,
+            extra=self.outer.diagnostics(),
+        )
+        self._log.add(values, labelled, weights, norms, measured)
+
+    def _prepare(self, values: Tensor) -> None:
+        if not self.window.allocated:
+            self._bind(wide(values.dtype))
+        if any(info.kind is None for info in self.outer.tasks):
+            self.outer.tasks = self.task_set.infos()
+        self.window.follow(values)
+        self.outer.follow(values)
+
+    def _bind(self, dtype: torch.dtype) -> None:
+        # Outside inference mode: a state allocated in a validation pass before training must be trainable state.
+        with torch.inference_mode(False):
+            infos = self.task_set.infos()
+            if not self.outer.bound:
+                self.outer.dtype = dtype
+                self.outer.bind(infos)
+            elif tuple(info.name for info in self.outer.tasks) != self.tasks:
+                raise StateError(
+                    f"The weighting should be unbound, or bound to the tasks {list(self.tasks)}. "
+                    f"Found it bound to {[info.name for info in self.outer.tasks]}."
+                )
+            self.window.bind(len(infos), self.outer.needs, dtype)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what is not a tensor: the tasks, their kinds, the class of the weighting."""
+        return {
+            "version": _STATE_VERSION,
+            "tasks": list(self.tasks),
+            "kinds": self.task_set.known_kinds(),
+            "outer": type(self.outer).__name__,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Do nothing: names and kinds were needed, and taken over, before the buffers could be loaded."""
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.get(prefix + "_extra_state")
+        if saved is not None:
+            self._check_state(saved)
+            if saved["tasks"]:
+                self.task_set.restore(tuple(saved["tasks"]), saved["kinds"])
+                counts = state_dict.get(prefix + "window.loss_sum")
+                if counts is not None and not self.window.allocated:
+                    self._bind(counts.dtype)
+                self.outer.tasks = self.task_set.infos() if self.outer.bound else ()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _check_state(self, saved: Mapping[str, Any]) -> None:
+        if saved.get("version") != _STATE_VERSION:
+            raise StateError(f"The state should be of version {_STATE_VERSION}. Found version {saved.get('version')!r}.")
+        if saved["outer"] != type(self.outer).__name__:
+            raise StateError(f"The state should be of {type(self.outer).__name__}. Found one of {saved['outer']}.")
+        if self.tasks and saved["tasks"] and list(self.tasks) != saved["tasks"]:
+            raise StateError(f"The state should be of the tasks {list(self.tasks)}. Found {saved['tasks']}.")
+        if self.window.allocated and not saved["tasks"]:
+            raise StateError("The state should be of a criterion that was called. Found one saved before its first call.")
+
+    def step(self, *, skipped: bool = False) -> None:
+        """Commit the pending window, if there is one. With ``accumulate="manual"``: call it after each optimizer step.
+
+        Args:
+            skipped: True when the optimizer step did not happen, as when a GradScaler found an overflow; the window's
+                statistics are then dropped.
+        """
+        if skipped:
+            self.window.drop()
+        else:
+            self.window.commit(self.outer, self.probe)
+
+    def end_epoch(self) -> None:
+        """Tell the weighting that an epoch has ended. Needed by DWA without ``window=``; harmless otherwise."""
+        if self.window.full:
+            self.window.commit(self.outer, self.probe)
+        self.outer.end_epoch()
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Within this context the weights are fixed and nothing is recorded: for closures, line searches and trial calls."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+
+    def log_dict(self) -> dict[str, float]:
+        """Return means since the last call of it, as floats: ``loss/TASK``, ``weight/TASK``, ``norm/TASK``.
+
+        The only method that synchronises with the device. A task's loss is averaged over the calls in which it was
+        labelled, its norm over those that measured it; what never happened is left out.
+        """
+        return self._log.drain(self.tasks)
+
+    def explain(self) -> str:
+        """Return a text: the tasks, what is shared, how gradients are measured, and what the weights do."""
+        return explain(self.task_set, self.outer, self.probe, self.window, self._shared, self.report)
+
+    def param_groups(self, **options: Any) -> list[dict[str, Any]]:
+        """Return parameter groups of the learnable parameters, without weight decay; an empty list when there are none.
+
+        Args:
+            **options: further options of the group, such as ``lr``.
+
+        >>> from mtl_axes import compose
+        >>> compose("uncertainty", tasks=["a", "b"]).param_groups(lr=0.01)[0]["weight_decay"]
+        0.0
+        """
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [{"params": parameters, "weight_decay": 0.0, **options}] if parameters else []
+
+    def config(self) -> dict[str, Any]:
+        """Return a plain dict such that ``compose(**config)`` builds the same criterion, without its state and ``shared``.
+
+        Raises:
+            MtlAxesError: a strategy is not registered, so that no name stands for it.
+        """
+        tasks, window = self.task_set, self.window
+        inner: Any
+        if tasks.default is not None:
+            inner = _named("inner", tasks.default)
+        else:
+            inner = {name: _named("inner", shape) for name, shape in tasks.given.items()}
+        return {
+            "outer": _named("outer", self.outer),
+            "inner": inner,
+            "tasks": list(tasks.names) or None,
+            "probe": type(self.probe).__name__.lower(),
+            "every": window.every,
+            "accumulate": window.accumulate,
+            "normalise": self.normalise,
+            "reduction": tasks.reduction,
+            "sync": window.sync,
+            "missing": tasks.missing,
+            "eval_weights": self.eval_weights,
+            "debug": tasks.debug,
+        }
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, stacklevel=3)
+
+    def __repr__(self) -> str:
+        shapes = self.shapes or self.task_set.default
+        return f"MultiTaskCriterion(outer={self.outer!r}, inner={shapes!r}, probe={self.probe!r})"
+
+
+def _named(axis: Literal["outer", "inner"], strategy: OuterWeighting | InnerShape) -> dict[str, Any]:
+    name = name_of(axis, type(strategy))
+    if name is None:
+        raise MtlAxesError(
+            f"{strategy!r} should be registered to be named in a config. Use register_{axis}('a_name') on its class."
+        )
+    return {"name": name, **strategy.options()}

@@ -1,0 +1,55 @@
+"""Means of what a criterion reported since they were last asked for, gathered on the device without synchronising."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["LossLog"]
+
+_FOLD_AT = 64
+_ROWS = ("loss", "weight", "norm")
+
+
+class LossLog:
+    """Running sums and counts of losses, weights and norms, (3, K) each.
+
+    Calls are kept as they are and folded into the sums now and then: appending costs no kernel.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[Tensor, Tensor]] = []
+        self._sum: Tensor | None = None
+        self._count: Tensor | None = None
+
+    def add(self, losses: Tensor, labelled: Tensor, weights: Tensor, norms: Tensor | None, measured: Tensor) -> None:
+        """Add one call; every argument is (K,) and detached."""
+        values = torch.stack([losses, weights.to(losses.dtype), losses if norms is None else norms.to(losses.dtype)])
+        self._calls.append((values, torch.stack([labelled, torch.ones_like(labelled), measured])))
+        if len(self._calls) >= _FOLD_AT:
+            self._fold()
+
+    def _fold(self) -> None:
+        if not self._calls:
+            return
+        values = torch.stack([values for values, _ in self._calls])
+        counted = torch.stack([counted for _, counted in self._calls])
+        total = torch.where(counted, values, 0.0).sum(0)
+        count = counted.sum(0)
+        if self._sum is not None and self._count is not None:
+            total, count = total + self._sum.to(total.device), count + self._count.to(count.device)
+        self._sum, self._count, self._calls = total, count, []
+
+    def drain(self, names: tuple[str, ...]) -> dict[str, float]:
+        """Return the means by name, and begin anew. Reads the device once."""
+        self._fold()
+        if self._sum is None or self._count is None:
+            return {}
+        rows = torch.stack([self._sum.double(), self._count.double()]).tolist()
+        self._sum = self._count = None
+        return {
+            f"{row}/{name}": total / count
+            for row, totals, counts in zip(_ROWS, *rows, strict=True)
+            for name, total, count in zip(names, totals, counts, strict=True)
+            if count
+        }

@@ -1,0 +1,128 @@
+"""Dynamic weight average."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtl_axes.options import check_number
+from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.signals import Need, Signals, TaskInfo
+
+__all__ = ["DWA"]
+
+_LOW, _HIGH = 1e-3, 1e3
+_PATIENCE = 2_000
+
+
+class DWA(OuterWeighting):
+    r"""Weights that grow with how slowly a task's loss falls from epoch to epoch.
+
+    ::
+
+        r_i    = mean loss of the last epoch / mean loss of the one before, clamped to [1e-3, 1e3]
+        lambda = K softmax(r / temperature)
+
+    Ones before two epochs have ended. An epoch ends with ``criterion.end_epoch()`` (an adapter calls it for you), or every
+    ``window`` windows. A task absent for a whole epoch keeps its means and its weight; the others share the mass that they
+    had. Only the *rate* of a loss counts, not its scale: DWA does not balance losses of different magnitude.
+
+    Args:
+        temperature: > 0; the larger, the more even the weights.
+        window: None, or the number of windows (optimizer steps) that make an epoch, >= 1.
+
+    Returns:
+        (K,) positive weights that sum to K.
+
+    Raises:
+        OptionError: an option is outside its range.
+
+    >>> weighting = DWA(window=1)
+    >>> for losses in ([2.0, 5.0], [1.0, 5.0]):
+    ...     weights = weighting(Signals(torch.tensor(losses)))
+    >>> weights
+    tensor([0.8756, 1.1244])
+
+    References:
+        S. Liu, E. Johns, A. J. Davison, "End-to-End Multi-Task Learning with Attention", 2019. Differs from the reference
+        in the clamp of r, which keeps a loss near zero from taking every weight.
+    """
+
+    needs: ClassVar[Need] = "losses"
+    nonnegative: ClassVar[bool] = True
+
+    loss_sum: Tensor
+    loss_count: Tensor
+    windows: Tensor
+    mean_last: Tensor
+    mean_before: Tensor
+    means: Tensor
+
+    def __init__(self, *, temperature: float = 2.0, window: int | None = None) -> None:
+        super().__init__()
+        self.temperature = check_number("temperature", temperature, low=0.0, low_open=True)
+        self.window = None if window is None else int(check_number("window", window, low=1, integer=True))
+        self._unended = 0
+
+    def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
+        super().bind(tasks)
+        count = len(tasks)
+        self.current.fill_(1.0)
+        for name in ("loss_sum", "mean_last", "mean_before"):
+            self.register_buffer(name, torch.zeros(count, dtype=self.dtype))
+        self.register_buffer("loss_count", torch.zeros(count, dtype=torch.int64))
+        self.register_buffer("means", torch.zeros(count, dtype=torch.int64))
+        self.register_buffer("windows", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, signals: Signals, /) -> Tensor:
+        self.loss_sum.add_(torch.where(signals.active, signals.losses, 0.0))
+        self.loss_count.add_(signals.active)
+        self.windows.add_(1)
+        if self.window is None:
+            self._warn_without_epochs()
+            return self.current.clone()
+        return self._ended(self.windows >= self.window)
+
+    def end_epoch(self) -> None:
+        self._unended = 0
+        if self.bound:
+            self.current.copy_(self._ended(torch.ones_like(self.windows, dtype=torch.bool)))
+
+    def _ended(self, ended: Tensor) -> Tensor:
+        """Close the epoch where ``ended`` is True, and return the weights. Branch-free, so that nothing synchronises."""
+        closes = ended & (self.loss_count > 0)
+        mean = self.loss_sum / self.loss_count.clamp_min(1)
+        self.mean_before.copy_(torch.where(closes, self.mean_last, self.mean_before))
+        self.mean_last.copy_(torch.where(closes, mean, self.mean_last))
+        self.means.add_(closes)
+        self.loss_sum.copy_(torch.where(ended, 0.0, self.loss_sum))
+        self.loss_count.copy_(torch.where(ended, 0, self.loss_count))
+        self.windows.copy_(torch.where(ended, 0, self.windows))
+        return torch.where(closes, self._weights(closes), self.current)
+
+    def _weights(self, members: Tensor) -> Tensor:
+        tiny = torch.finfo(self.mean_last.dtype).tiny
+        ratio = (self.mean_last / self.mean_before.clamp_min(tiny)).clamp(_LOW, _HIGH)
+        ratio = torch.where(self.means >= 2, ratio, 1.0)
+        # Over all tasks the mass is K by definition; over a subset it is what that subset had.
+        count = ratio.shape[0]
+        mass = torch.where(members.all(), float(count), torch.where(members, self.current, 0.0).sum())
+        return torch.where(members, ratio / self.temperature, -torch.inf).softmax(0) * mass
+
+    def _warn_without_epochs(self) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self._unended += 1
+        if self._unended == _PATIENCE:
+            warnings.warn(
+                f"dwa: no epoch has ended in {_PATIENCE} windows, so the weights stay as they are. Call "
+                "criterion.end_epoch() after each epoch, or choose a `window`.",
+                stacklevel=2,
+            )
+
+    def diagnostics(self) -> Mapping[str, Tensor]:
+        return {"mean_last": self.mean_last.clone(), "mean_before": self.mean_before.clone()}

@@ -1,0 +1,112 @@
+"""Homoscedastic uncertainty weighting (Kendall et al.)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mtl_axes.options import check_choice
+from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.signals import Need, Signals, TaskInfo
+
+__all__ = ["Uncertainty"]
+
+_PATIENCE = 20
+
+
+class Uncertainty(OuterWeighting):
+    r"""Learned log variances s_i = log sigma_i^2, in the total 0.5 exp(-s_i) L_i + 0.5 s_i.
+
+    For a regression task the weight is 0.5 exp(-s), for every other kind exp(-s); the second term, the penalty, is 0.5 s.
+    At the optimum of s the weight of a regression task is 1 / (2 L). The total can become negative: the report and
+    ``log_dict`` give the task losses themselves. With ``variant="revised"`` the penalty is log(1 + exp(s)), never negative.
+
+    The parameters belong to the criterion: give ``criterion.param_groups()`` to your optimizer. Gradients reach s
+    through :meth:`weights` and :meth:`penalty`.
+
+    Args:
+        variant: ``"kendall"`` or ``"revised"``.
+
+    Returns:
+        (K,) positive weights, with no fixed sum. An absent task's s receives a zero gradient.
+
+    Raises:
+        OptionError: the variant is unknown.
+
+    >>> weighting = Uncertainty()
+    >>> weighting.bind((TaskInfo("rul", "regression"), TaskInfo("health", "multiclass")))
+    >>> weighting.weights().detach(), weighting.penalty().detach()
+    (tensor([0.5000, 1.0000]), tensor([0., 0.]))
+
+    References:
+        A. Kendall, Y. Gal, R. Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
+        Semantics", 2018; ``"revised"``: L. Liebel, M. Koerner, "Auxiliary Tasks in Multi-task Learning", 2018, which
+        writes log(1 + sigma^2) as here. Several public ports use exp(-s) L + s for every task, twice the paper's
+        regression form, which changes its balance against classification.
+    """
+
+    needs: ClassVar[Need] = "losses"
+    learnable: ClassVar[bool] = True
+
+    def __init__(self, *, variant: Literal["kendall", "revised"] = "kendall") -> None:
+        super().__init__()
+        check_choice("variant", variant, ("kendall", "revised"))
+        self.variant = variant
+        self._got_gradient = False
+        self._windows = 0
+        self._version = 0
+        self._before: Tensor | None = None
+
+    def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
+        super().bind(tasks)
+        self.log_variance = nn.Parameter(torch.zeros(len(tasks), dtype=self.dtype))
+
+    def forward(self, signals: Signals, /) -> Tensor:
+        self._watch_optimizer()
+        return self.weights()
+
+    def weights(self) -> Tensor:
+        precision = torch.exp(-self.log_variance)
+        halves = [0.5 if task.kind == "regression" else 1.0 for task in self.tasks]
+        if len(set(halves)) == 1:
+            weights = precision * halves[0]
+        else:
+            weights = torch.stack([half * one for half, one in zip(halves, precision.unbind(), strict=True)])
+        if weights.requires_grad and self._windows <= _PATIENCE and not torch.compiler.is_compiling():
+            weights.register_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+        return weights
+
+    def penalty(self) -> Tensor:
+        if self.variant == "revised":
+            return nn.functional.softplus(self.log_variance)
+        return 0.5 * self.log_variance
+
+    def diagnostics(self) -> Mapping[str, Tensor]:
+        return {"log_variance": self.log_variance.detach().clone()}
+
+    def _note_gradient(self, gradient: Tensor) -> None:
+        self._got_gradient = True
+
+    def _watch_optimizer(self) -> None:
+        """Warn once when gradients arrive window after window and no optimizer moves the parameter."""
+        if torch.compiler.is_compiling() or self._windows > _PATIENCE:
+            return
+        if self._before is None:
+            self._version, self._before = self.log_variance._version, self.log_variance.detach().clone()
+        self._windows += self._got_gradient
+        self._got_gradient = False
+        if self._windows <= _PATIENCE:
+            return
+        before, self._before = self._before, None
+        # A fused optimizer does not raise the version, so that only the values tell. Comparing them synchronises; it
+        # happens at most once in a run.
+        if self.log_variance._version == self._version and torch.equal(before.to(self.log_variance), self.log_variance):
+            warnings.warn(
+                f"uncertainty: the log variances received gradients over {_PATIENCE} steps and did not change, so they are "
+                "not in the optimizer. Add criterion.param_groups() to its parameter groups.",
+                stacklevel=2,
+            )

@@ -1,0 +1,95 @@
+"""The contract of a probe: how the gradients that an outer weighting needs are measured, and at what cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from mtl_axes.options import constructor_repr, read_options
+from mtl_axes.probes.discovery import Shared, SharedPart
+from mtl_axes.signals import Need
+
+__all__ = ["Measurement", "Probe", "Tape"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Gradient statistics of one call.
+
+    Attributes:
+        norms: (K,) L2 norms in float32 or wider; 0 for a task that was not measured.
+        gramian: (K, K) inner products, or None when only norms were needed.
+        measured: K host bools, True where this call measured the task.
+    """
+
+    norms: Tensor
+    gramian: Tensor | None
+    measured: tuple[bool, ...]
+
+
+class Tape:
+    """One forward pass as a probe sees it: the K task losses with their graphs, and what the tasks share.
+
+    Attributes:
+        names: names of the K tasks.
+        losses: K scalar losses, None where the task is absent. Never stacked: indexing a stacked tensor would send zero
+            gradients through every head.
+    """
+
+    def __init__(self, names: tuple[str, ...], losses: tuple[Tensor | None, ...], shared: Shared) -> None:
+        self.names = names
+        self.losses = losses
+        self._shared = shared
+
+    def shared_part(self) -> SharedPart:
+        """Return the shared parameters: those given by the user, or those found on this graph."""
+        return self._shared.resolve(self.names, self.losses)
+
+    def shared_is_known(self) -> bool:
+        """Return whether the shared part does not depend on which tasks are here."""
+        return self._shared.given
+
+    def forget_shared(self) -> bool:
+        """Drop a given shared part that no loss reaches; return whether there was one to drop."""
+        given = self._shared.given
+        if given:
+            self._shared.forget()
+        return given
+
+
+class Probe(nn.Module):
+    """Measures task gradients. The weighting says what it needs, the window when; the probe knows how.
+
+    Attributes:
+        provides: what it can deliver, of ``"norms"`` and ``"gramian"``.
+        same_step: True when ``measure`` returns the statistics of its own call. A lagged probe returns None there and
+            delivers in :meth:`collect`, after the user's backward.
+    """
+
+    provides: ClassVar[frozenset[Need]] = frozenset({"norms"})
+    same_step: ClassVar[bool] = True
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return read_options(self)
+
+    def measure(self, tape: Tape, need: Need) -> Measurement | None:
+        """Measure on a tape, or prepare to; None when there is nothing to report yet."""
+        raise NotImplementedError
+
+    def couple(self, tape: Tape, weights: Tensor, total: Tensor) -> Tensor:
+        """Return the scalar that the user's ``backward`` starts from; the weighted sum itself unless the probe hooks in."""
+        return total
+
+    def collect(self) -> Measurement | None:
+        """Return what arrived since the last commit, for a probe that measures during the user's backward."""
+        return None
+
+    def describe(self) -> str:
+        """Return one line for ``explain()``: what is measured and what it is expected to cost."""
+        return repr(self)
+
+    def __repr__(self) -> str:
+        return constructor_repr(self)

@@ -1,0 +1,267 @@
+"""The two registries, and the one door to them: pluggy hooks, used by the built-ins and by third parties alike.
+
+A distribution adds strategies through an entry point of the group ``mtl_axes`` whose value is a module or object with one
+or both hooks::
+
+    from mtl_axes import hookimpl
+
+    @hookimpl
+    def mtl_axes_outer_weightings():
+        return {"my_weighting": MyWeighting}
+
+This module imports neither axis: the built-in strategies are found by module name, as an entry point's are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
+
+import pluggy
+
+from mtl_axes.errors import MtlAxesError, OptionError, PluginError, UnknownNameError
+
+if TYPE_CHECKING:
+    from mtl_axes.inner.base import InnerShape
+    from mtl_axes.outer.base import OuterWeighting
+
+__all__ = ["Axis", "Registry", "available", "create", "hookimpl", "name_of", "register_inner", "register_outer"]
+
+Axis = Literal["outer", "inner"]
+Strategy = TypeVar("Strategy", bound=type)
+
+hookspec = pluggy.HookspecMarker("mtl_axes")
+hookimpl = pluggy.HookimplMarker("mtl_axes")
+
+_HOOKS: dict[str, str] = {"outer": "mtl_axes_outer_weightings", "inner": "mtl_axes_inner_shapes"}
+_BASES: dict[str, str] = {"outer": "OuterWeighting", "inner": "InnerShape"}
+
+
+class _Specification:
+    @hookspec
+    def mtl_axes_outer_weightings(self) -> Mapping[str, type]:
+        """Return a mapping name -> subclass of OuterWeighting."""
+        raise NotImplementedError
+
+    @hookspec
+    def mtl_axes_inner_shapes(self) -> Mapping[str, type]:
+        """Return a mapping name -> subclass of InnerShape."""
+        raise NotImplementedError
+
+
+class Registry:
+    """Names of strategies on both axes, and where each comes from. Entry points are read at the first look-up."""
+
+    def __init__(self) -> None:
+        self._manager = pluggy.PluginManager("mtl_axes")
+        self._manager.add_hookspecs(_Specification)
+        self._classes: dict[str, dict[str, type]] = {"outer": {}, "inner": {}}
+        self._sources: dict[str, dict[str, list[str]]] = {"outer": {}, "inner": {}}
+        self._failures: dict[str, str] = {}
+        self._loaded = False
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Plugins that could not be used, and why."""
+        self.load()
+        return dict(self._failures)
+
+    def load(self) -> None:
+        """Read the built-ins and the entry points, once."""
+        if self._loaded:
+            return
+        self._loaded = True
+        for axis in ("outer", "inner"):
+            module = importlib.import_module(f"mtl_axes.{axis}")
+            self.add_plugin(module, "built-in")
+        for entry in metadata.entry_points(group="mtl_axes"):
+            distribution = entry.dist.name if entry.dist is not None else "unknown distribution"
+            self.add_entry_point(entry, f"{distribution} ({entry.name} = {entry.value})")
+
+    def add_entry_point(self, entry: metadata.EntryPoint, source: str) -> None:
+        """Load one entry point. Whatever it raises is remembered and does not reach the caller."""
+        try:
+            plugin = entry.load()
+        except Exception as error:  # any failure of foreign import code must stay its own
+            self._failures[source] = f"{type(error).__name__}: {error}"
+            return
+        self.add_plugin(plugin, source)
+
+    def add_plugin(self, plugin: object, source: str) -> None:
+        """Register the hooks of ``plugin``. A hook that fails or returns something else is remembered under ``source``."""
+        try:
+            name = self._manager.register(plugin)
+            callers = self._manager.get_hookcallers(plugin) or []
+            if not callers:
+                raise PluginError(f"it has neither {' nor '.join(_HOOKS.values())}, marked with mtl_axes.hookimpl")
+            found = [
+                (axis, self._checked(axis, implementation.function()))
+                for caller in callers
+                for implementation in caller.get_hookimpls()
+                if implementation.plugin_name == name
+                for axis in _HOOKS
+                if _HOOKS[axis] == caller.name
+            ]
+        except Exception as error:  # a broken plugin must not take the others with it
+            self._failures[source] = f"{type(error).__name__}: {error}"
+            return
+        for axis, classes in found:
+            for key, cls in classes.items():
+                sources = self._sources[axis].setdefault(key, [])
+                if "built-in" in sources:
+                    self._failures[source] = f"the name {key!r} is reserved for the built-in strategy"
+                    warnings.warn(f"mtl_axes ignores {key!r} of plugin {source}: {self._failures[source]}.", stacklevel=4)
+                    continue
+                sources.append(source)
+                self._classes[axis][key] = cls
+
+    def _checked(self, axis: str, classes: object) -> Mapping[str, type]:
+        if not isinstance(classes, Mapping):
+            raise PluginError(f"{_HOOKS[axis]}() should return a mapping name -> class, found {classes!r}")
+        for name, cls in classes.items():
+            self._check_class(axis, name, cls)
+        return classes
+
+    @staticmethod
+    def _check_class(axis: str, name: object, cls: object) -> None:
+        base = getattr(importlib.import_module(f"mtl_axes.{axis}.base"), _BASES[axis])
+        if not isinstance(name, str) or not name:
+            raise PluginError(f"A strategy's name should be a non-empty string. Found {name!r}.")
+        if not (isinstance(cls, type) and issubclass(cls, base)):
+            raise PluginError(f"Strategy {name!r} should be a subclass of mtl_axes.{base.__name__}. Found {cls!r}.")
+
+    def add_class(self, axis: Axis, name: str, cls: type) -> None:
+        """Register one class under a name. The same class defined again, as in a notebook, replaces the earlier one."""
+        self.load()
+        self._check_class(axis, name, cls)
+        source = f"{cls.__module__}.{cls.__qualname__}"
+        sources = self._sources[axis].get(name, [])
+        if sources and sources != [source]:
+            raise PluginError(
+                f"The {axis} name {name!r} should be free. Found it taken by {' and '.join(sources)}. Choose another name."
+            )
+        self._sources[axis][name] = [source]
+        self._classes[axis][name] = cls
+
+    def names(self, axis: Axis) -> tuple[str, ...]:
+        """Return the registered names of an axis, sorted."""
+        self._check_axis(axis)
+        self.load()
+        return tuple(sorted(self._classes[axis]))
+
+    def get(self, axis: Axis, name: str) -> type:
+        """Return the class of a name, or raise an error that says what exists and what failed to load."""
+        self._check_axis(axis)
+        self.load()
+        sources = self._sources[axis].get(name, [])
+        if len(sources) > 1:
+            raise PluginError(
+                f"The {axis} name {name!r} should come from one plugin. Found it in {' and in '.join(sources)}. "
+                "Uninstall one of them."
+            )
+        if name in self._classes[axis]:
+            return self._classes[axis][name]
+        near = difflib.get_close_matches(str(name), self._classes[axis], n=3)
+        hint = f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+        other: Axis = "inner" if axis == "outer" else "outer"
+        if name in self._classes[other]:
+            hint = f" {name!r} is a name of the {other} axis."
+        failed = "".join(f"\n  plugin {source} could not be loaded: {why}" for source, why in self._failures.items())
+        raise UnknownNameError(f"No {axis} strategy is named {name!r}.{hint} Known: {', '.join(self.names(axis))}.{failed}")
+
+    def name_of(self, axis: Axis, cls: type) -> str | None:
+        """Return the name under which ``cls`` is registered, or None."""
+        self.load()
+        return next((name for name, known in self._classes[axis].items() if known is cls), None)
+
+    @staticmethod
+    def _check_axis(axis: object) -> None:
+        if axis not in _HOOKS:
+            raise OptionError(f'The axis should be "outer" or "inner". Found {axis!r}.')
+
+
+_registry = Registry()
+
+
+def available(axis: Axis) -> tuple[str, ...]:
+    """Return the names that ``create`` and ``compose`` know on an axis.
+
+    >>> "gaba" in available("outer"), "failure_biased" in available("inner")
+    (True, True)
+    """
+    return _registry.names(axis)
+
+
+def name_of(axis: Axis, cls: type) -> str | None:
+    """Return the registered name of a strategy's class, or None."""
+    return _registry.name_of(axis, cls)
+
+
+@overload
+def create(axis: Literal["outer"], name: str, /, **options: Any) -> OuterWeighting: ...
+
+
+@overload
+def create(axis: Literal["inner"], name: str, /, **options: Any) -> InnerShape: ...
+
+
+def create(axis: Axis, name: str, /, **options: Any) -> OuterWeighting | InnerShape:
+    """Return a bare strategy by name, usable on its own.
+
+    Args:
+        axis: ``"outer"`` or ``"inner"``.
+        name: a registered name, see :func:`available`.
+        **options: the strategy's own options.
+
+    Raises:
+        UnknownNameError: no strategy has this name; the message lists near matches and plugins that failed to load.
+        OptionError: an option is unknown or outside its range.
+
+    >>> create("inner", "asymmetric", over=2.0)
+    Asymmetric(over=2.0, under=1.0)
+    """
+    cls = _registry.get(axis, name)
+    known = inspect.signature(cls).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values())
+    for option in options:
+        if option not in known and not takes_any:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise OptionError(f"{name!r} takes the options {', '.join(known) or '(none)'}. Found {option!r}.{hint}")
+    try:
+        return cast("OuterWeighting | InnerShape", cls(**options))
+    except MtlAxesError as error:
+        raise type(error)(f"{name}: {error}") from error
+    except TypeError as error:
+        raise OptionError(f"{name}: {error}") from error
+
+
+def register_outer(name: str) -> Callable[[Strategy], Strategy]:
+    """Class decorator: make an :class:`OuterWeighting` available under ``name`` in this process.
+
+    Raises:
+        PluginError: the name is taken by another class, or the class is not an OuterWeighting.
+    """
+    return _decorator("outer", name)
+
+
+def register_inner(name: str) -> Callable[[Strategy], Strategy]:
+    """Class decorator: make an :class:`InnerShape` available under ``name`` in this process.
+
+    Raises:
+        PluginError: the name is taken by another class, or the class is not an InnerShape.
+    """
+    return _decorator("inner", name)
+
+
+def _decorator(axis: Axis, name: str) -> Callable[[Strategy], Strategy]:
+    def add(cls: Strategy) -> Strategy:
+        _registry.add_class(axis, name, cls)
+        return cls
+
+    return add

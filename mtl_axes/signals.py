@@ -1,0 +1,141 @@
+"""What an outer weighting may see of a window (:class:`Signals`) and what a user may see of a call (:class:`StepReport`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mtl_axes.errors import DataError
+
+__all__ = ["Kind", "Need", "Signals", "StepReport", "TaskInfo", "wide"]
+
+Kind = Literal["regression", "binary", "multiclass"]
+Need = Literal["losses", "norms", "gramian"]
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that statistics of ``dtype`` values are kept in: float32, or wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """A task as a weighting sees it: its name, its kind and the lower bound of its loss, each None while unknown."""
+
+    name: str
+    kind: Kind | None = None
+    lower_bound: float | None = None
+
+
+@dataclass(frozen=True, init=False)
+class Signals:
+    r"""Statistics of one window, for :meth:`OuterWeighting.forward`.
+
+    Everything is detached, in float32 or wider and finite. An entry that was not finite is replaced by 1 and its task
+    marked inactive; so is a task whose gradient norm is zero, because no weight can change what it contributes.
+
+    Args:
+        losses: (K,) mean loss of each task over the window.
+        norms: (K,) L2 norms of each task's gradient, or None. Taken from the diagonal when only ``gramian`` is given.
+        gramian: (K, K) inner products of the tasks' gradients, or None.
+        active: (K,) bool, True where the task took part. None means all.
+        elapsed: (K,) windows since the task's gradient was last measured, 1 when it is measured in every window.
+        step: number of windows committed before this one, an int or a 0-dim integer tensor.
+
+    Raises:
+        DataError: the shapes do not agree on K.
+    """
+
+    losses: Tensor
+    norms: Tensor | None
+    gramian: Tensor | None
+    active: Tensor
+    elapsed: Tensor
+    step: Tensor
+
+    def __init__(
+        self,
+        losses: Tensor,
+        norms: Tensor | None = None,
+        gramian: Tensor | None = None,
+        active: Tensor | None = None,
+        elapsed: Tensor | None = None,
+        step: int | Tensor = 0,
+    ) -> None:
+        losses = losses.detach()
+        losses = losses.to(wide(losses.dtype))
+        count = losses.shape[0] if losses.ndim == 1 else -1
+        for name, value, shape in (
+            ("losses", losses, (count,)),
+            ("norms", norms, (count,)),
+            ("gramian", gramian, (count, count)),
+            ("active", active, (count,)),
+            ("elapsed", elapsed, (count,)),
+        ):
+            if value is not None and tuple(value.shape) != shape:
+                raise DataError(
+                    f"Signals need `losses` of shape (K,) and a matching `{name}`. "
+                    f"Found losses {tuple(losses.shape)} and {name} {tuple(value.shape)}."
+                )
+        finite = torch.isfinite(losses)
+        active = finite if active is None else finite & active.detach()
+        if gramian is not None:
+            gramian = gramian.detach().to(losses.dtype)
+            if norms is None:
+                norms = gramian.diagonal().clamp_min(0).sqrt()
+        if norms is not None:
+            norms = norms.detach().to(losses.dtype)
+            active = active & torch.isfinite(norms) & (norms > 0)
+            norms = torch.where(active, norms, 1.0)
+        if gramian is not None:
+            eye = torch.eye(count, dtype=gramian.dtype, device=gramian.device)
+            gramian = torch.where(active[:, None] & active[None, :], gramian, eye)
+        elapsed = torch.ones_like(losses) if elapsed is None else elapsed.detach().to(losses.dtype)
+        step = step if isinstance(step, Tensor) else torch.full((), step, device=losses.device)
+        for name, value in (
+            ("losses", torch.where(active, losses, 1.0)),
+            ("norms", norms),
+            ("gramian", gramian),
+            ("active", active),
+            ("elapsed", elapsed),
+            ("step", step),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def size(self) -> int:
+        """Number of tasks K."""
+        return self.losses.shape[0]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What the last training call did. All tensors are detached and stay on the device: reading a value synchronises.
+
+    Attributes:
+        tasks: names of the K tasks, in the order of every tensor below.
+        losses: (K,) mean loss of each task as it entered the sum; 0 where the task was absent.
+        weights: (K,) the weights that multiplied them.
+        norms: (K,) gradient norms measured in this call, or None when nothing was measured.
+        cosines: (K, K) cosines between the task gradients, or None when no Gramian was measured.
+        active: (K,) bool, True where the task had a label, a finite loss and, when measured, a finite non-zero gradient.
+        measured: (K,) bool, True where this call measured the task's gradient.
+        dropped: (K,) number of calls so far in which a non-finite value of the task was kept out of the state.
+        step: windows committed so far, this call's included when it committed one.
+        extra: further values of the weighting, from :meth:`OuterWeighting.diagnostics`.
+    """
+
+    tasks: tuple[str, ...]
+    losses: Tensor
+    weights: Tensor
+    norms: Tensor | None
+    cosines: Tensor | None
+    active: Tensor
+    measured: Tensor
+    dropped: Tensor
+    step: int
+    extra: Mapping[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,444 @@
+"""Tasks of a call: their kind, their valid labels, and the masked mean that turns losses per sample into one loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtl_axes._state import vector
+from mtl_axes.errors import DataError, OptionError
+from mtl_axes.inner import BCE, MSE, CrossEntropy, InnerShape
+from mtl_axes.signals import Kind, TaskInfo, wide
+
+__all__ = [
+    "Reduction",
+    "TaskLosses",
+    "TaskSet",
+    "align",
+    "as_mapping",
+    "check_tensors",
+    "infer_kind",
+    "is_standard",
+    "reduce_losses",
+    "sample_losses",
+    "standard_shape",
+    "valid_labels",
+]
+
+Reduction = Literal["mean", "weighted_mean"]
+
+_STANDARD: dict[Kind, type[InnerShape]] = {"regression": MSE, "binary": BCE, "multiclass": CrossEntropy}
+_IGNORED_CLASS = -100
+
+
+def standard_shape(kind: Kind) -> InnerShape:
+    """Return the standard loss of a kind: mse, bce or cross_entropy."""
+    return _STANDARD[kind]()
+
+
+def is_standard(shape: InnerShape) -> bool:
+    """Return whether ``shape`` is the standard loss of a kind."""
+    return type(shape) in _STANDARD.values()
+
+
+def as_mapping(role: str, values: object, tasks: tuple[str, ...] | None) -> dict[str, Tensor | None]:
+    """Return outputs or targets as a mapping from task names; a tuple or list is named by position.
+
+    Raises:
+        DataError: it is neither a mapping nor a sequence, or has another length than the tasks.
+    """
+    if isinstance(values, Mapping):
+        return dict(values)
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise DataError(
+            f"{role} should be a mapping from task names, or a tuple with one tensor per task. "
+            f"Found {type(values).__name__}."
+        )
+    names = tasks if tasks is not None else tuple(str(index) for index in range(len(values)))
+    if len(values) != len(names):
+        raise DataError(f"{role} should have one entry for each of the tasks {list(names)}. Found {len(values)}.")
+    return dict(zip(names, values, strict=True))
+
+
+def infer_kind(name: str, prediction: Tensor, target: Tensor, shape: InnerShape | None, labels: Tensor | None) -> Kind:
+    """Return the kind of a task from its first targets.
+
+    Args:
+        name: the task, for the message.
+        prediction: its prediction.
+        target: its target.
+        shape: the shape that the user gave for this very task, which narrows the choice to its kinds; else None.
+        labels: the labelled target values, to tell 0/1 floats; None when there are none yet.
+
+    Raises:
+        DataError: more than one kind fits, or none.
+    """
+    one_more = prediction.ndim == target.ndim + 1
+    if target.dtype is torch.bool:
+        fits: list[Kind] = ["binary"]
+        why = "bool targets"
+    elif target.is_floating_point():
+        zero_one = labels is not None and bool(((labels == 0) | (labels == 1)).all())
+        fits = ["regression", "binary"] if zero_one else ["regression"]
+        why = "float targets that hold only 0 and 1" if zero_one else "float targets"
+        if shape is not None and shape.kinds == {"binary"}:
+            fits = ["binary"]  # soft labels
+    elif target.is_complex():
+        raise DataError(f"Targets of task {name!r} should be float, integer or bool. Found {target.dtype}.")
+    elif one_more:
+        fits, why = ["multiclass"], "integer targets"
+    else:
+        fits, why = ["regression", "binary"], "integer targets with a prediction of the same number of dimensions"
+    if shape is not None:
+        possible = [kind for kind in fits if kind in shape.kinds]
+        if not possible:
+            raise DataError(
+                f"Task {name!r} has the shape {shape!r} for {', '.join(sorted(shape.kinds))} tasks. Found {why} "
+                f"{tuple(target.shape)} ({target.dtype}) with a prediction {tuple(prediction.shape)}, which fit "
+                f"{' or '.join(fits)}."
+            )
+        fits = possible
+    if len(fits) > 1:
+        raise DataError(
+            f"The kind of task {name!r} should be clear from its targets. Found {why}, which may be "
+            f"{' or '.join(fits)}. Name the task's shape: inner={{{name!r}: 'mse', ...}} for regression, "
+            f"inner={{{name!r}: 'bce', ...}} for a binary task."
+        )
+    return fits[0]
+
+
+def check_tensors(name: str, prediction: object, target: object) -> None:
+    """Raise :class:`DataError` unless both are tensors of a usable dtype, on one device and not empty."""
+    for role, value in (("output", prediction), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise DataError(f"The {role} of task {name!r} should be a tensor. Found {type(value).__name__}.")
+    assert isinstance(prediction, Tensor) and isinstance(target, Tensor)
+    if not prediction.is_floating_point():
+        raise DataError(f"The output of task {name!r} should be floating point. Found {prediction.dtype}.")
+    if prediction.device != target.device:
+        raise DataError(
+            f"Output and target of task {name!r} should be on one device. Found {prediction.device} and {target.device}."
+        )
+    if target.numel() == 0 or prediction.numel() == 0:
+        raise DataError(
+            f"Task {name!r} should have at least one sample. Found output {tuple(prediction.shape)} and target "
+            f"{tuple(target.shape)}. Pass None as its target to leave the task out of this call."
+        )
+
+
+def align(role: str, name: str, values: Tensor, shape: torch.Size) -> Tensor:
+    """Return ``values``, of the target's shape or of its leading dimensions, in the target's shape.
+
+    Raises:
+        DataError: the shapes do not match from the left.
+    """
+    if not isinstance(values, Tensor):
+        raise DataError(f"The {role} of task {name!r} should be a tensor. Found {type(values).__name__}.")
+    if values.shape != shape[: values.ndim] or values.ndim == 0:
+        raise DataError(
+            f"The {role} of task {name!r} should have the shape of its target {tuple(shape)}, or of its leading dimensions. "
+            f"Found {tuple(values.shape)}."
+        )
+    return values.reshape(values.shape + (1,) * (len(shape) - values.ndim)).expand(shape)
+
+
+def valid_labels(name: str, target: Tensor, mask: Tensor | None, missing: str) -> Tensor | None:
+    """Return a bool mask of the labels that count, in the shape of the target, or None when all do."""
+    valid = None
+    if mask is not None:
+        if mask.dtype is not torch.bool:
+            raise DataError(f"The mask of task {name!r} should be bool, True where a label is valid. Found {mask.dtype}.")
+        valid = align("mask", name, mask, target.shape)
+    if missing == "ignore" and target.dtype is not torch.bool:
+        labelled = ~torch.isnan(target) if target.is_floating_point() else target != _IGNORED_CLASS
+        valid = labelled if valid is None else valid & labelled
+    return valid
+
+
+def sample_losses(shape: InnerShape, prediction: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the unreduced losses, in float32 or wider, with 0 at places that do not count.
+
+    Predictions and targets at those places are replaced by 0 *before* the shape, and their losses by 0 after it: a NaN
+    there would otherwise come back in the gradient as NaN * 0.
+    """
+    prediction = prediction.to(wide(prediction.dtype))
+    if target.is_floating_point():
+        target = target.to(prediction.dtype)
+    if valid is None:
+        return shape(prediction, target)  # type: ignore[no-any-return]
+    target = torch.where(valid, target, torch.zeros((), dtype=target.dtype, device=target.device))
+    keep = valid.unsqueeze(-1 if shape.trailing else 1) if prediction.ndim > valid.ndim else valid
+    prediction = torch.where(keep, prediction, 0.0)
+    return torch.where(valid, shape(prediction, target), 0.0)
+
+
+def reduce_losses(
+    losses: Tensor, valid: Tensor | None, sample_weight: Tensor | None, reduction: Reduction
+) -> tuple[Tensor, Tensor | None]:
+    """Return the loss of a task and its number of valid labels (None when all are valid).
+
+    ``"mean"`` divides by the number of valid labels, never by the sum of weights: a weight of 2 doubles a sample's
+    gradient. ``"weighted_mean"`` divides by the sum of the weights of the valid labels. Without any valid label the loss is
+    0 and stays attached to the graph, so that every head gets a (zero) gradient.
+    """
+    if sample_weight is not None:
+        weight = sample_weight.to(losses.dtype)
+        if valid is not None:
+            weight = torch.where(valid, weight, 0.0)
+        losses = losses * weight
+    if valid is None and (reduction == "mean" or sample_weight is None):
+        return losses.mean(), None
+    count = valid.sum() if valid is not None else None
+    if reduction == "weighted_mean" and sample_weight is not None:
+        denominator = weight.sum()
+        # All valid weights may be 0; the loss is then 0 too.
+        return losses.sum() / torch.where(denominator > 0, denominator, 1.0), count
+    assert count is not None
+    return losses.sum() / count.clamp_min(1), count
+
+
+class TaskLosses(NamedTuple):
+    """Losses of one call: K scalars with their graphs, None where a task is absent, and their numbers of valid labels.
+
+    A count is None where every label of the task is valid.
+    """
+
+    losses: tuple[Tensor | None, ...]
+    counts: tuple[Tensor | None, ...]
+
+    def values(self) -> Tensor:
+        """Return the detached losses (K,), 0 where a task is absent."""
+        like = next(loss for loss in self.losses if loss is not None)
+        zero = torch.zeros((), dtype=like.dtype, device=like.device)
+        return torch.stack([zero if loss is None else loss.detach().to(zero) for loss in self.losses])
+
+    def labelled(self) -> Tensor:
+        """Return which tasks have a label, as (K,) bools on the device of the losses."""
+        like = next(loss for loss in self.losses if loss is not None)
+        flags = tuple(loss is not None for loss in self.losses)
+        if all(count is None for count in self.counts):
+            return vector(flags, torch.bool, like.device)
+        return torch.stack(
+            [
+                torch.full((), flag, dtype=torch.bool, device=like.device) if count is None else count > 0
+                for flag, count in zip(flags, self.counts, strict=True)
+            ]
+        )
+
+
+class TaskSet(nn.Module):
+    """The tasks of a criterion: their names and order, their kinds and shapes, and the losses of a call.
+
+    Args:
+        inner: one shape for every task of its kinds, or a mapping from task to shape.
+        names: names of the tasks in order, or None to take them from the first call.
+        missing: ``"ignore"`` counts NaN and -100 labels as unlabelled.
+        reduction: ``"mean"`` or ``"weighted_mean"``, see :func:`reduce_losses`.
+        debug: check values in every call, not only in the first one of a task.
+    """
+
+    def __init__(
+        self,
+        inner: InnerShape | Mapping[str, InnerShape],
+        names: Sequence[str] | None,
+        *,
+        missing: Literal["error", "ignore"],
+        reduction: Reduction,
+        debug: bool,
+    ) -> None:
+        super().__init__()
+        self.missing = missing
+        self.reduction: Reduction = reduction
+        self.debug = debug
+        self.given: dict[str, InnerShape] = dict(inner) if isinstance(inner, Mapping) else {}
+        self.default = inner if isinstance(inner, InnerShape) else None
+        # Task names may hold any character, module names may not: what may have state is registered by position.
+        self.shape_modules = nn.ModuleList(self.given.values() if self.default is None else [self.default])
+        self.names: tuple[str, ...] = ()
+        self.kinds: dict[str, Kind] = {}
+        self._resolved: dict[str, InnerShape] = {}
+        self._checked: set[str] = set()
+        self._guessed: set[str] = set()
+        if names is None and self.given:
+            names = tuple(self.given)
+        if names is not None:
+            self.name(tuple(names))
+
+    def name(self, names: tuple[str, ...]) -> None:
+        """Fix the names of the tasks.
+
+        Raises:
+            OptionError: a name is not a string or comes twice, there is none, or the inner mapping names another task.
+        """
+        if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) != len(names):
+            raise OptionError(f"Tasks should be distinct non-empty names. Found {list(names)}.")
+        unknown = [name for name in self.given if name not in names]
+        if unknown:
+            raise OptionError(f"The inner mapping should name tasks of {list(names)}. Found {unknown}.")
+        self.names = names
+
+    @property
+    def shapes(self) -> dict[str, InnerShape]:
+        """The shape of every task for which it is known."""
+        return {name: shape for name in self.names if (shape := self._shape_of(name)) is not None}
+
+    def _shape_of(self, name: str) -> InnerShape | None:
+        return self.given.get(name) or self._resolved.get(name)
+
+    def infos(self) -> tuple[TaskInfo, ...]:
+        """Return what a weighting may know of the tasks."""
+        shapes = self.shapes
+        return tuple(
+            TaskInfo(name, self.kinds.get(name), shapes[name].lower_bound if name in shapes else None) for name in self.names
+        )
+
+    def known_kinds(self) -> dict[str, Kind]:
+        """Return the kinds that were inferred from labels, for the state."""
+        return {name: kind for name, kind in self.kinds.items() if name not in self._guessed}
+
+    def restore(self, names: tuple[str, ...], kinds: Mapping[str, Kind]) -> None:
+        """Take over names and kinds from a saved state."""
+        if not self.names:
+            self.name(names)
+        for name, kind in kinds.items():
+            self._settle(name, kind)
+
+    def _settle(self, name: str, kind: Kind) -> None:
+        self.kinds[name] = kind
+        if name not in self.given:
+            default = self.default
+            self._resolved[name] = default if default is not None and kind in default.kinds else standard_shape(kind)
+        default = self.default
+        if default is None or is_standard(default) or len(self.kinds) < len(self.names):
+            return
+        if all(shape is not default for shape in self._resolved.values()):
+            raise DataError(
+                f"The inner shape {default!r} serves {', '.join(sorted(default.kinds))} tasks. Found none: {self.kinds}."
+            )
+
+    def losses(
+        self,
+        outputs: object,
+        targets: object,
+        mask: Mapping[str, Tensor] | Tensor | None,
+        sample_weight: Mapping[str, Tensor] | Tensor | None,
+        extra: Mapping[str, Tensor] | None,
+    ) -> TaskLosses:
+        """Return the losses of a call, from outputs and targets, and from ``extra`` losses computed elsewhere."""
+        extra = dict(extra or {})
+        known = self.names or None
+        plain = None if known is None else tuple(name for name in known if name not in extra)
+        target_of = as_mapping("targets", targets, plain)
+        output_of = as_mapping("outputs", outputs, plain)
+        if known is None:
+            self.name((*target_of, *(name for name in extra if name not in target_of)))
+        for role, values in (("target", target_of), ("extra loss", extra), ("mask", mask), ("sample_weight", sample_weight)):
+            unknown = [name for name in values if name not in self.names] if isinstance(values, Mapping) else []
+            if unknown:
+                raise DataError(f"Each {role} should belong to one of the tasks {list(self.names)}. Found {unknown}.")
+        twice = [name for name in extra if target_of.get(name) is not None]
+        if twice:
+            raise DataError(f"A task should have a target or an extra loss. Found both for {twice}.")
+        losses: list[Tensor | None] = []
+        counts: list[Tensor | None] = []
+        read_values = False
+        for name in self.names:
+            target = target_of.get(name)
+            if name in extra:
+                loss, count = _scalar(name, extra[name]), None
+            elif target is None:
+                loss, count = None, None
+            else:
+                if output_of.get(name) is None:
+                    raise DataError(
+                        f"Task {name!r} has a target and should have an output. Found outputs {list(output_of)}."
+                    )
+                read_values = read_values or self.debug or name not in self._checked
+                loss, count = self._loss(name, output_of[name], target, _pick(mask, name), _pick(sample_weight, name))
+            losses.append(loss)
+            counts.append(count)
+        found = TaskLosses(tuple(losses), tuple(counts))
+        _require_present(found, self.names)
+        if read_values and not bool(found.labelled().any()):
+            raise DataError(f"At least one of the tasks {list(self.names)} should have a valid label. Found all masked.")
+        return found
+
+    def scalars(self, losses: object) -> TaskLosses:
+        """Return losses computed elsewhere as the losses of a call."""
+        loss_of = as_mapping("losses", losses, self.names or None)
+        if not self.names:
+            self.name(tuple(loss_of))
+        unknown = [name for name in loss_of if name not in self.names]
+        if unknown:
+            raise DataError(f"Each loss should belong to one of the tasks {list(self.names)}. Found {unknown}.")
+        scalars = tuple(None if (loss := loss_of.get(name)) is None else _scalar(name, loss) for name in self.names)
+        found = TaskLosses(scalars, (None,) * len(scalars))
+        _require_present(found, self.names)
+        return found
+
+    def _loss(
+        self, name: str, prediction: Tensor | None, target: Tensor, mask: Tensor | None, sample_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        check_tensors(name, prediction, target)
+        assert prediction is not None
+        valid = valid_labels(name, target, mask, self.missing)
+        weight = None if sample_weight is None else align("sample_weight", name, sample_weight, target.shape)
+        first = name not in self._checked
+        if first or self.debug:
+            self._check_values(name, prediction, target, valid, weight)
+        shape = self._shape_of(name)
+        assert shape is not None
+        try:
+            shape.check(prediction, target)
+        except DataError as error:
+            raise DataError(f"Task {name!r}, shape {shape!r}: {error}") from error
+        return reduce_losses(sample_losses(shape, prediction, target, valid), valid, weight, self.reduction)
+
+    def _check_values(
+        self, name: str, prediction: Tensor, target: Tensor, valid: Tensor | None, weight: Tensor | None
+    ) -> None:
+        """Everything that must read values: in the first call of a task, and in every one with ``debug``."""
+        labels = (target if valid is None else target[valid]).detach()
+        empty = labels.numel() == 0
+        if not empty and labels.is_floating_point() and not bool(torch.isfinite(labels).all()):
+            raise DataError(
+                f"Targets of task {name!r} should be finite. Found NaN or infinite ones without a mask. Pass a mask, or "
+                'compose(..., missing="ignore"), which counts NaN as unlabelled.'
+            )
+        if name not in self.kinds or (name in self._guessed and not empty):
+            self._settle(name, infer_kind(name, prediction, target, self.given.get(name), None if empty else labels))
+            # Without a label a float target passes for regression until values show.
+            (self._guessed.add if empty else self._guessed.discard)(name)
+        shape = self._shape_of(name)
+        assert shape is not None
+        try:
+            shape.check(prediction, target)
+            if not empty:
+                shape.check_values(prediction, labels)
+        except DataError as error:
+            raise DataError(f"Task {name!r}, shape {shape!r}: {error}") from error
+        if weight is not None:
+            weights = weight if valid is None else weight[valid]
+            if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+                raise DataError(f"The sample_weight of task {name!r} should be finite and >= 0. Found other values.")
+        if not empty:
+            self._checked.add(name)
+
+
+def _pick(values: Mapping[str, Tensor] | Tensor | None, name: str) -> Tensor | None:
+    return values.get(name) if isinstance(values, Mapping) else values
+
+
+def _scalar(name: str, loss: object) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.is_floating_point():
+        found = f"a tensor {tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise DataError(f"The loss of task {name!r} should be a 0-dim floating point tensor. Found {found}.")
+    return loss.to(wide(loss.dtype))
+
+
+def _require_present(found: TaskLosses, names: tuple[str, ...]) -> None:
+    if all(loss is None for loss in found.losses):
+        raise DataError(f"At least one of the tasks {list(names)} should have a target. Found none.")

@@ -1,0 +1,174 @@
+"""The schedule and the commit: when gradients are measured, what is averaged, and when the weighting moves.
+
+A window is the calls between two optimizer steps. With one call per window and a probe that answers in the same step, the
+commit happens inside the forward pass and the weights of a step use that step's norms. Otherwise a full window commits
+when the next one begins (or at ``step()``), and the weights of a window come from the windows before it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mtl_axes._state import WideState, vector
+from mtl_axes.distributed import Sync, sum_over_ranks
+from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.probes import Measurement, Probe
+from mtl_axes.signals import Need, Signals
+
+__all__ = ["Window"]
+
+
+class Window(WideState):
+    """Collects the statistics of a window and commits them to the weighting.
+
+    The counts are host integers, so that nothing has to be read from the device; what is averaged are buffers.
+    """
+
+    loss_sum: Tensor
+    loss_count: Tensor
+    norm_sum: Tensor
+    norm_count: Tensor
+    gramian_sum: Tensor
+    dropped: Tensor
+
+    def __init__(self, *, every: int, accumulate: int | Literal["manual"], sync: Sync) -> None:
+        super().__init__()
+        self.every = every
+        self.accumulate = accumulate
+        self.sync = sync
+        self.step = 0
+        self.calls = 0
+        self._last_measured: list[int | None] = []
+        self._measured: list[bool] = []
+        self._due = False
+
+    @property
+    def allocated(self) -> bool:
+        """True once the number of tasks is known."""
+        return bool(self._last_measured)
+
+    def bind(self, count: int, need: Need, dtype: torch.dtype) -> None:
+        """Allocate the sums for ``count`` tasks."""
+        self._last_measured = [None] * count
+        self._measured = [False] * count
+        self.register_buffer("loss_sum", torch.zeros(count, dtype=dtype))
+        self.register_buffer("loss_count", torch.zeros(count, dtype=dtype))
+        self.register_buffer("dropped", torch.zeros(count, dtype=torch.int64))
+        if need != "losses":
+            self.register_buffer("norm_sum", torch.zeros(count, dtype=dtype))
+            self.register_buffer("norm_count", torch.zeros(count, dtype=dtype))
+        if need == "gramian":
+            self.register_buffer("gramian_sum", torch.zeros(count, count, dtype=dtype))
+
+    def immediate(self, probe: Probe, need: Need) -> bool:
+        """Return whether every call is a window of its own whose statistics are there before its weights are needed."""
+        return self.accumulate == 1 and (need == "losses" or probe.same_step)
+
+    @property
+    def full(self) -> bool:
+        """True when the pending window has all its calls."""
+        return isinstance(self.accumulate, int) and self.calls >= self.accumulate
+
+    def due(self, outer: OuterWeighting) -> bool:
+        """Return whether gradients are measured in the pending window.
+
+        Decided by the schedule alone, so that all ranks agree on it whatever tasks they have.
+        """
+        self._due = outer.needs != "losses" and self.step % self.every == 0 and outer.measures(self.step)
+        return self._due
+
+    def add(self, losses: Tensor, active: Tensor, labelled: Tensor, measurement: Measurement | None) -> None:
+        """Add the statistics of one call to the pending window. Non-finite values are dropped and counted."""
+        self.calls += 1
+        self._count_dropped(active, labelled, measurement)
+        self.loss_sum.add_(torch.where(active, losses, 0.0))
+        self.loss_count.add_(active)
+        self._add_measurement(active, measurement)
+
+    def _add_measurement(self, active: Tensor, measurement: Measurement | None) -> None:
+        if measurement is None:
+            return
+        self._measured = [now or before for now, before in zip(measurement.measured, self._measured, strict=True)]
+        usable = active & torch.isfinite(measurement.norms) & (measurement.norms > 0)
+        self.norm_sum.add_(torch.where(usable, measurement.norms, 0.0))
+        self.norm_count.add_(usable)
+        if measurement.gramian is not None:
+            self.gramian_sum.add_(torch.where(usable[:, None] & usable[None, :], measurement.gramian, 0.0))
+
+    def _count_dropped(self, active: Tensor, labelled: Tensor, measurement: Measurement | None) -> None:
+        dropped = labelled & ~active
+        if measurement is not None:
+            dropped = dropped | (labelled & ~torch.isfinite(measurement.norms))
+        self.dropped.add_(dropped)
+
+    def commit(self, outer: OuterWeighting, probe: Probe) -> None:
+        """Hand the pending window to the weighting, if there is one, and begin the next."""
+        if self.calls == 0:
+            return
+        collected = None if outer.needs == "losses" or probe.same_step else probe.collect()
+        if collected is not None:
+            self._add_measurement(self.loss_count > 0, collected)
+        if outer.needs == "losses" or self._due:
+            outer(self._signals(outer.needs))
+            self._last_measured = [
+                self.step if measured else last for measured, last in zip(self._measured, self._last_measured, strict=True)
+            ]
+        self._begin()
+
+    def drop(self) -> None:
+        """Forget the pending window, as when its optimizer step was skipped, and begin the next."""
+        if self.calls:
+            self._begin()
+
+    def _begin(self) -> None:
+        self.step += 1
+        self.calls = 0
+        self._due = False
+        self._measured = [False] * len(self._measured)
+        for name in ("loss_sum", "loss_count", "norm_sum", "norm_count", "gramian_sum"):
+            if name in self._buffers:
+                getattr(self, name).zero_()
+
+    def _signals(self, need: Need) -> Signals:
+        norm_sum = self.norm_sum if need != "losses" else None
+        norm_count = self.norm_count if need != "losses" else None
+        gramian_sum = self.gramian_sum if need == "gramian" else None
+        loss_sum, loss_count, norm_sum, norm_count, gramian_sum = sum_over_ranks(
+            self.sync, self.loss_sum, self.loss_count, norm_sum, norm_count, gramian_sum
+        )
+        assert loss_sum is not None and loss_count is not None
+        norms, gramian, active = None, None, loss_count > 0
+        if norm_sum is not None and norm_count is not None:
+            norms = norm_sum / norm_count.clamp_min(1)
+            active = active & (norm_count > 0)
+        if gramian_sum is not None and norm_count is not None:
+            # Pairs that never met in one call have no inner product; 0 says the least about them.
+            pairs = torch.minimum(norm_count[:, None], norm_count[None, :]).clamp_min(1)
+            gramian = gramian_sum / pairs
+        losses = loss_sum / loss_count.clamp_min(1)
+        return Signals(losses, norms=norms, gramian=gramian, active=active, elapsed=self._elapsed(losses), step=self.step)
+
+    def _elapsed(self, like: Tensor) -> Tensor:
+        elapsed = [1 if last is None else self.step - last for last in self._last_measured]
+        return vector(elapsed, like.dtype, like.device)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the host part of the schedule."""
+        return {
+            "step": self.step,
+            "calls": self.calls,
+            "last_measured": list(self._last_measured),
+            "measured": list(self._measured),
+            "due": self._due,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over the host part of the schedule."""
+        self.step = state["step"]
+        self.calls = state["calls"]
+        self._last_measured = list(state["last_measured"])
+        self._measured = list(state["measured"])
+        self._due = state["due"]
