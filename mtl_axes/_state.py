@@ -28,11 +28,13 @@ class WideState(nn.Module):
     def follow(self, like: Tensor) -> None:
         """Move the state to the device of ``like``, and widen it where ``like`` is wider; it is never narrowed."""
         state = [tensor for tensor in (*self._buffers.values(), *self._parameters.values()) if tensor is not None]
-        if any(tensor.device != like.device for tensor in state):
-            self.to(like.device)
         size = like.dtype.itemsize
-        if any(tensor.is_floating_point() and tensor.dtype.itemsize < size for tensor in state):
-            self.to(wide(like.dtype))
+        # Outside inference mode: what a validation pass moves must stay trainable state.
+        with torch.inference_mode(False):
+            if any(tensor.device != like.device for tensor in state):
+                self.to(like.device)
+            if any(tensor.is_floating_point() and tensor.dtype.itemsize < size for tensor in state):
+                self.to(wide(like.dtype))
 
 
 def vector(values: Sequence[float | bool], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -77,13 +78,16 @@ def compose(
     shapes = _inner(inner)
     check_number("every", every, low=1, integer=True)
     if accumulate != "manual":
+        if isinstance(accumulate, str):
+            raise OptionError(f'Option `accumulate` should be an integer >= 1 or "manual". Found accumulate={accumulate!r}.')
         check_number("accumulate", accumulate, low=1, integer=True)
     check_choice("normalise", normalise, (None, "sum1", "sumK"))
     check_choice("reduction", reduction, ("mean", "weighted_mean"))
     check_choice("missing", missing, ("error", "ignore"))
     check_choice("eval_weights", eval_weights, ("reference", "current"))
     check_sync(sync)
-    if isinstance(tasks, str):
+    # A set has no order that all processes agree on.
+    if isinstance(tasks, (str, set, frozenset)) or not (tasks is None or isinstance(tasks, Iterable)):
         raise OptionError(f"Option `tasks` should be a sequence of names. Found tasks={tasks!r}.")
     task_set = TaskSet(shapes, tasks, missing=missing, reduction=reduction, debug=debug)
     measuring = create_probe(probe)
@@ -143,8 +147,11 @@ def _check_together(
             if shape.lower_bound is None or shape.lower_bound < 0:
                 raise OptionError(
                     f"{type(outer).__name__} takes ratios of losses and needs shapes that are never negative. "
-                    f"Found {shape!r}, which can be."
+                    f"Found {shape!r}, which can be. Choose another shape, or a weighting that does not read losses."
                 )
+    if tasks.names and not outer.bound:
+        # On a copy: the criterion binds its weighting once it knows the dtype of the losses.
+        copy.deepcopy(outer).bind(tasks.infos())
     if outer.needs != "losses" and outer.needs not in probe.provides:
         raise OptionError(
             f"{type(outer).__name__} needs the {outer.needs}. Found the probe {probe!r}, which provides "

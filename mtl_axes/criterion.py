@@ -16,7 +16,7 @@ from mtl_axes.explain import explain
 from mtl_axes.inner import InnerShape
 from mtl_axes.logs import LossLog
 from mtl_axes.outer import OuterWeighting
-from mtl_axes.probes import Measurement, Probe, Shared, Tape
+from mtl_axes.probes import Measurement, Probe, Shared, Tape, probe_name
 from mtl_axes.registry import name_of
 from mtl_axes.signals import StepReport, wide
 from mtl_axes.tasks import TaskLosses, TaskSet
@@ -112,7 +112,8 @@ class MultiTaskCriterion(WideState):
             DataError: outputs, targets, masks or weights do not fit together.
             GraphError: gradients are to be measured and cannot be.
         """
-        return self._total(self.task_set.losses(outputs, targets, mask, sample_weight, extra))
+        with self._undone_by_errors():
+            return self._total(self.task_set.losses(outputs, targets, mask, sample_weight, extra))
 
     def combine(self, losses: Mapping[str, Tensor | None] | Sequence[Tensor | None]) -> Tensor:
         """Return the scalar to call ``backward`` on, from task losses that were computed elsewhere.
@@ -134,17 +135,20 @@ class MultiTaskCriterion(WideState):
                 "or a tuple of scalars.",
             )
             losses = losses.unbind()
-        return self._total(self.task_set.scalars(losses))
+        with self._undone_by_errors():
+            return self._total(self.task_set.scalars(losses))
 
     def _total(self, found: TaskLosses) -> Tensor:
         values = found.values()
+        training = self.training and torch.is_grad_enabled()
+        if training and not self._held:
+            return self._train(found, values)
         self._prepare(values)
-        if not (self.training and torch.is_grad_enabled()):
-            current = self.eval_weights == "current"
-            return self._sum(found, self._normalised(self.outer.weights() if current else self.outer.reference()))
-        if self._held:
-            return self._penalised(found, self._weights())
-        return self._train(found, values)
+        if not training:
+            weights = self.outer.weights() if self.eval_weights == "current" else self.outer.reference()
+            # A copy, as in training: this loss may be differentiated after the buffer has moved.
+            return self._sum(found, self._normalised(weights.clone()))
+        return self._penalised(found, self._weights())
 
     def _train(self, found: TaskLosses, values: Tensor) -> Tensor:
         window, outer, probe = self.window, self.outer, self.probe
@@ -154,6 +158,8 @@ class MultiTaskCriterion(WideState):
         active = labelled & torch.isfinite(values)
         tape = Tape(self.tasks, found.losses, self._shared)
         measurement = probe.measure(tape, outer.needs) if window.due(outer) else None
+        # Only now: a graph that cannot be measured must not leave the names of its tasks behind.
+        self._prepare(values)
         window.add(values, active, labelled, measurement)
         if window.immediate(probe, outer.needs):
             window.commit(outer, probe)
@@ -226,6 +232,17 @@ class MultiTaskCriterion(WideState):
         )
         self._log.add(values, labelled, weights, norms, measured)
 
+    @contextlib.contextmanager
+    def _undone_by_errors(self) -> Iterator[None]:
+        """Within this context an error takes back what was learned of the tasks, unless state was allocated for them."""
+        before, allocated = self.task_set.snapshot(), self.window.allocated
+        try:
+            yield
+        except BaseException:
+            if self.window.allocated == allocated:
+                self.task_set.go_back(before)
+            raise
+
     def _prepare(self, values: Tensor) -> None:
         if not self.window.allocated:
             self._bind(wide(values.dtype))
@@ -244,7 +261,8 @@ class MultiTaskCriterion(WideState):
             elif tuple(info.name for info in self.outer.tasks) != self.tasks:
                 raise StateError(
                     f"The weighting should be unbound, or bound to the tasks {list(self.tasks)}. "
-                    f"Found it bound to {[info.name for info in self.outer.tasks]}."
+                    f"Found it bound to {[info.name for info in self.outer.tasks]}. Give each criterion a weighting of its "
+                    "own."
                 )
             self.window.bind(len(infos), self.outer.needs, dtype)
 
@@ -263,23 +281,26 @@ class MultiTaskCriterion(WideState):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved = state_dict.get(prefix + "_extra_state")
         if saved is not None:
-            self._check_state(saved)
+            sums = state_dict.get(prefix + "window.loss_sum")
+            self._check_state(saved, called=sums is not None)
             if saved["tasks"]:
-                self.task_set.restore(tuple(saved["tasks"]), saved["kinds"])
-                counts = state_dict.get(prefix + "window.loss_sum")
-                if counts is not None and not self.window.allocated:
-                    self._bind(counts.dtype)
+                with self._undone_by_errors():
+                    self.task_set.restore(tuple(saved["tasks"]), saved["kinds"])
+                    if sums is not None and not self.window.allocated:
+                        self._bind(sums.dtype)
+                if sums is not None:
+                    self.window.follow(sums.to(self.window.loss_sum.device))
                 self.outer.tasks = self.task_set.infos() if self.outer.bound else ()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _check_state(self, saved: Mapping[str, Any]) -> None:
+    def _check_state(self, saved: Mapping[str, Any], *, called: bool) -> None:
         if saved.get("version") != _STATE_VERSION:
             raise StateError(f"The state should be of version {_STATE_VERSION}. Found version {saved.get('version')!r}.")
         if saved["outer"] != type(self.outer).__name__:
             raise StateError(f"The state should be of {type(self.outer).__name__}. Found one of {saved['outer']}.")
         if self.tasks and saved["tasks"] and list(self.tasks) != saved["tasks"]:
             raise StateError(f"The state should be of the tasks {list(self.tasks)}. Found {saved['tasks']}.")
-        if self.window.allocated and not saved["tasks"]:
+        if self.window.allocated and not called:
             raise StateError("The state should be of a criterion that was called. Found one saved before its first call.")
 
     def step(self, *, skipped: bool = False) -> None:
@@ -350,7 +371,7 @@ class MultiTaskCriterion(WideState):
             "outer": _named("outer", self.outer),
             "inner": inner,
             "tasks": list(tasks.names) or None,
-            "probe": type(self.probe).__name__.lower(),
+            "probe": probe_name(self.probe),
             "every": window.every,
             "accumulate": window.accumulate,
             "normalise": self.normalise,
@@ -377,4 +398,5 @@ def _named(axis: Literal["outer", "inner"], strategy: OuterWeighting | InnerShap
         raise MtlAxesError(
             f"{strategy!r} should be registered to be named in a config. Use register_{axis}('a_name') on its class."
         )
-    return {"name": name, **strategy.options()}
+    options = strategy.options()
+    return {"name": name, **{key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}}

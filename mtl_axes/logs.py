@@ -18,22 +18,35 @@ class LossLog:
     """
 
     def __init__(self) -> None:
-        self._calls: list[tuple[Tensor, Tensor]] = []
+        self._calls: list[tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]] = []
         self._sum: Tensor | None = None
         self._count: Tensor | None = None
 
     def add(self, losses: Tensor, labelled: Tensor, weights: Tensor, norms: Tensor | None, measured: Tensor) -> None:
         """Add one call; every argument is (K,) and detached."""
-        values = torch.stack([losses, weights.to(losses.dtype), losses if norms is None else norms.to(losses.dtype)])
-        self._calls.append((values, torch.stack([labelled, torch.ones_like(labelled), measured])))
+        self._calls.append((losses, labelled, weights, norms, measured))
         if len(self._calls) >= _FOLD_AT:
             self._fold()
 
     def _fold(self) -> None:
         if not self._calls:
             return
-        values = torch.stack([values for values, _ in self._calls])
-        counted = torch.stack([counted for _, counted in self._calls])
+        # One device and one dtype: a run may move or widen between two calls of drain.
+        like = self._calls[-1][0]
+        values = torch.stack(
+            [
+                part.to(like)
+                for losses, _, weights, norms, _ in self._calls
+                for part in (losses, weights, losses if norms is None else norms)
+            ]
+        ).view(-1, len(_ROWS), like.shape[0])
+        counted = torch.stack(
+            [
+                part.to(like.device)
+                for _, labelled, _, _, measured in self._calls
+                for part in (labelled, torch.ones_like(labelled), measured)
+            ]
+        ).view(-1, len(_ROWS), like.shape[0])
         total = torch.where(counted, values, 0.0).sum(0)
         count = counted.sum(0)
         if self._sum is not None and self._count is not None:

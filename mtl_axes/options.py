@@ -35,7 +35,8 @@ def check_number(
         left = "(" if low_open or low == -math.inf else "["
         right = ")" if high_open or high == math.inf else "]"
         raise OptionError(f"Option `{name}` should be {kind} in {left}{low}, {high}{right}. Found {name}={value!r}.")
-    return value
+    # A numpy float passes for a float, but its repr is no literal and a config with it is not plain.
+    return value if type(value) in (int, float) else float(value)
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

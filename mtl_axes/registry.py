@@ -23,6 +23,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import pluggy
+from torch import nn
 
 from mtl_axes.errors import MtlAxesError, OptionError, PluginError, UnknownNameError
 
@@ -63,6 +64,7 @@ class Registry:
         self._classes: dict[str, dict[str, type]] = {"outer": {}, "inner": {}}
         self._sources: dict[str, dict[str, list[str]]] = {"outer": {}, "inner": {}}
         self._failures: dict[str, str] = {}
+        self._ignored: list[str] = []
         self._loaded = False
 
     @property
@@ -82,6 +84,9 @@ class Registry:
         for entry in metadata.entry_points(group="mtl_axes"):
             distribution = entry.dist.name if entry.dist is not None else "unknown distribution"
             self.add_entry_point(entry, f"{distribution} ({entry.name} = {entry.value})")
+        # Last: a warning that was made an error must not keep the other plugins from being read.
+        for message in self._ignored:
+            warnings.warn(message, stacklevel=4)
 
     def add_entry_point(self, entry: metadata.EntryPoint, source: str) -> None:
         """Load one entry point. Whatever it raises is remembered and does not reach the caller."""
@@ -99,6 +104,9 @@ class Registry:
             callers = self._manager.get_hookcallers(plugin) or []
             if not callers:
                 raise PluginError(f"it has neither {' nor '.join(_HOOKS.values())}, marked with mtl_axes.hookimpl")
+            for caller in callers:
+                if caller.name not in _HOOKS.values():
+                    raise PluginError(f"its hook {caller.name!r} should be {' or '.join(_HOOKS.values())}")
             found = [
                 (axis, self._checked(axis, implementation.function()))
                 for caller in callers
@@ -115,7 +123,7 @@ class Registry:
                 sources = self._sources[axis].setdefault(key, [])
                 if "built-in" in sources:
                     self._failures[source] = f"the name {key!r} is reserved for the built-in strategy"
-                    warnings.warn(f"mtl_axes ignores {key!r} of plugin {source}: {self._failures[source]}.", stacklevel=4)
+                    self._ignored.append(f"mtl_axes ignores {key!r} of plugin {source}: {self._failures[source]}.")
                     continue
                 sources.append(source)
                 self._classes[axis][key] = cls
@@ -171,7 +179,7 @@ class Registry:
         other: Axis = "inner" if axis == "outer" else "outer"
         if name in self._classes[other]:
             hint = f" {name!r} is a name of the {other} axis."
-        failed = "".join(f"\n  plugin {source} could not be loaded: {why}" for source, why in self._failures.items())
+        failed = "".join(f"\n  plugin {source} could not be used: {why}" for source, why in self._failures.items())
         raise UnknownNameError(f"No {axis} strategy is named {name!r}.{hint} Known: {', '.join(self.names(axis))}.{failed}")
 
     def name_of(self, axis: Axis, cls: type) -> str | None:
@@ -226,7 +234,9 @@ def create(axis: Axis, name: str, /, **options: Any) -> OuterWeighting | InnerSh
     Asymmetric(over=2.0, under=1.0)
     """
     cls = _registry.get(axis, name)
-    known = inspect.signature(cls).parameters
+    # A class without a constructor of its own shows the (*args, **kwargs) of nn.Module, and takes nothing.
+    inherited = cls.__init__ is nn.Module.__init__  # type: ignore[misc]
+    known = {} if inherited else dict(inspect.signature(cls).parameters)
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values())
     for option in options:
         if option not in known and not takes_any:

@@ -136,7 +136,10 @@ def align(role: str, name: str, values: Tensor, shape: torch.Size) -> Tensor:
         DataError: the shapes do not match from the left.
     """
     if not isinstance(values, Tensor):
-        raise DataError(f"The {role} of task {name!r} should be a tensor. Found {type(values).__name__}.")
+        raise DataError(
+            f"The {role} of task {name!r} should be a tensor, given for all tasks or in a mapping by task. "
+            f"Found {type(values).__name__}."
+        )
     if values.shape != shape[: values.ndim] or values.ndim == 0:
         raise DataError(
             f"The {role} of task {name!r} should have the shape of its target {tuple(shape)}, or of its leading dimensions. "
@@ -149,9 +152,9 @@ def valid_labels(name: str, target: Tensor, mask: Tensor | None, missing: str) -
     """Return a bool mask of the labels that count, in the shape of the target, or None when all do."""
     valid = None
     if mask is not None:
-        if mask.dtype is not torch.bool:
-            raise DataError(f"The mask of task {name!r} should be bool, True where a label is valid. Found {mask.dtype}.")
         valid = align("mask", name, mask, target.shape)
+        if valid.dtype is not torch.bool:
+            raise DataError(f"The mask of task {name!r} should be bool, True where a label is valid. Found {mask.dtype}.")
     if missing == "ignore" and target.dtype is not torch.bool:
         labelled = ~torch.isnan(target) if target.is_floating_point() else target != _IGNORED_CLASS
         valid = labelled if valid is None else valid & labelled
@@ -168,7 +171,7 @@ def sample_losses(shape: InnerShape, prediction: Tensor, target: Tensor, valid: 
     if target.is_floating_point():
         target = target.to(prediction.dtype)
     if valid is None:
-        return shape(prediction, target)  # type: ignore[no-any-return]
+        return shape(prediction, target)
     target = torch.where(valid, target, torch.zeros((), dtype=target.dtype, device=target.device))
     keep = valid.unsqueeze(-1 if shape.trailing else 1) if prediction.ndim > valid.ndim else valid
     prediction = torch.where(keep, prediction, 0.0)
@@ -229,6 +232,16 @@ class TaskLosses(NamedTuple):
         )
 
 
+class Snapshot(NamedTuple):
+    """What a :class:`TaskSet` has learned from its calls."""
+
+    names: tuple[str, ...]
+    kinds: dict[str, Kind]
+    resolved: dict[str, InnerShape]
+    checked: set[str]
+    guessed: set[str]
+
+
 class TaskSet(nn.Module):
     """The tasks of a criterion: their names and order, their kinds and shapes, and the losses of a call.
 
@@ -280,6 +293,11 @@ class TaskSet(nn.Module):
             raise OptionError(f"The inner mapping should name tasks of {list(names)}. Found {unknown}.")
         self.names = names
 
+    def _name_from_call(self, names: tuple[str, ...], role: str) -> None:
+        if not names:
+            raise DataError(f"The first call should have a {role} for every task, which names the tasks. Found none.")
+        self.name(names)
+
     @property
     def shapes(self) -> dict[str, InnerShape]:
         """The shape of every task for which it is known."""
@@ -287,6 +305,14 @@ class TaskSet(nn.Module):
 
     def _shape_of(self, name: str) -> InnerShape | None:
         return self.given.get(name) or self._resolved.get(name)
+
+    def snapshot(self) -> Snapshot:
+        """Return what was learned of the tasks from the calls so far."""
+        return Snapshot(self.names, dict(self.kinds), dict(self._resolved), set(self._checked), set(self._guessed))
+
+    def go_back(self, snapshot: Snapshot) -> None:
+        """Forget what was learned since ``snapshot``, so that a bad call fixes nothing."""
+        self.names, self.kinds, self._resolved, self._checked, self._guessed = snapshot
 
     def infos(self) -> tuple[TaskInfo, ...]:
         """Return what a weighting may know of the tasks."""
@@ -316,7 +342,8 @@ class TaskSet(nn.Module):
             return
         if all(shape is not default for shape in self._resolved.values()):
             raise DataError(
-                f"The inner shape {default!r} serves {', '.join(sorted(default.kinds))} tasks. Found none: {self.kinds}."
+                f"The inner shape {default!r} serves {', '.join(sorted(default.kinds))} tasks. Found none: {self.kinds}. "
+                "Choose a shape for one of these, or name the shape of each task in a mapping."
             )
 
     def losses(
@@ -328,17 +355,22 @@ class TaskSet(nn.Module):
         extra: Mapping[str, Tensor] | None,
     ) -> TaskLosses:
         """Return the losses of a call, from outputs and targets, and from ``extra`` losses computed elsewhere."""
+        if extra is not None and not isinstance(extra, Mapping):
+            raise DataError(f"extra should be a mapping from task names to losses. Found {type(extra).__name__}.")
         extra = dict(extra or {})
         known = self.names or None
         plain = None if known is None else tuple(name for name in known if name not in extra)
         target_of = as_mapping("targets", targets, plain)
-        output_of = as_mapping("outputs", outputs, plain)
+        output_of = as_mapping("outputs", outputs, tuple(target_of) if plain is None else plain)
         if known is None:
-            self.name((*target_of, *(name for name in extra if name not in target_of)))
+            self._name_from_call((*target_of, *(name for name in extra if name not in target_of)), "target")
         for role, values in (("target", target_of), ("extra loss", extra), ("mask", mask), ("sample_weight", sample_weight)):
             unknown = [name for name in values if name not in self.names] if isinstance(values, Mapping) else []
             if unknown:
-                raise DataError(f"Each {role} should belong to one of the tasks {list(self.names)}. Found {unknown}.")
+                raise DataError(
+                    f"Each {role} should belong to one of the tasks {list(self.names)}. Found {unknown}. The tasks are "
+                    "those of compose(tasks=[...]), else of the first call."
+                )
         twice = [name for name in extra if target_of.get(name) is not None]
         if twice:
             raise DataError(f"A task should have a target or an extra loss. Found both for {twice}.")
@@ -354,7 +386,8 @@ class TaskSet(nn.Module):
             else:
                 if output_of.get(name) is None:
                     raise DataError(
-                        f"Task {name!r} has a target and should have an output. Found outputs {list(output_of)}."
+                        f"Task {name!r} has a target and should have an output of the same name. "
+                        f"Found outputs {list(output_of)}."
                     )
                 read_values = read_values or self.debug or name not in self._checked
                 loss, count = self._loss(name, output_of[name], target, _pick(mask, name), _pick(sample_weight, name))
@@ -370,10 +403,13 @@ class TaskSet(nn.Module):
         """Return losses computed elsewhere as the losses of a call."""
         loss_of = as_mapping("losses", losses, self.names or None)
         if not self.names:
-            self.name(tuple(loss_of))
+            self._name_from_call(tuple(loss_of), "loss")
         unknown = [name for name in loss_of if name not in self.names]
         if unknown:
-            raise DataError(f"Each loss should belong to one of the tasks {list(self.names)}. Found {unknown}.")
+            raise DataError(
+                f"Each loss should belong to one of the tasks {list(self.names)}. Found {unknown}. The tasks are those of "
+                "compose(tasks=[...]), else of the first call."
+            )
         scalars = tuple(None if (loss := loss_of.get(name)) is None else _scalar(name, loss) for name in self.names)
         found = TaskLosses(scalars, (None,) * len(scalars))
         _require_present(found, self.names)
@@ -385,7 +421,7 @@ class TaskSet(nn.Module):
         check_tensors(name, prediction, target)
         assert prediction is not None
         valid = valid_labels(name, target, mask, self.missing)
-        weight = None if sample_weight is None else align("sample_weight", name, sample_weight, target.shape)
+        weight = None if sample_weight is None else align("sample_weight", name, sample_weight, target.shape).detach()
         first = name not in self._checked
         if first or self.debug:
             self._check_values(name, prediction, target, valid, weight)
@@ -417,7 +453,8 @@ class TaskSet(nn.Module):
         try:
             shape.check(prediction, target)
             if not empty:
-                shape.check_values(prediction, labels)
+                # Labels in the target's own shape: where there is none, another one stands in.
+                shape.check_values(prediction, target if valid is None else torch.where(valid, target, labels[0]))
         except DataError as error:
             raise DataError(f"Task {name!r}, shape {shape!r}: {error}") from error
         if weight is not None:
@@ -441,4 +478,4 @@ def _scalar(name: str, loss: object) -> Tensor:
 
 def _require_present(found: TaskLosses, names: tuple[str, ...]) -> None:
     if all(loss is None for loss in found.losses):
-        raise DataError(f"At least one of the tasks {list(names)} should have a target. Found none.")
+        raise DataError(f"At least one of the tasks {list(names)} should have a target or a loss. Found none.")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mtl_axes._state import WideState, vector
+from mtl_axes._state import WideState
 from mtl_axes.distributed import Sync, sum_over_ranks
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.probes import Measurement, Probe
@@ -32,6 +32,8 @@ class Window(WideState):
     norm_sum: Tensor
     norm_count: Tensor
     gramian_sum: Tensor
+    gramian_count: Tensor
+    measured_at: Tensor
     dropped: Tensor
 
     def __init__(self, *, every: int, accumulate: int | Literal["manual"], sync: Sync) -> None:
@@ -41,27 +43,25 @@ class Window(WideState):
         self.sync = sync
         self.step = 0
         self.calls = 0
-        self._last_measured: list[int | None] = []
-        self._measured: list[bool] = []
-        self._due = False
 
     @property
     def allocated(self) -> bool:
         """True once the number of tasks is known."""
-        return bool(self._last_measured)
+        return "loss_sum" in self._buffers
 
     def bind(self, count: int, need: Need, dtype: torch.dtype) -> None:
         """Allocate the sums for ``count`` tasks."""
-        self._last_measured = [None] * count
-        self._measured = [False] * count
         self.register_buffer("loss_sum", torch.zeros(count, dtype=dtype))
         self.register_buffer("loss_count", torch.zeros(count, dtype=dtype))
         self.register_buffer("dropped", torch.zeros(count, dtype=torch.int64))
         if need != "losses":
             self.register_buffer("norm_sum", torch.zeros(count, dtype=dtype))
             self.register_buffer("norm_count", torch.zeros(count, dtype=dtype))
+            # On the device, because only there, and only after the ranks have agreed, it is known who was active.
+            self.register_buffer("measured_at", torch.full((count,), -1, dtype=torch.int64))
         if need == "gramian":
             self.register_buffer("gramian_sum", torch.zeros(count, count, dtype=dtype))
+            self.register_buffer("gramian_count", torch.zeros(count, count, dtype=dtype))
 
     def immediate(self, probe: Probe, need: Need) -> bool:
         """Return whether every call is a window of its own whose statistics are there before its weights are needed."""
@@ -77,8 +77,7 @@ class Window(WideState):
 
         Decided by the schedule alone, so that all ranks agree on it whatever tasks they have.
         """
-        self._due = outer.needs != "losses" and self.step % self.every == 0 and outer.measures(self.step)
-        return self._due
+        return outer.needs != "losses" and self.step % self.every == 0 and outer.measures(self.step)
 
     def add(self, losses: Tensor, active: Tensor, labelled: Tensor, measurement: Measurement | None) -> None:
         """Add the statistics of one call to the pending window. Non-finite values are dropped and counted."""
@@ -91,12 +90,13 @@ class Window(WideState):
     def _add_measurement(self, active: Tensor, measurement: Measurement | None) -> None:
         if measurement is None:
             return
-        self._measured = [now or before for now, before in zip(measurement.measured, self._measured, strict=True)]
         usable = active & torch.isfinite(measurement.norms) & (measurement.norms > 0)
         self.norm_sum.add_(torch.where(usable, measurement.norms, 0.0))
         self.norm_count.add_(usable)
         if measurement.gramian is not None:
-            self.gramian_sum.add_(torch.where(usable[:, None] & usable[None, :], measurement.gramian, 0.0))
+            pairs = usable[:, None] & usable[None, :]
+            self.gramian_sum.add_(torch.where(pairs, measurement.gramian, 0.0))
+            self.gramian_count.add_(pairs)
 
     def _count_dropped(self, active: Tensor, labelled: Tensor, measurement: Measurement | None) -> None:
         dropped = labelled & ~active
@@ -111,24 +111,22 @@ class Window(WideState):
         collected = None if outer.needs == "losses" or probe.same_step else probe.collect()
         if collected is not None:
             self._add_measurement(self.loss_count > 0, collected)
-        if outer.needs == "losses" or self._due:
-            outer(self._signals(outer.needs))
-            self._last_measured = [
-                self.step if measured else last for measured, last in zip(self._measured, self._last_measured, strict=True)
-            ]
+        if outer.needs == "losses" or self.due(outer):
+            signals = self._signals(outer.needs)
+            outer(signals)
+            if outer.needs != "losses":
+                self.measured_at.copy_(torch.where(signals.active, self.step, self.measured_at))
+        self.step += 1
         self._begin()
 
     def drop(self) -> None:
-        """Forget the pending window, as when its optimizer step was skipped, and begin the next."""
+        """Forget the pending window, as when its optimizer step was skipped: it does not count as a window."""
         if self.calls:
             self._begin()
 
     def _begin(self) -> None:
-        self.step += 1
         self.calls = 0
-        self._due = False
-        self._measured = [False] * len(self._measured)
-        for name in ("loss_sum", "loss_count", "norm_sum", "norm_count", "gramian_sum"):
+        for name in ("loss_sum", "loss_count", "norm_sum", "norm_count", "gramian_sum", "gramian_count"):
             if name in self._buffers:
                 getattr(self, name).zero_()
 
@@ -136,39 +134,31 @@ class Window(WideState):
         norm_sum = self.norm_sum if need != "losses" else None
         norm_count = self.norm_count if need != "losses" else None
         gramian_sum = self.gramian_sum if need == "gramian" else None
-        loss_sum, loss_count, norm_sum, norm_count, gramian_sum = sum_over_ranks(
-            self.sync, self.loss_sum, self.loss_count, norm_sum, norm_count, gramian_sum
+        gramian_count = self.gramian_count if need == "gramian" else None
+        loss_sum, loss_count, norm_sum, norm_count, gramian_sum, gramian_count = sum_over_ranks(
+            self.sync, self.loss_sum, self.loss_count, norm_sum, norm_count, gramian_sum, gramian_count
         )
         assert loss_sum is not None and loss_count is not None
         norms, gramian, active = None, None, loss_count > 0
         if norm_sum is not None and norm_count is not None:
             norms = norm_sum / norm_count.clamp_min(1)
             active = active & (norm_count > 0)
-        if gramian_sum is not None and norm_count is not None:
+        if gramian_sum is not None and gramian_count is not None:
             # Pairs that never met in one call have no inner product; 0 says the least about them.
-            pairs = torch.minimum(norm_count[:, None], norm_count[None, :]).clamp_min(1)
-            gramian = gramian_sum / pairs
+            gramian = gramian_sum / gramian_count.clamp_min(1)
         losses = loss_sum / loss_count.clamp_min(1)
-        return Signals(losses, norms=norms, gramian=gramian, active=active, elapsed=self._elapsed(losses), step=self.step)
+        return Signals(losses, norms=norms, gramian=gramian, active=active, elapsed=self._elapsed(need), step=self.step)
 
-    def _elapsed(self, like: Tensor) -> Tensor:
-        elapsed = [1 if last is None else self.step - last for last in self._last_measured]
-        return vector(elapsed, like.dtype, like.device)
+    def _elapsed(self, need: Need) -> Tensor | None:
+        if need == "losses":
+            return None
+        return torch.where(self.measured_at < 0, 1, self.step - self.measured_at)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the host part of the schedule."""
-        return {
-            "step": self.step,
-            "calls": self.calls,
-            "last_measured": list(self._last_measured),
-            "measured": list(self._measured),
-            "due": self._due,
-        }
+        return {"step": self.step, "calls": self.calls}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over the host part of the schedule."""
         self.step = state["step"]
         self.calls = state["calls"]
-        self._last_measured = list(state["last_measured"])
-        self._measured = list(state["measured"])
-        self._due = state["due"]

@@ -21,6 +21,8 @@ def require_same_shape(prediction: Tensor, target: Tensor) -> None:
             hint = " Use prediction.squeeze(-1)."
         elif target.ndim == prediction.ndim + 1 and target.shape[-1] == 1:
             hint = " Use target.squeeze(-1)."
+        elif prediction.ndim > 1 and prediction.shape[:1] + prediction.shape[2:] == target.shape:
+            hint = " If these are logits of classes, use target.long()."
         raise DataError(
             "prediction and target should have one shape. "
             f"Found prediction {tuple(prediction.shape)} and target {tuple(target.shape)}.{hint}"
@@ -59,7 +61,7 @@ class InnerShape(nn.Module):
 
         Args:
             prediction: predictions, as given to ``forward``.
-            target: the targets that are labelled, flattened.
+            target: the target; where it is masked, a label from another place stands in.
 
         Raises:
             DataError: a value is outside what the shape is defined for.
@@ -72,6 +74,12 @@ class InnerShape(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         """Return the unreduced loss, one per target entry."""
         raise NotImplementedError
+
+    def __call__(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        """Check the shapes and run ``forward``: used on its own, a shape must not broadcast either."""
+        self.check(prediction, target)
+        losses: Tensor = super().__call__(prediction, target)
+        return losses
 
     def __repr__(self) -> str:
         return constructor_repr(self)

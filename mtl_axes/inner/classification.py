@@ -25,7 +25,10 @@ def require_classes(prediction: Tensor, target: Tensor) -> None:
             f"Found logits {tuple(prediction.shape)} and target {tuple(target.shape)}."
         )
     if prediction.shape[1] < 2:
-        raise DataError(f"a multiclass task needs at least 2 logits. Found logits {tuple(prediction.shape)}.")
+        raise DataError(
+            f"a multiclass task needs at least 2 logits. Found logits {tuple(prediction.shape)}. For one logit or value per "
+            "sample use prediction.squeeze(1)."
+        )
     if target.is_floating_point() or target.is_complex() or target.dtype is torch.bool:
         raise DataError(f"class targets should be integers. Found {target.dtype}. Use target.long().")
 
@@ -74,7 +77,7 @@ class BCE(InnerShape):
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         target = target.to(prediction.dtype)
-        return self.pos_weight * target * F.softplus(-prediction) + (1 - target) * F.softplus(prediction)
+        return -self.pos_weight * target * F.logsigmoid(prediction) - (1 - target) * F.logsigmoid(-prediction)
 
 
 class CrossEntropy(InnerShape):
@@ -161,23 +164,24 @@ class Focal(InnerShape):
             )
 
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
-        if target.is_floating_point():
-            if not bool(((target == 0) | (target == 1)).all()):
-                raise DataError("focal targets of a binary task should be 0 or 1. Found soft targets.")
-        elif target.dtype is not torch.bool and prediction.ndim > 1:
+        if prediction.shape != target.shape:
             check_class_range(prediction, target)
+        elif not bool(((target == 0) | (target == 1)).all()):
+            low, high = float(target.min()), float(target.max())
+            raise DataError(f"focal targets of a binary task should be 0 or 1. Found others in {low:g}..{high:g}.")
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         if prediction.shape == target.shape:
             margin = torch.where(target.bool(), prediction, -prediction)
-            nll, log_other = F.softplus(-margin), F.logsigmoid(-margin)
+            log_p, log_other = F.logsigmoid(margin), F.logsigmoid(-margin)
         else:
             index = target.long().unsqueeze(1)
             chosen = prediction.gather(1, index).squeeze(1)
             others = prediction.scatter(1, index, -torch.inf).logsumexp(1)
-            # With d = chosen - logsumexp(others): -log p = softplus(-d) and log(1 - p) = logsigmoid(-d).
-            nll, log_other = F.softplus(others - chosen), F.logsigmoid(others - chosen)
-        loss = nll if self.gamma == 0 else (self.gamma * log_other).exp() * nll
+            # With d = chosen - logsumexp(others): log p = logsigmoid(d) and log(1 - p) = logsigmoid(-d).
+            log_p, log_other = F.logsigmoid(chosen - others), F.logsigmoid(others - chosen)
+        # Not softplus, which drops its exponential beyond 20, an error of 2e-9.
+        loss = -log_p if self.gamma == 0 else -(self.gamma * log_other).exp() * log_p
         return loss if self.alpha is None else self._class_weight(target, loss) * loss
 
     def _class_weight(self, target: Tensor, like: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import ClassVar
 
@@ -155,6 +155,8 @@ class Quantile(InnerShape):
 
     def __init__(self, *, q: float | Sequence[float] = 0.5) -> None:
         super().__init__()
+        if not isinstance(q, (int, float, Iterable)):
+            raise OptionError(f"Option `q` should be a level or strictly increasing levels. Found q={q!r}.")
         levels = [q] if isinstance(q, (int, float)) else list(q)
         for level in levels:
             check_number("q", level, low=0.0, high=1.0, low_open=True, high_open=True)

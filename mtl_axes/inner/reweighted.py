@@ -108,8 +108,10 @@ class Reweighted(InnerShape):
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         with torch.no_grad():
-            weight = self.weight(target)
-        return self.base(prediction, target) * weight  # type: ignore[no-any-return]
+            # An integer target would have its weight computed in float32.
+            weight = self.weight(target.to(prediction.dtype) if self.kinds == {"regression"} else target)
+        losses: Tensor = self.base(prediction, target) * weight
+        return losses
 
 
 class FailureBiased(Reweighted):

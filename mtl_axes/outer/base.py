@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl_axes._state import WideState
-from mtl_axes.errors import StateError
+from mtl_axes.errors import PluginError, StateError
 from mtl_axes.options import constructor_repr, read_options
 from mtl_axes.signals import Need, Signals, TaskInfo
 
@@ -84,6 +84,8 @@ class OuterWeighting(WideState):
             raise StateError(f"{self!r} is bound to {len(self.tasks)} tasks. Found signals of {signals.size}.")
         self.follow(signals.losses)
         weights: Tensor = super().__call__(signals)
+        if weights.shape != self.current.shape:
+            raise PluginError(f"{self!r} should return weights of shape ({signals.size},). Found {tuple(weights.shape)}.")
         self.current.copy_(weights.detach())
         return weights
 

@@ -99,7 +99,7 @@ class Shared:
         elif isinstance(given, (nn.Module, Tensor)):
             items = (given,)
         else:
-            items = tuple(given)
+            items = tuple(given) if isinstance(given, Iterable) else (given,)
         for item in items:
             if not isinstance(item, (nn.Module, Tensor)):
                 raise OptionError(f"Option `shared` should be a module or parameters. Found {type(item).__name__}.")

@@ -1,0 +1,218 @@
+"""The table at the end of a study, and what it shows in plain words, computed from the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from .methods import Cell, parse_strategy
+from .train import Run
+
+Runs = Mapping[tuple[Cell, int], Run]
+REFERENCE = "A"
+AT_FLOOR = 0.002
+"""How near to its bound a weight counts as sitting there."""
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """``mean ± standard deviation``; of a single value only the value."""
+    mean = f"{np.mean(values):.{digits}f}"
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
+
+
+def signed(values: Sequence[float], digits: int) -> str:
+    """A difference with its sign, as ``spread``."""
+    text = spread(values, digits)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def cells_of(runs: Runs) -> list[Cell]:
+    """The cells that have runs, in order."""
+    return list(dict.fromkeys(cell for cell, _ in runs))
+
+
+def figures(runs: Runs, cell: Cell, figure: Callable[[Run], float]) -> dict[int, float]:
+    """One figure of a cell by seed."""
+    return {seed: figure(run) for (of, seed), run in runs.items() if of == cell}
+
+
+def paired(runs: Runs, cell: Cell, other: Cell, figure: Callable[[Run], float]) -> list[float]:
+    """Differences ``cell - other`` over the seeds that both finished."""
+    here, there = figures(runs, cell, figure), figures(runs, other, figure)
+    return [here[seed] - there[seed] for seed in here if seed in there]
+
+
+def by_name(runs: Runs, name: str) -> Cell | None:
+    """The cell of this name, if it has runs."""
+    return next((cell for cell in cells_of(runs) if cell.name == name), None)
+
+
+def at_step_on_floor(run: Run, floor: float) -> int | None:
+    """The first step from which the RUL weight stays at its lower bound to the end, or None."""
+    away = np.abs(np.array(run.weights)[:, 0] - floor / (1 + floor)) > AT_FLOOR
+    last_away = int(np.flatnonzero(away)[-1]) + 1 if away.any() else 0
+    return None if last_away == len(away) else last_away
+
+
+def gaba_floor(cell: Cell) -> float | None:
+    """The floor of a GABA cell, None for other weightings."""
+    options = parse_strategy(cell.outer)
+    floor = options.get("floor", 0.05)
+    return float(floor) if options["name"] == "gaba" and isinstance(floor, (int, float)) else None
+
+
+def table(runs: Runs, ridge: Mapping[int, Mapping[str, float]]) -> str:
+    """Mean and standard deviation over seeds, and differences to cell A paired by seed."""
+    header = ["cell", "seeds", "RMSE", "NASA", "health acc.", "lambda_health", "RMSE - A", "NASA - A"]
+    reference = by_name(runs, REFERENCE)
+    rows = []
+    for cell in cells_of(runs):
+        row = [
+            cell.title,
+            str(len(figures(runs, cell, _rmse))),
+            spread(list(figures(runs, cell, _rmse).values()), 2),
+            spread(list(figures(runs, cell, _nasa).values()), 0),
+            spread(list(figures(runs, cell, _accuracy).values()), 3),
+            spread(list(figures(runs, cell, _lambda_health).values()), 3),
+        ]
+        for figure, digits in ((_rmse, 2), (_nasa, 0)):
+            differences = paired(runs, cell, reference, figure) if reference and cell != reference else []
+            row.append(signed(differences, digits) if differences else "")
+        rows.append(row)
+    rows.append(
+        [
+            "ridge on window means",
+            str(len(ridge)),
+            spread([fit["rmse"] for fit in ridge.values()], 2),
+            spread([fit["nasa"] for fit in ridge.values()], 0),
+            *[""] * 4,
+        ]
+    )
+    widths = [max(len(row[at]) for row in [header, *rows]) for at in range(len(header))]
+    lines = [
+        "  ".join(
+            text.ljust(width) if at == 0 else text.rjust(width)
+            for at, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [header, *rows]
+    ]
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def in_words(runs: Runs, ridge: Mapping[int, Mapping[str, float]]) -> list[str]:
+    """One sentence or two on each of: spread, differences, gradients, GABA's floor, the control, the ridge baseline."""
+    sentences = [_on_spread(runs), _on_gradients(runs), *_on_floor(runs), _on_control(runs), _on_ridge(runs, ridge)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _on_spread(runs: Runs) -> str:
+    reference = by_name(runs, REFERENCE)
+    if reference is None:
+        return ""
+    others = [cell for cell in cells_of(runs) if cell != reference and paired(runs, cell, reference, _rmse)]
+    seeds = len(figures(runs, reference, _rmse))
+    if seeds < 2:
+        return "Spread: one seed, so nothing here tells a difference between cells from chance."
+    parts = []
+    for figure, name, digits in ((_rmse, "RMSE", 2), (_nasa, "NASA", 0)):
+        own = [np.std(list(figures(runs, cell, figure).values()), ddof=1) for cell in [reference, *others]]
+        text = f"{name} varies between the {seeds} seeds of a cell by {min(own):.{digits}f} to {max(own):.{digits}f} (sd)"
+        clear = []
+        for cell in others:
+            differences = np.array(paired(runs, cell, reference, figure))
+            if len(differences) > 1 and abs(differences.mean()) > 2 * differences.std(ddof=1) / np.sqrt(len(differences)):
+                clear.append(f"{cell.name} ({signed(differences.tolist(), digits)})")
+        if others:
+            text += "; mean difference to A beyond two standard errors: " + (", ".join(clear) or "none")
+        parts.append(text)
+    caution = " Two standard errors of so few seeds are a hint, not a test." if seeds < 10 else ""
+    return f"Spread: {'. '.join(parts)}.{caution}"
+
+
+def _on_gradients(runs: Runs) -> str:
+    cell = by_name(runs, REFERENCE) or next(iter(cells_of(runs)), None)
+    if cell is None:
+        return ""
+    early, late = [], []
+    for (of, _), run in runs.items():
+        if of == cell:
+            norms = np.array(run.norms)
+            ratio = norms[:, 0] / np.maximum(norms[:, 1], 1e-30)
+            early.append(ratio[0])
+            late.append(float(np.median(ratio[-max(1, len(ratio) // 4) :])))
+    return (
+        f"Gradients in cell {cell.name}: the norm of the RUL gradient is {np.mean(early):.0f} times that of the health "
+        f"gradient at the first step and {np.mean(late):.0f} times in the last quarter (RUL in cycles; other units give "
+        "another ratio)."
+    )
+
+
+def _on_floor(runs: Runs) -> list[str]:
+    sentences = []
+    for cell in cells_of(runs):
+        floor = gaba_floor(cell)
+        mine = [run for (of, _), run in runs.items() if of == cell]
+        if floor is None or not mine:
+            continue
+        at = [at_step_on_floor(run, floor) for run in mine]
+        reached = [step for step in at if step is not None]
+        end = np.mean([run.weights[-1][1] for run in mine])
+        chosen = np.mean([run.chosen_step for run in mine])
+        then = np.mean([run.weights[run.chosen_step - 1][1] for run in mine])
+        tested = f" The tested checkpoints are of step {chosen:.0f} on average, when lambda_health was {then:.4f}."
+        if len(reached) == len(at):
+            sentences.append(
+                f"GABA in cell {cell.name} sits at its floor at the end of all {len(at)} runs: lambda_health = {end:.4f}, "
+                f"the bound is {1 / (1 + floor):.4f}. From step {max(reached)} on it is a constant.{tested}"
+            )
+        elif reached:
+            sentences.append(
+                f"GABA in cell {cell.name} ends at its floor in {len(reached)} of {len(at)} runs (mean lambda_health "
+                f"{end:.4f}, bound {1 / (1 + floor):.4f}).{tested}"
+            )
+        else:
+            sentences.append(
+                f"GABA in cell {cell.name} has not come to rest at its floor after {len(mine[0].weights)} steps: "
+                f"lambda_health = {end:.4f}, the bound is {1 / (1 + floor):.4f}.{tested}"
+            )
+    return sentences
+
+
+def _on_control(runs: Runs) -> str:
+    adaptive, control = by_name(runs, "D"), by_name(runs, "control")
+    if adaptive is None or control is None:
+        return ""
+    parts = []
+    for figure, name, digits in ((_rmse, "RMSE", 2), (_nasa, "NASA", 0)):
+        differences = paired(runs, adaptive, control, figure)
+        if not differences:
+            return ""
+        lower = sum(difference < 0 for difference in differences)
+        parts.append(f"{name} {signed(differences, digits)} (lower in {lower} of {len(differences)} seeds)")
+    return f"Control: D (GABA) minus the constant at GABA's floor, paired by seed: {', '.join(parts)}."
+
+
+def _on_ridge(runs: Runs, ridge: Mapping[int, Mapping[str, float]]) -> str:
+    parts = []
+    for name, figure in (("rmse", _rmse), ("nasa", _nasa)):
+        line = np.mean([fit[name] for fit in ridge.values()])
+        better = [cell.name for cell in cells_of(runs) if np.mean(list(figures(runs, cell, figure).values())) < line]
+        parts.append(f"lower mean {name.upper()} than ridge: {', '.join(better) or 'no cell'}")
+    return f"Ridge, a linear model without any of this: {'; '.join(parts)}."
+
+
+def _rmse(run: Run) -> float:
+    return run.rmse
+
+
+def _nasa(run: Run) -> float:
+    return run.nasa
+
+
+def _accuracy(run: Run) -> float:
+    return run.health_accuracy
+
+
+def _lambda_health(run: Run) -> float:
+    return run.weights[-1][1]

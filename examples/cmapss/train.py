@@ -1,0 +1,211 @@
+"""Train one cell with one seed: the recipe, the two protocols, and everything that is kept of a run."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from mtl_axes.adapters.loop import Loop
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from mtl_axes import compose
+
+from .data import Fleet
+from .errors import RunError
+from .methods import TASKS, Cell, parse_strategy
+from .metrics import Ridge, accuracy, clip_rul, nasa_score, rmse
+from .model import TwoHeads, WeightAverage
+from .windows import CHANNELS, Normaliser, Snapshots, TrainingWindows, split_engines, truncations
+
+Protocol = Literal["honest", "published"]
+Batch = tuple[Tensor, dict[str, Tensor]]
+
+RIDGE_STRENGTHS = tuple(10.0**power for power in range(-5, 2))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every cell of a study is trained; the same for all cells and seeds. RECIPE.md says how it was chosen."""
+
+    steps: int
+    batch: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    average: float = 0.999
+    rul_scale: float = 40.0
+    dropout: float = 0.1
+    evaluations: int = 20
+    measure_every: int = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What one seed trains on, chooses its checkpoint on, and is tested on."""
+
+    train: TrainingWindows
+    selection: Snapshots
+    test: Snapshots
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a finished run measured.
+
+    ``weights`` are per step, ``norms`` at ``norm_steps``, ``selection`` pairs a step with the RMSE of its checkpoint.
+    """
+
+    rmse: float
+    nasa: float
+    health_accuracy: float
+    seconds: float
+    chosen_step: int
+    predicted: list[float]
+    true: list[float]
+    weights: list[list[float]]
+    norm_steps: list[int]
+    norms: list[list[float]]
+    selection: list[list[float]]
+
+
+def prepare(fleet: Fleet, seed: int, protocol: Protocol) -> Prepared:
+    """Honest: a fifth of the training engines is held out, by seed, before anything is fitted. Published: nothing is."""
+    if protocol == "published":
+        normalise = Normaliser.fit(fleet.train)
+        test = Snapshots.of(fleet.test, normalise)
+        return Prepared(TrainingWindows.of(fleet.train, normalise), test, test)
+    fit, held_out = split_engines(fleet.train, seed)
+    normalise = Normaliser.fit(fit)
+    return Prepared(
+        TrainingWindows.of(fit, normalise),
+        Snapshots.of(truncations(held_out, seed), normalise),
+        Snapshots.of(fleet.test, normalise),
+    )
+
+
+def batches(windows: TrainingWindows, recipe: Recipe, seed: int) -> Iterator[list[NDArray[np.int64]]]:
+    """The indices of every batch, epoch by epoch: ``recipe.steps`` batches in all; the rest of an epoch is dropped."""
+    rng = np.random.default_rng([seed, 3])
+    left = recipe.steps
+    size = min(recipe.batch, len(windows))
+    while left:
+        order = rng.permutation(len(windows))
+        count = min(left, len(windows) // size)
+        yield [order[at * size : (at + 1) * size] for at in range(count)]
+        left -= count
+
+
+def train_run(cell: Cell, seed: int, prepared: Prepared, recipe: Recipe, on_step: Callable[[], None] = lambda: None) -> Run:
+    """Train, choose the checkpoint on ``prepared.selection``, and test that checkpoint once.
+
+    Raises:
+        RunError: the predictions were not finite at any evaluation.
+    """
+    begin = time.perf_counter()
+    torch.manual_seed(seed)
+    windows = prepared.train
+    model = TwoHeads(CHANNELS, mean_rul=float(windows.rul.mean()), rul_scale=recipe.rul_scale, dropout=recipe.dropout)
+    average = WeightAverage(model, decay=recipe.average)
+    shadow = copy.deepcopy(model).eval()
+    criterion = cell.criterion()
+    # Fixed weights measure nothing, so every cell's norms are read from a second criterion that is only a ruler.
+    ruler = compose({"name": "gaba", "warmup": 0}, parse_strategy(cell.inner), tasks=TASKS)
+    weights: list[Tensor] = []
+    norms: list[Tensor] = []
+    norm_steps: list[int] = []
+    selection: list[list[float]] = []
+    best: dict[str, Tensor] = {}
+    evaluate_at = {math.ceil(recipe.steps * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
+
+    def compute_loss(batch: Batch) -> Tensor:
+        inputs, targets = batch
+        outputs = model(inputs)
+        if loop.step % recipe.measure_every == 0:
+            ruler(outputs, targets)
+            assert ruler.report is not None and ruler.report.norms is not None
+            norm_steps.append(loop.step)
+            norms.append(ruler.report.norms)
+        loss: Tensor = criterion(outputs, targets)
+        return loss
+
+    def after_step(loop: Loop) -> None:
+        nonlocal best
+        average.update(model)
+        assert criterion.report is not None
+        weights.append(criterion.report.weights)
+        if loop.step in evaluate_at:
+            shadow.load_state_dict(average.averages)
+            predicted, _ = predict(shadow, prepared.selection)
+            error = rmse(predicted, prepared.selection.rul)
+            if math.isfinite(error) and error < min((row[1] for row in selection), default=math.inf):
+                best = {name: value.clone() for name, value in average.averages.items()}
+            selection.append([loop.step, error if math.isfinite(error) else math.inf])
+        on_step()
+
+    loop = Loop(
+        model,
+        criterion,
+        lambda groups: torch.optim.AdamW(groups, lr=recipe.learning_rate, weight_decay=recipe.weight_decay),
+        scheduler=lambda optimizer: CosineAnnealingLR(optimizer, T_max=recipe.steps),
+        clip=recipe.clip,
+        compute_loss=compute_loss,
+        after_step=after_step,
+        log_every=recipe.measure_every,
+        progress=False,
+    )
+    for epoch in batches(windows, recipe, seed):
+        loop.run(_tensors(windows, which) for which in epoch)
+    if not best:
+        raise RunError("no evaluation gave finite predictions, so no checkpoint could be chosen")
+    shadow.load_state_dict(best)
+    predicted, health = predict(shadow, prepared.test)
+    return Run(
+        rmse=rmse(predicted, prepared.test.rul),
+        nasa=nasa_score(predicted, prepared.test.rul),
+        health_accuracy=accuracy(health, prepared.test.health),
+        seconds=time.perf_counter() - begin,
+        chosen_step=int(min(selection, key=lambda row: row[1])[0]),
+        predicted=predicted.tolist(),
+        true=prepared.test.rul.tolist(),
+        weights=torch.stack(weights).tolist(),
+        norm_steps=norm_steps,
+        norms=torch.stack(norms).tolist(),
+        selection=selection,
+    )
+
+
+@torch.no_grad()
+def predict(model: TwoHeads, snapshots: Snapshots) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Predicted RUL within [0, 125] and health class of every snapshot."""
+    starts = range(0, len(snapshots.inputs), 512)
+    parts = [model(torch.from_numpy(snapshots.inputs[start : start + 512])) for start in starts]
+    rul = torch.cat([part["rul"] for part in parts]).double().numpy()
+    health = torch.cat([part["health"] for part in parts]).argmax(dim=1).numpy()
+    return clip_rul(rul), health
+
+
+def ridge_baseline(prepared: Prepared) -> dict[str, float]:
+    """Ridge on window means, its strength chosen on the same engines as the networks' checkpoints."""
+    every = np.arange(len(prepared.train))
+    parts = [prepared.train.inputs(part).mean(axis=1) for part in np.array_split(every, len(every) // 4096 + 1)]
+    means, rul = np.concatenate(parts).astype(np.float64), prepared.train.rul.astype(np.float64)
+    fits = [Ridge(means, rul, strength=strength) for strength in RIDGE_STRENGTHS]
+    chosen = prepared.selection
+    best = min(fits, key=lambda fit: rmse(fit(chosen.inputs.mean(axis=1)), chosen.rul))
+    predicted = best(prepared.test.inputs.mean(axis=1))
+    return {"rmse": rmse(predicted, prepared.test.rul), "nasa": nasa_score(predicted, prepared.test.rul)}
+
+
+def _tensors(windows: TrainingWindows, which: NDArray[np.int64]) -> Batch:
+    return torch.from_numpy(windows.inputs(which)), {
+        "rul": torch.from_numpy(windows.rul[which]),
+        "health": torch.from_numpy(windows.health[which]),
+    }

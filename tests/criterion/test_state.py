@@ -1,0 +1,399 @@
+"""State: a resumed run equals the uninterrupted one bit for bit; copies are whole; a wrong state is refused as a whole."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from strategies import OUTERS, batch_for, equal, model_for, quick, same, snapshot
+from torch import nn
+
+from mtl_axes import MultiTaskCriterion, compose
+from mtl_axes.errors import StateError
+
+KINDS = {"rul": "regression", "health": "multiclass"}
+HERE = Path(__file__).resolve().parent
+f64 = torch.float64
+
+# name: options of the criterion, and the call after which the checkpoint is written.
+CASES: dict[str, tuple[dict[str, Any], int]] = {
+    "in the warm-up": ({}, 3),
+    "in mid-window": ({"accumulate": 3}, 7),
+    "at the end of a window": ({"accumulate": 3}, 9),
+    "in mid-epoch": ({}, 14),
+    "between two measurements": ({"every": 4}, 10),
+    "every and accumulate": ({"every": 2, "accumulate": 2}, 15),
+    "manual": ({"accumulate": "manual"}, 8),
+}
+CALLS = 26
+RESUMED = [(outer, case) for outer in OUTERS for case in CASES]
+
+
+class Training:
+    """A model, a criterion and Adam; epochs of ten calls; the optimizer steps once per window."""
+
+    def __init__(self, outer: str, case: str) -> None:
+        options, self.saved_after = CASES[case]
+        self.size = options.get("accumulate", 1)
+        self.size = 2 if self.size == "manual" else self.size
+        weighting = {"dwa": {"window": None}, "gaba": {"warmup": 5}}.get(outer, {})
+        if case == "every and accumulate" and outer == "dwa":
+            weighting = {"window": 3}
+        tasks = list(KINDS) if quick(outer).learnable else None
+        self.model = model_for(KINDS)
+        self.criterion = compose(quick(outer, **weighting), "failure_biased", tasks=tasks, **options)
+        groups = [{"params": list(self.model.parameters())}, *self.criterion.param_groups(lr=0.05)]
+        self.optimizer = torch.optim.Adam(groups, lr=1e-2)
+        self.weights: list[list[float]] = []
+
+    def advance(self, start: int, stop: int) -> None:
+        for call in range(start, stop):
+            inputs, targets = batch_for(KINDS, seed=call)
+            here = {name: None if call % 7 == 4 and name == "health" else target for name, target in targets.items()}
+            (self.criterion(self.model(inputs), here) / self.size).backward()
+            self.weights.append(self.criterion.report.weights.tolist())
+            if (call + 1) % self.size == 0:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                if self.criterion.accumulate == "manual":
+                    self.criterion.step()
+            if (call + 1) % 10 == 0:
+                self.criterion.end_epoch()
+
+    def checkpoint(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "criterion": self.criterion.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "gradients": [parameter.grad for group in self.optimizer.param_groups for parameter in group["params"]],
+        }
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        self.model.load_state_dict(checkpoint["model"])
+        self.criterion.load_state_dict(checkpoint["criterion"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for parameter, gradient in zip(parameters, checkpoint["gradients"], strict=True):
+            parameter.grad = gradient
+
+    def result(self) -> dict[str, Any]:
+        return {**self.checkpoint(), "weights": self.weights[-(CALLS - self.saved_after) :]}
+
+
+def file_of(folder: Path, kind: str, outer: str, case: str) -> Path:
+    return folder / f"{kind}-{outer}-{case}.pt".replace(" ", "_")
+
+
+def resume_all(folder: str) -> None:
+    """Continue every checkpoint of a folder with fresh objects; the fresh process of the tests below."""
+    torch.set_num_threads(1)
+    for outer, case in RESUMED:
+        training = Training(outer, case)
+        training.load(torch.load(file_of(Path(folder), "saved", outer, case), weights_only=True))
+        training.advance(training.saved_after, CALLS)
+        torch.save(training.result(), file_of(Path(folder), "resumed", outer, case))
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of every case, and what a fresh process made of them."""
+    folder = tmp_path_factory.mktemp("resume")
+    for outer, case in RESUMED:
+        training = Training(outer, case)
+        training.advance(0, training.saved_after)
+        torch.save(training.checkpoint(), file_of(folder, "saved", outer, case))
+        training.advance(training.saved_after, CALLS)
+        torch.save(training.result(), file_of(folder, "through", outer, case))
+    paths = [str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import test_state; test_state.resume_all({str(folder)!r})"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        check=True,
+        timeout=240,
+    )
+    return folder
+
+
+@pytest.mark.parametrize(("outer", "case"), RESUMED)
+def test_a_run_resumed_in_a_fresh_process_is_the_uninterrupted_run(resumed: Path, outer: str, case: str) -> None:
+    """Parameters, weights of every later call, criterion and optimizer state agree bit for bit."""
+    through, again = (torch.load(file_of(resumed, kind, outer, case), weights_only=True) for kind in ("through", "resumed"))
+    for part in through:
+        assert equal(through[part], again[part]), part
+    saved = torch.load(file_of(resumed, "saved", outer, case), weights_only=True)
+    assert not equal(through["model"], saved["model"]), "the run should have gone on"
+    if outer == "gaba" and case != "in the warm-up":
+        assert len({tuple(weights) for weights in through["weights"]}) > 1
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+def test_saving_changes_nothing(outer: str) -> None:
+    """A run that is saved on its way equals one that is not."""
+    saved, plain = Training(outer, "in mid-window"), Training(outer, "in mid-window")
+    for call in range(CALLS):
+        saved.advance(call, call + 1)
+        saved.checkpoint(), repr(saved.criterion), saved.criterion.config(), saved.criterion.explain()
+    plain.advance(0, CALLS)
+    assert equal(saved.checkpoint(), plain.checkpoint())
+
+
+class Lightning(nn.Module):
+    """A model and its criterion in one module, as a LightningModule holds them."""
+
+    def __init__(self, outer: str, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.net = model_for(KINDS, dtype=dtype)
+        self.criterion = compose(quick(outer), "failure_biased", tasks=list(KINDS), shared=self.net.trunk)
+
+    def step(self, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        inputs, targets = batch_for(KINDS, seed=seed, dtype=dtype)
+        return self.criterion(self.net(inputs), targets)
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.parametrize("dtype", [torch.float32, f64])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_sanity_check_in_inference_mode_comes_first(outer: str, dtype: torch.dtype, loaded: bool) -> None:
+    """The first call in eval and inference mode allocates state that can be trained, also in float64 and after loading."""
+    module, plain = Lightning(outer, dtype), Lightning(outer, dtype)
+    if loaded:
+        other = Lightning(outer)
+        other.step(90).backward()
+        for each in (module, plain):
+            each.criterion.load_state_dict(other.criterion.state_dict())
+    module.eval()
+    with torch.inference_mode():
+        module.step(100, dtype)
+    module.train()
+    assert not any(tensor.is_inference() for tensor in (*module.criterion.buffers(), *module.criterion.parameters()))
+    for seed in range(4):
+        totals = [each.step(seed, dtype) for each in (module, plain)]
+        for total in totals:
+            total.backward()
+        assert torch.equal(*totals)
+    assert equal(module.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+def test_a_criterion_within_a_module_is_saved_with_it(outer: str) -> None:
+    """As a submodule the criterion's state has the module's prefix, holds no copy of the model, and resumes."""
+    module = Lightning(outer)
+    for seed in range(3):
+        module.step(seed).backward()
+    state = copy.deepcopy(module.state_dict())
+    assert not any(key.startswith("criterion") and "trunk" in key for key in state)
+    assert {name for name, _ in module.named_parameters()} == {
+        *(f"net.{name}" for name, _ in module.net.named_parameters()),
+        *(f"criterion.{name}" for name, _ in module.criterion.named_parameters()),
+    }
+    fresh = Lightning(outer)
+    fresh.load_state_dict(state)
+    for seed in range(3, 6):
+        assert torch.equal(fresh.step(seed), module.step(seed))
+    assert equal(fresh.state_dict(), module.state_dict())
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.parametrize("narrow", ["half", "bfloat16"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_narrowing_the_module_narrows_no_state(outer: str, narrow: str, accumulate: int) -> None:
+    """A cast of the module around a criterion leaves its state, the pending window included, exactly as it was."""
+    model = model_for(KINDS)
+    criterion = compose(quick(outer), "failure_biased", tasks=list(KINDS), accumulate=accumulate)
+    for seed in range(5):
+        inputs, targets = batch_for(KINDS, seed=seed)
+        criterion(model(inputs), targets).backward()
+    before = snapshot(criterion)
+    getattr(nn.ModuleList([model, criterion]), narrow)()
+    assert model.trunk.weight.dtype.itemsize == 2
+    assert same(snapshot(criterion), before)
+
+
+def trained(model: nn.Module, criterion: MultiTaskCriterion, seeds: range) -> list[torch.Tensor]:
+    totals = []
+    for seed in seeds:
+        inputs, targets = batch_for(KINDS, seed=seed)
+        totals.append(criterion(model(inputs), targets))
+    return totals
+
+
+def measures(criterion: MultiTaskCriterion, model: nn.Module) -> bool:
+    """Whether the last measurement was taken at the trunk of this very model."""
+    return {id(parameter) for parameter in criterion._shared.last.parameters} == {id(p) for p in model.trunk.parameters()}
+
+
+JOINT = {"deepcopy": copy.deepcopy, "pickle": lambda both: pickle.loads(pickle.dumps(both))}
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.parametrize("how", JOINT)
+@pytest.mark.parametrize("given", ["module", "parameters", "found"])
+@pytest.mark.parametrize("order", ["model first", "criterion first"])
+def test_a_joint_copy_measures_its_own_model(outer: str, how: str, given: str, order: str) -> None:
+    """Copied together, the criterion of the copy measures the copy's trunk, and both go on like the originals."""
+    model = model_for(KINDS)
+    shared = {"module": model.trunk, "parameters": list(model.trunk.parameters()), "found": None}[given]
+    criterion = compose(quick(outer), "failure_biased", tasks=list(KINDS), shared=shared)
+    trained(model, criterion, range(3))
+    both = (model, criterion) if order == "model first" else (criterion, model)
+    copied = JOINT[how](both)
+    twin, its = copied if order == "model first" else copied[::-1]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+        for parameter in twin.parameters():
+            parameter.mul_(1.5)
+    originals, copies = trained(model, criterion, range(3, 6)), trained(twin, its, range(3, 6))
+    assert all(torch.equal(*pair) for pair in zip(originals, copies, strict=True))
+    assert same(snapshot(its), snapshot(criterion))
+    if its.outer.needs != "losses":
+        assert measures(its, twin)
+        assert its._shared.given == (given != "found")
+
+
+def test_a_copy_of_the_criterion_alone_keeps_the_model() -> None:
+    """deepcopy of a criterion alone does not copy the model; used with another model it says so and searches."""
+    model = model_for(KINDS)
+    criterion = compose(quick("gaba"), "failure_biased", tasks=list(KINDS), shared=model.trunk)
+    trained(model, criterion, range(2))
+    twin = copy.deepcopy(criterion)
+    assert torch.equal(trained(model, twin, range(2, 3))[0], trained(model, criterion, range(2, 3))[0])
+    assert measures(twin, model)
+    other = model_for(KINDS)
+    with pytest.warns(UserWarning, match="None of the parameters given as shared= is reached"):
+        trained(other, twin, range(3, 4))
+    assert measures(twin, other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained(other, twin, range(4, 6))
+    assert criterion._shared.given
+
+
+def test_a_deepcopy_of_a_deepcopy_follows_its_own_model() -> None:
+    """Averaged models are copied more than once, before the first call of the copy."""
+    model = model_for(KINDS)
+    criterion = compose(quick("gaba"), "failure_biased", tasks=list(KINDS), shared=model.trunk)
+    trained(model, criterion, range(2))
+    twin, its = copy.deepcopy(copy.deepcopy((model, criterion)))
+    trained(twin, its, range(2, 3))
+    assert measures(its, twin)
+
+
+def called(
+    outer: str = "gaba", tasks: tuple[str, ...] = ("a", "b"), calls: int = 3, dtype: torch.dtype = f64, **options: Any
+) -> Any:
+    criterion = compose(quick(outer), tasks=list(tasks), **options)
+    for call in range(calls):
+        leaf = torch.ones((), dtype=dtype, requires_grad=True)
+        criterion.combine({name: leaf * (index + call + 1.0) for index, name in enumerate(tasks)})
+    return criterion
+
+
+def combine(criterion: Any, tasks: tuple[str, ...] = ("a", "b")) -> torch.Tensor:
+    leaf = torch.ones((), dtype=f64, requires_grad=True)
+    return criterion.combine({name: leaf * (3.0 + index) ** 2 for index, name in enumerate(tasks)})
+
+
+WRONG = {
+    "other tasks": (lambda: called(tasks=("a", "c")), r"tasks \['a', 'b'\]. Found \['a', 'c'\]"),
+    "another order": (lambda: called(tasks=("b", "a")), r"tasks \['a', 'b'\]. Found \['b', 'a'\]"),
+    "more tasks": (lambda: called(tasks=("a", "b", "c")), r"Found \['a', 'b', 'c'\]"),
+    "another weighting": (lambda: called("gradnorm"), "should be of GABA. Found one of GradNorm"),
+    "before the first call": (lambda: called(calls=0), "saved before its first call"),
+    "before the first call, tasks unknown": (lambda: compose(quick("gaba")), "saved before its first call"),
+    "another version": (lambda: called(), "version 1. Found version 0"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("within", [False, True])
+def test_a_wrong_state_is_refused_as_a_whole(wrong: str, within: bool) -> None:
+    """A state of other tasks, another weighting or from before the first call is a StateError and loads nothing."""
+    make, message = WRONG[wrong]
+    state = make().state_dict()
+    if wrong == "another version":
+        state["_extra_state"]["version"] = 0
+    criterion = called(calls=5)
+    before = snapshot(criterion)
+    target = criterion
+    if within:
+        state = {f"criterion.{key}": value for key, value in state.items()}
+        target = nn.ModuleDict({"criterion": criterion})
+    with pytest.raises(StateError, match=message):
+        target.load_state_dict(state)
+    assert same(snapshot(criterion), before)
+    twin = called(calls=5)
+    assert torch.equal(combine(criterion), combine(twin))
+
+
+def test_a_state_that_does_not_fit_an_option_leaves_no_names_behind() -> None:
+    """A fresh criterion whose weighting refuses the saved tasks stays fresh."""
+    state = called("fixed", tasks=("a", "b", "c")).state_dict()
+    fresh = compose({"name": "fixed", "weights": [1.0, 2.0]})
+    with pytest.raises(ValueError, match=r"Fixed weights should be 3 numbers"):
+        fresh.load_state_dict(state)
+    assert fresh.tasks == ()
+    combine(fresh, ("x", "y"))
+    assert fresh.tasks == ("x", "y")
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+def test_a_state_from_before_the_first_call_loads_into_a_fresh_criterion(outer: str) -> None:
+    """Saving and loading a criterion that was never called is no error, and changes nothing."""
+    saved, fresh, plain = (compose(quick(outer), tasks=["a", "b"]) for _ in range(3))
+    fresh.load_state_dict(saved.state_dict())
+    for _ in range(3):
+        assert torch.equal(combine(fresh), combine(plain))
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_float64_state_loads_into_a_fresh_criterion(outer: str, accumulate: int) -> None:
+    """No digit of a float64 state is lost, the pending window's included, when it is loaded before the first call."""
+    criterion, fresh = (
+        called(outer, calls=5, accumulate=accumulate),
+        compose(quick(outer), tasks=["a", "b"], accumulate=accumulate),
+    )
+    third = torch.linspace(0.1, 0.7, 2, dtype=f64) / 3
+    with torch.no_grad():
+        for parameter in criterion.parameters():
+            parameter.copy_(third)
+    fresh.load_state_dict(copy.deepcopy(criterion.state_dict()))
+    assert same(snapshot(fresh), snapshot(criterion))
+    for _ in range(4):
+        assert torch.equal(combine(fresh), combine(criterion))
+    assert same(snapshot(fresh), snapshot(criterion))
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+def test_float64_losses_widen_the_state(outer: str) -> None:
+    """A criterion that started in float32 keeps its state in float64 from the first float64 loss on."""
+    criterion = called(outer, dtype=torch.float32)
+    floats = [tensor for tensor in (*criterion.buffers(), *criterion.parameters()) if tensor.is_floating_point()]
+    assert {tensor.dtype for tensor in floats} == {torch.float32}
+    combine(criterion)
+    for _ in range(2):
+        floats = [tensor for tensor in (*criterion.buffers(), *criterion.parameters()) if tensor.is_floating_point()]
+        assert {tensor.dtype for tensor in floats} == {f64}
+        leaf = torch.ones((), requires_grad=True)
+        criterion.combine((leaf * 2, leaf * 3))
+
+
+def test_names_and_kinds_come_back_with_the_state() -> None:
+    """Without tasks= a fresh criterion takes names, order, kinds and shapes from the state, before its first call."""
+    model = model_for(KINDS)
+    criterion = compose(quick("gaba"), "failure_biased")
+    trained(model, criterion, range(2))
+    fresh = compose(quick("gaba"), "failure_biased")
+    fresh.load_state_dict(criterion.state_dict())
+    assert fresh.tasks == ("rul", "health")
+    assert repr(fresh) == repr(criterion)
+    assert [info.kind for info in fresh.outer.tasks] == ["regression", "multiclass"]
