@@ -32,7 +32,7 @@ class GABA(OuterWeighting):
     complement never exceeds 1 / (K - 1) before the floor.
 
     With a subset A of the tasks active, raw is taken over A, times the mass that ``ema`` has on A, and only those entries
-    move; with fewer than two active tasks nothing moves.
+    move, scaled to that mass where their elapsed windows differ; with fewer than two active tasks nothing moves.
 
     Args:
         beta: decay of the average per window, in [0, 1).
@@ -56,7 +56,7 @@ class GABA(OuterWeighting):
         scheme of jaxpi (S. Wang et al., "An Expert's Guide to Training Physics-informed Neural Networks", 2023),
         learning-rate annealing (S. Wang, Y. Teng, P. Perdikaris, 2021), MetaBalance (Y. He et al., 2022) and the
         self-adaptive weighting of PINA. Differs from the book where the book is silent: how absent tasks, zero and
-        non-finite norms and the start of the average are treated.
+        non-finite norms and the start of the average are treated, and tasks that return after different absences.
     """
 
     needs: ClassVar[Need] = "norms"
@@ -104,9 +104,11 @@ class GABA(OuterWeighting):
             raw = inverse / inverse.sum()
         mass = torch.where(active, self.ema, 0.0).sum()
         # On all tasks the mass is 1 by definition; its rounding must not enter the average window after window.
-        raw = raw * torch.where(active.all(), 1.0, mass)
+        mass = torch.where(active.all(), 1.0, mass)
         decay = self.beta**signals.elapsed
-        ema = decay * self.ema + (1 - decay) * raw
+        ema = decay * self.ema + (1 - decay) * raw * mass
+        # Tasks that were away for different times move by different shares, which must not change their mass.
+        ema = ema * (mass / torch.where(active, ema, 0.0).sum())
         warm = signals.step >= self.warmup
         self.ema.copy_(torch.where(active & (count > 1) & warm & torch.isfinite(ema), ema, self.ema))
         return torch.where(warm, self._floored(), 1.0 / self.ema.shape[0])

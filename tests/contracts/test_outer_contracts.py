@@ -98,23 +98,30 @@ def test_weights_stay_finite_over_24_orders_of_magnitude(name: str, plan: Plan) 
 
 
 @every_outer
-@given(data=st.data())
+@given(
+    seed=st.integers(0, 10_000),
+    order=st.permutations(range(4)),
+    masks=st.lists(st.lists(st.booleans(), min_size=4, max_size=4)),
+)
 @settings(max_examples=25)
-def test_permuting_the_tasks_permutes_the_weights(name: str, data: st.DataObject) -> None:
+def test_permuting_the_tasks_permutes_the_weights(name: str, seed: int, order: list[int], masks: list[list[bool]]) -> None:
     """The order of the tasks carries no meaning, also while tasks come and go."""
-    plan = data.draw(plans(low=2, windows=5))
-    order = data.draw(st.permutations(range(plan.size)))
+    index = torch.tensor(order)
     straight, permuted = quick(name), quick(name)
-    pairs = list(zip(plan.signals(), plan.signals(order), strict=True))
-    for weighting, first in ((straight, pairs[0][0]), (permuted, pairs[0][1])):
-        weighting.bind_unnamed(first.size, torch.float64)
+    for weighting in (straight, permuted):
+        weighting.bind_unnamed(4, torch.float64)
     spread(straight)
     with torch.no_grad():
         for given_, copied in zip(straight.parameters(), permuted.parameters(), strict=True):
-            copied.copy_(given_[torch.tensor(order)])
-    for left, right in pairs:
-        expected = straight(left)[torch.tensor(order)]
-        torch.testing.assert_close(permuted(right), expected, rtol=1e-8, atol=1e-12)
+            copied.copy_(given_[index])
+    # Continuous norms on purpose: equal ones leave gradnorm a gradient of rounding alone, which its Adam would magnify.
+    for step, active in enumerate([[True] * 4, *masks[:6], [True] * 4]):
+        shown = random_signals(4, seed=seed + step, step=step, active=active)
+        gramian = shown.gramian[index][:, index]
+        moved = Signals(
+            shown.losses[index], norms=shown.norms[index], gramian=gramian, active=shown.active[index], step=step
+        )
+        torch.testing.assert_close(permuted(moved), straight(shown)[index], rtol=1e-9, atol=1e-13)
 
 
 @every_outer

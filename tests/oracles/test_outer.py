@@ -55,6 +55,9 @@ class NumpyGABA:
                     raw = (1 / norms[i]) / inverse
                 decay = self.beta ** elapsed[i]
                 self.ema[i] = decay * before[i] + (1 - decay) * raw * mass
+            moved = math.fsum(self.ema[i] for i in members)
+            for i in members:
+                self.ema[i] *= mass / moved
         floored = np.maximum(self.ema, self.floor)
         return floored / floored.sum()
 
@@ -106,11 +109,15 @@ def test_gaba_floor_reproduces_the_golden_rows(case: str) -> None:
 @given(data=st.data(), count=st.integers(1, 6), form=st.sampled_from(["complement", "inverse"]))
 @settings(max_examples=80)
 def test_gaba_stays_within_its_bounds(data: st.DataObject, count: int, form: str) -> None:
-    """Every weight lies in [floor / (1 + (K - 1) floor), 1 / (1 + (K - 1) floor)], for any norms."""
+    """Every weight lies in [floor / (1 + (K - 1) floor), 1 / (1 + (K - 1) floor)], for any norms, gaps and absent tasks."""
     floor = data.draw(st.floats(0, 0.99)) / count
     weighting = create("outer", "gaba", beta=data.draw(st.floats(0, 0.9)), floor=floor, warmup=0, form=form)
     for step in range(4):
-        weights = weighting(Signals(vector([1.0] * count), norms=vector(data.draw(norms(count))), step=step))
+        drawn, away = data.draw(norms(count)), data.draw(st.tuples(*[st.integers(1, 50)] * count))
+        active = torch.tensor(data.draw(st.tuples(*[st.booleans()] * count)))
+        shown = {"norms": vector(drawn), "elapsed": vector(away), "active": active}
+        weights = weighting(Signals(vector([1.0] * count), **shown, step=step))
+        assert float(weighting.ema.sum()) == pytest.approx(1, abs=1e-12)
         slack = 1 + 1e-12
         assert float(weights.min()) * slack >= floor / (1 + (count - 1) * floor)
         assert float(weights.max()) <= slack / (1 + (count - 1) * floor)
@@ -175,6 +182,17 @@ def test_gaba_moves_only_active_tasks_and_keeps_their_mass(plan: Any) -> None:
         torch.testing.assert_close(weighting.ema[active].sum(), before[active].sum(), rtol=1e-12, atol=0)
         if int(active.sum()) < 2:
             assert torch.equal(weighting.ema, before)
+
+
+def test_gaba_keeps_its_bound_when_a_task_returns_after_a_long_absence() -> None:
+    """A returning task moves at once and the others by one window, and still the average sums to 1 and the bound holds."""
+    weighting = create("outer", "gaba", beta=0.9, warmup=0, form="inverse")
+    for step in range(60):
+        weighting(Signals(vector([1.0] * 3), norms=vector([1e3, 1e3, 1.0]), step=step))
+    norms_, elapsed = vector([1e3, 1.0, 1e3]), vector([1.0, 50.0, 1.0])
+    weights = weighting(Signals(vector([1.0] * 3), norms=norms_, elapsed=elapsed, step=60))
+    assert float(weighting.ema.sum()) == pytest.approx(1, abs=1e-14)
+    assert float(weights.min()) >= 0.05 / 1.1
 
 
 def test_gaba_forms_agree_for_two_tasks_only() -> None:
