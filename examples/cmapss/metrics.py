@@ -1,4 +1,4 @@
-"""RMSE, NASA's score and health accuracy, and the ridge regression that networks are compared with."""
+"""RMSE, NASA's score and health accuracy, and the ridge regressions that networks are compared with."""
 
 from __future__ import annotations
 
@@ -42,24 +42,39 @@ def accuracy(predicted: NDArray[np.int64], true: NDArray[np.int64]) -> float:
     return float(np.mean(predicted == true))
 
 
+def window_means(windows: NDArray[np.float32]) -> Array:
+    """The mean of every channel: windows (N, 30, D) to features (N, D)."""
+    return np.asarray(windows.mean(axis=1, dtype=np.float64))
+
+
+def window_trends(windows: NDArray[np.float32]) -> Array:
+    """Mean and slope of every channel, and their squares: windows (N, 30, D) to features (N, 4 D)."""
+    time = np.arange(windows.shape[1]) - (windows.shape[1] - 1) / 2
+    linear = np.concatenate([window_means(windows), np.einsum("ntd,t->nd", windows, time / (time @ time))], axis=1)
+    return np.concatenate([linear, linear**2], axis=1)
+
+
+BASELINES = {"ridge on window means": window_means, "ridge, also slopes and squares": window_trends}
+
+
 class Ridge:
-    """Ridge regression of the RUL on the means of a window's channels.
+    """Ridge regression of the RUL on features of a window.
 
     Args:
-        means: window means, shape (N, D).
+        features: shape (N, D).
         rul: capped RUL, shape (N,).
-        strength: penalty per sample on the squared coefficients of the standardised means; the intercept is free.
+        strength: penalty per sample on the squared coefficients of the standardised features; the intercept is free.
     """
 
-    def __init__(self, means: Array, rul: Array, *, strength: float) -> None:
-        self.centre = means.mean(axis=0)
-        deviation = means.std(axis=0)
+    def __init__(self, features: Array, rul: Array, *, strength: float) -> None:
+        self.centre = features.mean(axis=0)
+        deviation = features.std(axis=0)
         self.scale = np.where(deviation > 1e-9, deviation, 1.0)
         self.intercept = float(rul.mean())
-        features = (means - self.centre) / self.scale
-        normal = features.T @ features / len(features) + strength * np.eye(features.shape[1])
-        self.coefficients = np.linalg.solve(normal, features.T @ (rul - self.intercept) / len(features))
+        standard = (features - self.centre) / self.scale
+        normal = standard.T @ standard / len(standard) + strength * np.eye(standard.shape[1])
+        self.coefficients = np.linalg.solve(normal, standard.T @ (rul - self.intercept) / len(standard))
 
-    def __call__(self, means: Array) -> Array:
+    def __call__(self, features: Array) -> Array:
         """Predicted RUL within [0, 125]: shape (N, D) to (N,)."""
-        return clip_rul((means - self.centre) / self.scale @ self.coefficients + self.intercept)
+        return clip_rul((features - self.centre) / self.scale @ self.coefficients + self.intercept)

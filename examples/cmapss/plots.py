@@ -82,7 +82,7 @@ def weights_over_steps(runs: Runs, heading: str) -> Figure:
         axes.set_ylim(min(0.0, low), max(1.0, high))
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False, fontsize=9)
-    figure.suptitle(f"Task weights over training: {heading}", fontsize=11)
+    figure.suptitle(f"Task weights over training, one line per seed: {heading}", fontsize=11)
     return figure
 
 
@@ -115,7 +115,7 @@ def gradient_norms(runs: Runs, heading: str) -> Figure:
     panels[0, 0].set_ylabel("gradient norm,\nshared parameters")
     panels[1, 0].set_ylabel("ratio RUL / health")
     panels[0, 0].legend(frameon=False, fontsize=8, loc="center right")
-    figure.suptitle(f"Gradient norms of the unweighted task losses: {heading}", fontsize=11)
+    figure.suptitle(f"Gradient norms of the unweighted task losses, one line per seed: {heading}", fontsize=11)
     return figure
 
 

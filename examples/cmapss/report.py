@@ -10,9 +10,9 @@ from .methods import Cell, parse_strategy
 from .train import Run
 
 Runs = Mapping[tuple[Cell, int], Run]
+Baselines = Sequence[Mapping[str, Mapping[str, float]]]
+"""Per seed: RMSE and NASA score by name of the baseline."""
 REFERENCE = "A"
-AT_FLOOR = 0.002
-"""How near to its bound a weight counts as sitting there."""
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -24,6 +24,8 @@ def spread(values: Sequence[float], digits: int) -> str:
 def signed(values: Sequence[float], digits: int) -> str:
     """A difference with its sign, as ``spread``."""
     text = spread(values, digits)
+    if float(text.split()[0]) == 0:
+        return text.removeprefix("-")
     return text if text.startswith("-") else f"+{text}"
 
 
@@ -48,9 +50,10 @@ def by_name(runs: Runs, name: str) -> Cell | None:
     return next((cell for cell in cells_of(runs) if cell.name == name), None)
 
 
-def at_step_on_floor(run: Run, floor: float) -> int | None:
-    """The first step from which the RUL weight stays at its lower bound to the end, or None."""
-    away = np.abs(np.array(run.weights)[:, 0] - floor / (1 + floor)) > AT_FLOOR
+def floored_from(run: Run, floor: float) -> int | None:
+    """The first step from which GABA's floor holds one of the two weights up to the end of training, or None."""
+    # A floored weight is floor / (floor + other) with other >= 1 - floor: below the floor, which no free weight can be.
+    away = np.array(run.weights).min(axis=1) > floor
     last_away = int(np.flatnonzero(away)[-1]) + 1 if away.any() else 0
     return None if last_away == len(away) else last_away
 
@@ -62,7 +65,7 @@ def gaba_floor(cell: Cell) -> float | None:
     return float(floor) if options["name"] == "gaba" and isinstance(floor, (int, float)) else None
 
 
-def table(runs: Runs, ridge: Mapping[int, Mapping[str, float]]) -> str:
+def table(runs: Runs, baselines: Baselines) -> str:
     """Mean and standard deviation over seeds, and differences to cell A paired by seed."""
     header = ["cell", "seeds", "RMSE", "NASA", "health acc.", "lambda_health", "RMSE - A", "NASA - A"]
     reference = by_name(runs, REFERENCE)
@@ -80,15 +83,11 @@ def table(runs: Runs, ridge: Mapping[int, Mapping[str, float]]) -> str:
             differences = paired(runs, cell, reference, figure) if reference and cell != reference else []
             row.append(signed(differences, digits) if differences else "")
         rows.append(row)
-    rows.append(
-        [
-            "ridge on window means",
-            str(len(ridge)),
-            spread([fit["rmse"] for fit in ridge.values()], 2),
-            spread([fit["nasa"] for fit in ridge.values()], 0),
-            *[""] * 4,
+    for name in baselines[0]:
+        figures_of = [
+            spread([fits[name][figure] for fits in baselines], digits) for figure, digits in (("rmse", 2), ("nasa", 0))
         ]
-    )
+        rows.append([name, str(len(baselines)), *figures_of, *[""] * 4])
     widths = [max(len(row[at]) for row in [header, *rows]) for at in range(len(header))]
     lines = [
         "  ".join(
@@ -100,9 +99,9 @@ def table(runs: Runs, ridge: Mapping[int, Mapping[str, float]]) -> str:
     return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def in_words(runs: Runs, ridge: Mapping[int, Mapping[str, float]]) -> list[str]:
+def in_words(runs: Runs, baselines: Baselines) -> list[str]:
     """One sentence or two on each of: spread, differences, gradients, GABA's floor, the control, the ridge baseline."""
-    sentences = [_on_spread(runs), _on_gradients(runs), *_on_floor(runs), _on_control(runs), _on_ridge(runs, ridge)]
+    sentences = [_on_spread(runs), _on_gradients(runs), *_on_floor(runs), _on_control(runs), _on_ridge(runs, baselines)]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -155,26 +154,31 @@ def _on_floor(runs: Runs) -> list[str]:
         mine = [run for (of, _), run in runs.items() if of == cell]
         if floor is None or not mine:
             continue
-        at = [at_step_on_floor(run, floor) for run in mine]
-        reached = [step for step in at if step is not None]
-        end = np.mean([run.weights[-1][1] for run in mine])
+        reached = [step for step in (floored_from(run, floor) for run in mine) if step is not None]
+        end = np.mean([run.weights[-1] for run in mine], axis=0)
+        held, free = ("rul", "health") if end[0] < end[1] else ("health", "rul")
+        weights = (
+            f"lambda_{held} = {end.min():.4f} (lowest possible {floor / (1 + floor):.4f}), lambda_{free} = {end.max():.4f}"
+        )
         chosen = np.mean([run.chosen_step for run in mine])
         then = np.mean([run.weights[run.chosen_step - 1][1] for run in mine])
         tested = f" The tested checkpoints are of step {chosen:.0f} on average, when lambda_health was {then:.4f}."
-        if len(reached) == len(at):
+        if len(reached) == len(mine):
+            moved = max(
+                float(np.ptp(np.array(run.weights)[step:], axis=0).max()) for run, step in zip(mine, reached, strict=True)
+            )
             sentences.append(
-                f"GABA in cell {cell.name} sits at its floor at the end of all {len(at)} runs: lambda_health = {end:.4f}, "
-                f"the bound is {1 / (1 + floor):.4f}. From step {max(reached)} on it is a constant.{tested}"
+                f"GABA in cell {cell.name} sits at its floor at the end of all {len(mine)} runs: {weights}. From step "
+                f"{max(reached) + 1} on its weights move by {moved:.4f} at most.{tested}"
             )
         elif reached:
             sentences.append(
-                f"GABA in cell {cell.name} ends at its floor in {len(reached)} of {len(at)} runs (mean lambda_health "
-                f"{end:.4f}, bound {1 / (1 + floor):.4f}).{tested}"
+                f"GABA in cell {cell.name} ends at its floor in {len(reached)} of {len(mine)} runs: on average {weights}."
+                f"{tested}"
             )
         else:
             sentences.append(
-                f"GABA in cell {cell.name} has not come to rest at its floor after {len(mine[0].weights)} steps: "
-                f"lambda_health = {end:.4f}, the bound is {1 / (1 + floor):.4f}.{tested}"
+                f"GABA in cell {cell.name} has not reached its floor after {len(mine[0].weights)} steps: {weights}.{tested}"
             )
     return sentences
 
@@ -193,13 +197,14 @@ def _on_control(runs: Runs) -> str:
     return f"Control: D (GABA) minus the constant at GABA's floor, paired by seed: {', '.join(parts)}."
 
 
-def _on_ridge(runs: Runs, ridge: Mapping[int, Mapping[str, float]]) -> str:
+def _on_ridge(runs: Runs, baselines: Baselines) -> str:
+    strongest = min(baselines[0], key=lambda name: np.mean([fits[name]["rmse"] for fits in baselines]))
     parts = []
     for name, figure in (("rmse", _rmse), ("nasa", _nasa)):
-        line = np.mean([fit[name] for fit in ridge.values()])
+        line = np.mean([fits[strongest][name] for fits in baselines])
         better = [cell.name for cell in cells_of(runs) if np.mean(list(figures(runs, cell, figure).values())) < line]
-        parts.append(f"lower mean {name.upper()} than ridge: {', '.join(better) or 'no cell'}")
-    return f"Ridge, a linear model without any of this: {'; '.join(parts)}."
+        parts.append(f"{name.upper()} {', '.join(better) or 'no cell'}")
+    return f"Cells with a lower mean than the better linear model ({strongest}): {'; '.join(parts)}."
 
 
 def _rmse(run: Run) -> float:

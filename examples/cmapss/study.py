@@ -7,6 +7,7 @@ interruption.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
 import signal
 import threading
@@ -179,7 +180,8 @@ def _leave_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        _Worker.stop.set()
+        # Nothing is lost: run files appear whole or not at all, and nobody is left to read this process's messages.
+        os._exit(1)
 
 
 def _work(key: Key) -> Run | str:

@@ -21,7 +21,7 @@ from mtl_axes import compose
 from .data import Fleet
 from .errors import RunError
 from .methods import TASKS, Cell, parse_strategy
-from .metrics import Ridge, accuracy, clip_rul, nasa_score, rmse
+from .metrics import BASELINES, Ridge, accuracy, clip_rul, nasa_score, rmse
 from .model import TwoHeads, WeightAverage
 from .windows import CHANNELS, Normaliser, Snapshots, TrainingWindows, split_engines, truncations
 
@@ -192,16 +192,21 @@ def predict(model: TwoHeads, snapshots: Snapshots) -> tuple[NDArray[np.float64],
     return clip_rul(rul), health
 
 
-def ridge_baseline(prepared: Prepared) -> dict[str, float]:
-    """Ridge on window means, its strength chosen on the same engines as the networks' checkpoints."""
+def ridge_baselines(prepared: Prepared) -> dict[str, dict[str, float]]:
+    """RMSE and NASA score of the ridge baselines, their strength chosen on the same engines as the networks' checkpoints."""
     every = np.arange(len(prepared.train))
-    parts = [prepared.train.inputs(part).mean(axis=1) for part in np.array_split(every, len(every) // 4096 + 1)]
-    means, rul = np.concatenate(parts).astype(np.float64), prepared.train.rul.astype(np.float64)
-    fits = [Ridge(means, rul, strength=strength) for strength in RIDGE_STRENGTHS]
-    chosen = prepared.selection
-    best = min(fits, key=lambda fit: rmse(fit(chosen.inputs.mean(axis=1)), chosen.rul))
-    predicted = best(prepared.test.inputs.mean(axis=1))
-    return {"rmse": rmse(predicted, prepared.test.rul), "nasa": nasa_score(predicted, prepared.test.rul)}
+    parts = np.array_split(every, len(every) // 4096 + 1)
+    rul = prepared.train.rul.astype(np.float64)
+    chosen, test = prepared.selection, prepared.test
+    baselines = {}
+    for name, features in BASELINES.items():
+        fitted_on = np.concatenate([features(prepared.train.inputs(part)) for part in parts])
+        fits = [Ridge(fitted_on, rul, strength=strength) for strength in RIDGE_STRENGTHS]
+        chosen_features = features(chosen.inputs)
+        best = min(fits, key=lambda fit: rmse(fit(chosen_features), chosen.rul))
+        predicted = best(features(test.inputs))
+        baselines[name] = {"rmse": rmse(predicted, test.rul), "nasa": nasa_score(predicted, test.rul)}
+    return baselines
 
 
 def _tensors(windows: TrainingWindows, which: NDArray[np.int64]) -> Batch:

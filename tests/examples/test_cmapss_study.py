@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,10 +17,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import cmapss_grace
+from cmapss.data import load_fleet
 from cmapss.methods import CONTROL, GRID, Cell, choose_cells, parse_method, parse_strategy
 from cmapss.model import TwoHeads, WeightAverage
-from cmapss.report import at_step_on_floor, gaba_floor, in_words, table
-from cmapss.train import Recipe, Run
+from cmapss.report import floored_from, gaba_floor, in_words, table
+from cmapss.simulator import SimulatedFleet
+from cmapss.train import Recipe, Run, prepare, train_run
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cmapss_grace.py"
 HEADER = "cell,outer,inner,subset,seed,rmse,nasa,health_accuracy,lambda_rul,lambda_health,seconds"
@@ -102,6 +105,21 @@ def test_a_killed_study_goes_on_where_it_stopped(whole: Path, tmp_path: Path, ca
     assert without_seconds(tmp_path) == without_seconds(whole)
     for name, content in finished.items():
         assert (tmp_path / "runs" / name).read_bytes() == content, "a finished run was trained again"
+
+
+def test_workers_do_not_outlive_a_killed_study(tmp_path: Path) -> None:
+    """They hold the write end of the study's output, so reading it ends only when the last of them has gone."""
+    command = [sys.executable, str(EXAMPLE), "--quick", "--steps", "5000", "--workers", "2", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    seen = b""
+    while not re.search(rb"[1-9]\d*/25000", seen):
+        seen += process.stderr.read1()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    begin = time.monotonic()
+    process.communicate(timeout=30)
+    assert time.monotonic() - begin < 10 and not list(tmp_path.glob("runs/sim*.json"))
 
 
 def test_an_interrupt_keeps_finished_runs_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -238,6 +256,16 @@ def test_the_weight_average_follows_the_model_slower_and_slower() -> None:
     assert 1 - average.averages["weight"].item() == pytest.approx(0.25 * (1 - before))
 
 
+def test_the_tested_checkpoint_is_the_chosen_one_and_not_the_last(tmp_path: Path) -> None:
+    """Selecting on the test engines makes it visible: the reported RMSE is the lowest of the selection, reached earlier."""
+    SimulatedFleet("FD001", train_engines=4, test_engines=6).write(tmp_path)
+    prepared = prepare(load_fleet(tmp_path, "FD001"), 0, "published")
+    run = train_run(GRID[0], 0, prepared, Recipe(steps=40, learning_rate=0.05, average=0.0, evaluations=10))
+    errors = dict(run.selection)
+    assert run.chosen_step < 40 and errors[40] > errors[run.chosen_step] == min(errors.values())
+    assert run.rmse == pytest.approx(errors[run.chosen_step])
+
+
 def make_run(rmse: float, nasa: float, weights: list[list[float]]) -> Run:
     return Run(rmse, nasa, 0.8, 1.0, 1, [1.0], [1.0], weights, [0], [[500.0, 1.0]], [[1, 1.0]])
 
@@ -252,28 +280,34 @@ def test_the_table_pairs_differences_by_seed() -> None:
         (CONTROL, 0): make_run(14.5, 440.0, [bound]),
         (CONTROL, 1): make_run(14.5, 720.0, [bound]),
     }
-    ridge = {0: {"rmse": 16.0, "nasa": 300.0}, 1: {"rmse": 16.0, "nasa": 300.0}}
+    weak, strong = {"rmse": 20.0, "nasa": 900.0}, {"rmse": 16.0, "nasa": 300.0}
+    ridge = [{"weak": weak, "strong": strong}] * 2
     lines = table(runs, ridge).splitlines()
     assert "16.00 ± 1.41" in lines[2] and "600 ± 141" in lines[2]
     assert "-1.50 ± 0.71" in lines[3] and "-20 ± 42" in lines[3]
     words = " ".join(in_words(runs, ridge))
     assert "RMSE varies between the 2 seeds of a cell by 0.00 to 1.41 (sd)" in words
     assert "500 times" in words
-    assert "GABA in cell D sits at its floor at the end of all 2 runs: lambda_health = 0.9524" in words
-    assert "RMSE +0.00 ± 0.71 (lower in 1 of 2 seeds), NASA +0 ± 14 (lower in 1 of 2 seeds)" in words
-    assert "lower mean RMSE than ridge: D, control; lower mean NASA than ridge: no cell" in words
+    assert (
+        "D sits at its floor at the end of all 2 runs: lambda_rul = 0.0476 (lowest possible 0.0476), lambda_health = 0.9524"
+        in words
+    )
+    assert "RMSE 0.00 ± 0.71 (lower in 1 of 2 seeds), NASA 0 ± 14 (lower in 1 of 2 seeds)" in words
+    assert "a lower mean than the better linear model (strong): RMSE D, control; NASA no cell" in words
 
 
 def test_the_floor_is_only_claimed_where_the_weights_stay_on_it() -> None:
     bound = [0.05 / 1.05, 1 / 1.05]
-    assert at_step_on_floor(make_run(1, 1, [[0.5, 0.5], bound, bound]), 0.05) == 1
-    assert at_step_on_floor(make_run(1, 1, [bound, [0.5, 0.5]]), 0.05) is None
+    assert floored_from(make_run(1, 1, [[0.5, 0.5], bound, bound]), 0.05) == 1
+    assert floored_from(make_run(1, 1, [bound, [0.5, 0.5]]), 0.05) is None
     assert gaba_floor(GRID[0]) is None and gaba_floor(parse_method("gaba(floor=0.1):mse")) == 0.1
-    words = " ".join(in_words({(GRID[2], 0): make_run(1, 1, [[0.4, 0.6], [0.3, 0.7]])}, {0: {"rmse": 1.0, "nasa": 1.0}}))
-    assert "has not come to rest at its floor after 2 steps: lambda_health = 0.7000" in words
+    words = " ".join(
+        in_words({(GRID[2], 0): make_run(1, 1, [[0.4, 0.6], [0.3, 0.7]])}, [{"ridge": {"rmse": 1.0, "nasa": 1.0}}])
+    )
+    assert "has not reached its floor after 2 steps: lambda_rul = 0.3000" in words
     assert "The tested checkpoints are of step 1 on average, when lambda_health was 0.6000." in words
 
 
 def test_no_seed_means_no_claim() -> None:
-    words = " ".join(in_words({(GRID[0], 0): make_run(15.0, 500.0, [[0.5, 0.5]])}, {0: {"rmse": 16.0, "nasa": 1.0}}))
+    words = " ".join(in_words({(GRID[0], 0): make_run(15.0, 500.0, [[0.5, 0.5]])}, [{"ridge": {"rmse": 1.0, "nasa": 1.0}}]))
     assert "one seed, so nothing here tells a difference between cells from chance" in words
