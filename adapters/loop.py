@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mtl_axes import MultiTaskCriterion
-from mtl_axes.errors import OptionError
+from mtl_axes.errors import DataError, OptionError
 
 __all__ = ["Loop"]
 
@@ -29,12 +29,12 @@ class Loop:
         optimizer: builds the optimizer from parameter groups: ``lambda groups: torch.optim.AdamW(groups, lr=1e-3)``. It is
             given the model's parameters and, without weight decay, the criterion's.
         scheduler: builds a learning rate scheduler from the optimizer; it steps with every optimizer step.
-        scaler: for fp16. A step that it skips drops the criterion's pending window.
+        scaler: for fp16. A step that it skips drops the criterion's pending window, when there is one (``accumulate > 1``).
         clip: largest norm of the model's gradient.
         compute_loss: replaces ``criterion(model(inputs), targets)``, for example to run under autocast; it is given the
             batch.
         after_step: called with the loop after every optimizer step.
-        log_every: optimizer steps per row of :attr:`history`. Reading the device for a row waits for it.
+        log_every: optimizer steps per row of :attr:`history`; an epoch ends with a row. Reading the device waits for it.
         progress: show a progress bar, when tqdm is installed.
 
     Attributes:
@@ -59,7 +59,9 @@ class Loop:
         if not isinstance(criterion.accumulate, int):
             raise OptionError("Loop steps by itself and needs compose(accumulate=n). Found accumulate='manual'.")
         self.model, self.criterion = model, criterion
-        self.optimizer = optimizer([{"params": list(model.parameters())}, *criterion.param_groups()])
+        own = set(criterion.parameters())  # the criterion may be a part of the model
+        parameters = [parameter for parameter in model.parameters() if parameter not in own]
+        self.optimizer = optimizer([{"params": parameters}, *criterion.param_groups()])
         self.scheduler = scheduler(self.optimizer) if scheduler is not None else None
         self.scaler, self.clip = scaler, clip
         self.compute_loss = compute_loss if compute_loss is not None else self._loss
@@ -72,17 +74,25 @@ class Loop:
         for _ in range(epochs):
             self.model.train()
             self.criterion.train()
+            begin = self.step
             bar = self._bar(batches)
             for window in _windows(bar, int(self.criterion.accumulate)):
                 self._step(window)
                 if self.step % self.log_every == 0:
-                    row = {"epoch": self.epoch, "step": self.step, **self.criterion.log_dict()}
-                    self.history.append(row)
-                    if hasattr(bar, "set_postfix"):
-                        bar.set_postfix({key: f"{value:.3g}" for key, value in row.items() if "/" in key})
+                    self._log(bar)
+            if self.step == begin:
+                raise DataError(f"Epoch {self.epoch} should have batches. Found none: a generator serves one epoch only.")
+            if self.step % self.log_every:
+                self._log(bar)
             self.criterion.end_epoch()
             self.epoch += 1
         return self.history
+
+    def _log(self, bar: Any) -> None:
+        row = {"epoch": self.epoch, "step": self.step, **self.criterion.log_dict()}
+        self.history.append(row)
+        if hasattr(bar, "set_postfix"):
+            bar.set_postfix({key: f"{value:.3g}" for key, value in row.items() if "/" in key})
 
     def _step(self, window: list[Batch]) -> None:
         self.model.zero_grad()

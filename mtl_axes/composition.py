@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,6 +23,9 @@ from mtl_axes.window import Window
 __all__ = ["compose"]
 
 Options = Mapping[str, Any]
+
+# Which criterion a weighting belongs to, as long as both live: two that move one state would each undo the other.
+_owners: weakref.WeakKeyDictionary[OuterWeighting, weakref.ref[MultiTaskCriterion]] = weakref.WeakKeyDictionary()
 
 
 def compose(
@@ -89,10 +93,10 @@ def compose(
     # A set has no order that all processes agree on.
     if isinstance(tasks, (str, set, frozenset)) or not (tasks is None or isinstance(tasks, Iterable)):
         raise OptionError(f"Option `tasks` should be a sequence of names. Found tasks={tasks!r}.")
-    task_set = TaskSet(shapes, tasks, missing=missing, reduction=reduction, debug=debug)
+    task_set = TaskSet(shapes, tasks, missing=missing, reduction=reduction, nonnegative=weighting.nonnegative, debug=debug)
     measuring = create_probe(probe)
     _check_together(weighting, shapes, task_set, measuring, normalise)
-    return MultiTaskCriterion(
+    criterion = MultiTaskCriterion(
         weighting,
         task_set,
         probe=measuring,
@@ -101,6 +105,8 @@ def compose(
         normalise=normalise,
         eval_weights=eval_weights,
     )
+    _owners[weighting] = weakref.ref(criterion)
+    return criterion
 
 
 def _strategy(axis: Literal["outer", "inner"], given: object, base: type[Any]) -> Any:
@@ -135,6 +141,12 @@ def _check_together(
     probe: Probe,
     normalise: Normalise,
 ) -> None:
+    owner = _owners.get(outer)
+    if owner is not None and owner() is not None:
+        raise OptionError(
+            f"A weighting has state and should belong to one criterion. Found {outer!r} in another one. Pass a name, or a "
+            "weighting of its own."
+        )
     if outer.learnable and not tasks.names:
         raise OptionError(
             f"{outer!r} has learnable parameters, one per task, which your optimizer needs before the first step. "

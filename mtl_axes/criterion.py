@@ -67,6 +67,7 @@ class MultiTaskCriterion(WideState):
         self._shared = shared
         self._log = LossLog()
         self._held = 0
+        self._probed = False
         self._warned: set[str] = set()
         if outer.learnable and task_set.names:
             self._bind(torch.float32)
@@ -157,6 +158,9 @@ class MultiTaskCriterion(WideState):
         labelled = found.labelled()
         active = labelled & torch.isfinite(values)
         tape = Tape(self.tasks, found.losses, self._shared)
+        if not self._probed:
+            # Also in a warm-up: a graph that cannot be measured should show now and not when the warm-up ends.
+            self._probed = outer.needs == "losses" or probe.check(tape)
         measurement = probe.measure(tape, outer.needs) if window.due(outer) else None
         # Only now: a graph that cannot be measured must not leave the names of its tasks behind.
         self._prepare(values)
@@ -307,8 +311,9 @@ class MultiTaskCriterion(WideState):
         """Commit the pending window, if there is one. With ``accumulate="manual"``: call it after each optimizer step.
 
         Args:
-            skipped: True when the optimizer step did not happen, as when a GradScaler found an overflow; the window's
-                statistics are then dropped.
+            skipped: True when the optimizer step did not happen, as when a GradScaler found an overflow; the pending
+                window is then dropped. With ``accumulate=1`` nothing is pending: the call itself has committed, from
+                finite losses and norms only.
         """
         if skipped:
             self.window.drop()
@@ -381,6 +386,10 @@ class MultiTaskCriterion(WideState):
             "eval_weights": self.eval_weights,
             "debug": tasks.debug,
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy made within hold() is not held: nothing would ever release it.
+        return {**self.__dict__, "_held": 0, "_probed": False}
 
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:

@@ -58,7 +58,7 @@ class LossLog:
         self._fold()
         if self._sum is None or self._count is None:
             return {}
-        rows = torch.stack([self._sum.double(), self._count.double()]).tolist()
+        rows = torch.stack([self._sum, self._count.to(self._sum.dtype)]).tolist()
         self._sum = self._count = None
         return {
             f"{row}/{name}": total / count

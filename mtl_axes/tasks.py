@@ -32,6 +32,8 @@ Reduction = Literal["mean", "weighted_mean"]
 
 _STANDARD: dict[Kind, type[InnerShape]] = {"regression": MSE, "binary": BCE, "multiclass": CrossEntropy}
 _IGNORED_CLASS = -100
+# How often a task without any label is looked at again: each time waits for the device.
+_UNLABELLED_CALLS = 8
 
 
 def standard_shape(kind: Kind) -> InnerShape:
@@ -250,6 +252,7 @@ class TaskSet(nn.Module):
         names: names of the tasks in order, or None to take them from the first call.
         missing: ``"ignore"`` counts NaN and -100 labels as unlabelled.
         reduction: ``"mean"`` or ``"weighted_mean"``, see :func:`reduce_losses`.
+        nonnegative: refuse negative losses computed elsewhere, for a weighting that takes ratios of them.
         debug: check values in every call, not only in the first one of a task.
     """
 
@@ -260,21 +263,25 @@ class TaskSet(nn.Module):
         *,
         missing: Literal["error", "ignore"],
         reduction: Reduction,
+        nonnegative: bool,
         debug: bool,
     ) -> None:
         super().__init__()
+        self.nonnegative = nonnegative
         self.missing = missing
         self.reduction: Reduction = reduction
         self.debug = debug
         self.given: dict[str, InnerShape] = dict(inner) if isinstance(inner, Mapping) else {}
         self.default = inner if isinstance(inner, InnerShape) else None
-        # Task names may hold any character, module names may not: what may have state is registered by position.
-        self.shape_modules = nn.ModuleList(self.given.values() if self.default is None else [self.default])
+        # Task names may hold any character, module names may not: the shapes are registered by position.
+        self.shape_modules = nn.ModuleList(self.given.values())
         self.names: tuple[str, ...] = ()
         self.kinds: dict[str, Kind] = {}
         self._resolved: dict[str, InnerShape] = {}
         self._checked: set[str] = set()
         self._guessed: set[str] = set()
+        self._unlabelled: dict[str, int] = {}
+        self._called = False
         if names is None and self.given:
             names = tuple(self.given)
         if names is not None:
@@ -380,7 +387,7 @@ class TaskSet(nn.Module):
         for name in self.names:
             target = target_of.get(name)
             if name in extra:
-                loss, count = _scalar(name, extra[name]), None
+                loss, count = self._scalar(name, extra[name]), None
             elif target is None:
                 loss, count = None, None
             else:
@@ -395,8 +402,9 @@ class TaskSet(nn.Module):
             counts.append(count)
         found = TaskLosses(tuple(losses), tuple(counts))
         _require_present(found, self.names)
-        if read_values and not bool(found.labelled().any()):
+        if (self.debug or (read_values and not self._called)) and not bool(found.labelled().any()):
             raise DataError(f"At least one of the tasks {list(self.names)} should have a valid label. Found all masked.")
+        self._called = True
         return found
 
     def scalars(self, losses: object) -> TaskLosses:
@@ -410,7 +418,7 @@ class TaskSet(nn.Module):
                 f"Each loss should belong to one of the tasks {list(self.names)}. Found {unknown}. The tasks are those of "
                 "compose(tasks=[...]), else of the first call."
             )
-        scalars = tuple(None if (loss := loss_of.get(name)) is None else _scalar(name, loss) for name in self.names)
+        scalars = tuple(None if (loss := loss_of.get(name)) is None else self._scalar(name, loss) for name in self.names)
         found = TaskLosses(scalars, (None,) * len(scalars))
         _require_present(found, self.names)
         return found
@@ -461,19 +469,25 @@ class TaskSet(nn.Module):
             weights = weight if valid is None else weight[valid]
             if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
                 raise DataError(f"The sample_weight of task {name!r} should be finite and >= 0. Found other values.")
-        if not empty:
+        self._unlabelled[name] = self._unlabelled.get(name, 0) + empty
+        if not empty or self._unlabelled[name] >= _UNLABELLED_CALLS:
             self._checked.add(name)
+
+    def _scalar(self, name: str, loss: object) -> Tensor:
+        if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.is_floating_point():
+            found = f"a tensor {tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise DataError(f"The loss of task {name!r} should be a 0-dim floating point tensor. Found {found}.")
+        if self.nonnegative and (self.debug or name not in self._checked) and bool(loss < 0):
+            raise DataError(
+                f"The loss of task {name!r} should not be negative, because the weighting takes ratios of losses. "
+                f"Found {loss.item():.4g}. Choose a weighting that does not."
+            )
+        self._checked.add(name)
+        return loss.to(wide(loss.dtype))
 
 
 def _pick(values: Mapping[str, Tensor] | Tensor | None, name: str) -> Tensor | None:
     return values.get(name) if isinstance(values, Mapping) else values
-
-
-def _scalar(name: str, loss: object) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.is_floating_point():
-        found = f"a tensor {tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise DataError(f"The loss of task {name!r} should be a 0-dim floating point tensor. Found {found}.")
-    return loss.to(wide(loss.dtype))
 
 
 def _require_present(found: TaskLosses, names: tuple[str, ...]) -> None:

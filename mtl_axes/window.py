@@ -112,7 +112,7 @@ class Window(WideState):
         if collected is not None:
             self._add_measurement(self.loss_count > 0, collected)
         if outer.needs == "losses" or self.due(outer):
-            signals = self._signals(outer.needs)
+            signals = self._signals(outer.needs, self.sync if outer.reads_signals else None)
             outer(signals)
             if outer.needs != "losses":
                 self.measured_at.copy_(torch.where(signals.active, self.step, self.measured_at))
@@ -130,13 +130,13 @@ class Window(WideState):
             if name in self._buffers:
                 getattr(self, name).zero_()
 
-    def _signals(self, need: Need) -> Signals:
+    def _signals(self, need: Need, sync: Sync) -> Signals:
         norm_sum = self.norm_sum if need != "losses" else None
         norm_count = self.norm_count if need != "losses" else None
         gramian_sum = self.gramian_sum if need == "gramian" else None
         gramian_count = self.gramian_count if need == "gramian" else None
         loss_sum, loss_count, norm_sum, norm_count, gramian_sum, gramian_count = sum_over_ranks(
-            self.sync, self.loss_sum, self.loss_count, norm_sum, norm_count, gramian_sum, gramian_count
+            sync, self.loss_sum, self.loss_count, norm_sum, norm_count, gramian_sum, gramian_count
         )
         assert loss_sum is not None and loss_count is not None
         norms, gramian, active = None, None, loss_count > 0

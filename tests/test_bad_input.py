@@ -75,9 +75,9 @@ class NormsOnly(Probe):
         ({"missing": "drop"}, r"Option `missing` should be one of 'error', 'ignore'\. Found missing='drop'\."),
         ({"eval_weights": None}, r"should be one of 'reference', 'current'\. Found eval_weights=None\."),
         ({"sync": "all"}, r"Option `sync` should be 'norms' or None\. Found sync='all'\."),
-        ({"shared": []}, r"Option `shared` should have parameters that require a gradient\. Found none\."),
-        ({"shared": nn.ReLU()}, r"Option `shared` should have parameters that require a gradient\. Found none\."),
-        ({"shared": torch.ones(2)}, r"Option `shared` should have parameters that require a gradient\. Found none\."),
+        ({"shared": []}, r"Option `shared` should have parameters, frozen or not\. Found none\."),
+        ({"shared": nn.ReLU()}, r"Option `shared` should have parameters, frozen or not\. Found none\."),
+        ({"shared": torch.ones(2)}, r"Option `shared` should have parameters, frozen or not\. Found none\."),
         ({"shared": 3}, r"Option `shared` should be a module or parameters\. Found int\."),
         ({"shared": "trunk"}, r"Option `shared` should be a module or parameters\. Found str\."),
         ({"probe": "nope"}, r"Option `probe` should be one of 'exact'.* or a Probe\. Found 'nope'\."),
@@ -651,12 +651,36 @@ def test_an_output_without_a_graph(accumulate: int) -> None:
 
 
 def test_a_detached_output_is_no_error_where_nothing_is_measured() -> None:
-    """A weighting that reads losses alone takes a detached output, and so does GABA in its warm-up and in evaluation."""
+    """A weighting that reads losses alone takes a detached output, and so does GABA in evaluation."""
     model = model_for(KINDS)
     inputs, targets = batch_for(KINDS)
-    for criterion in (compose(), compose("gaba"), built().eval()):
+    for criterion in (compose(), built().eval()):
         outputs = model(inputs)
         assert torch.isfinite(criterion({**outputs, "health": outputs["health"].detach()}, targets))
+
+
+@pytest.mark.parametrize("outer", ["gaba", "gradnorm"])
+def test_a_graph_that_cannot_be_measured_shows_in_the_first_call(outer: str) -> None:
+    """The default warm-up does not postpone the errors of the graph: detached outputs, and models that share nothing."""
+    inputs, targets = batch_for(KINDS)
+    one, other = model_for(KINDS)(inputs), model_for(KINDS)(inputs)
+    with pytest.raises(GraphError, match="'health' should have a graph"):
+        compose(outer)({**one, "health": one["health"].detach()}, targets)
+    with pytest.raises(GraphError, match="should reach a common parameter"):
+        compose(outer)({**one, "health": other["health"]}, targets)
+    late = compose(outer)
+    late(one, {"rul": targets["rul"], "health": None})  # one task alone does not tell what is shared
+    with pytest.raises(GraphError, match="should reach a common parameter"):
+        late({**one, "health": other["health"]}, targets)
+
+
+@pytest.mark.parametrize("outer", ["gradnorm", {"name": "dwa", "window": 1}])
+def test_a_negative_loss_from_elsewhere_under_ratios(outer: object) -> None:
+    """A weighting that takes ratios of losses refuses a negative loss given to combine() or extra, and names it."""
+    shared = torch.ones((), requires_grad=True)
+    with pytest.raises(DataError, match=r"The loss of task 'kl' should not be negative.*Found -6\."):
+        compose(outer).combine({"a": shared * 1.0, "kl": shared * -6.0})
+    assert compose("fixed").combine({"a": shared * 1.0, "kl": shared * -6.0}).item() == -2.5
 
 
 def test_a_graph_that_was_freed() -> None:
@@ -687,7 +711,8 @@ def test_options_that_depend_on_the_number_of_tasks() -> None:
     assert criterion.tasks == ()
     assert criterion((), (), extra={"rul": torch.ones(()), "health": torch.ones(())}).item() == 3.0
     with pytest.raises(OptionError, match=r"`floor` of GABA should be below 1/K = 0.25 for the 4 tasks\. Found floor=0.3\."):
-        compose({"name": "gaba", "floor": 0.3}).combine(list(torch.ones(4)))
+        shared = torch.ones((), requires_grad=True)
+        compose({"name": "gaba", "floor": 0.3}).combine([shared * 1.0 for _ in range(4)])
 
 
 def test_a_weighting_that_is_bound_to_other_tasks() -> None:
@@ -760,3 +785,13 @@ def test_every_error_has_the_root_and_a_built_in_parent() -> None:
     ):
         assert issubclass(error, MtlAxesError) and issubclass(error, parent)
     assert str(UnknownNameError("line one\nline 'two'")) == "line one\nline 'two'"
+
+
+def test_a_weighting_in_two_criteria() -> None:
+    """A weighting object belongs to one criterion; when that one is gone it is free again."""
+    weighting = GABA()
+    first = compose(weighting)
+    with pytest.raises(OptionError, match=r"A weighting has state and should belong to one criterion\. Found GABA"):
+        compose(weighting)
+    del first
+    compose(weighting)

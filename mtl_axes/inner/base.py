@@ -22,7 +22,8 @@ def require_same_shape(prediction: Tensor, target: Tensor) -> None:
         elif target.ndim == prediction.ndim + 1 and target.shape[-1] == 1:
             hint = " Use target.squeeze(-1)."
         elif prediction.ndim > 1 and prediction.shape[:1] + prediction.shape[2:] == target.shape:
-            hint = " If these are logits of classes, use target.long()."
+            one = prediction.shape[1] == 1
+            hint = " Use prediction.squeeze(1)." if one else " If these are logits of classes, use target.long()."
         raise DataError(
             "prediction and target should have one shape. "
             f"Found prediction {tuple(prediction.shape)} and target {tuple(target.shape)}.{hint}"

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtl_axes.errors import DataError, OptionError
-from mtl_axes.inner.base import InnerShape, require_same_shape
+from mtl_axes.inner.base import InnerShape
 from mtl_axes.options import check_number
 from mtl_axes.signals import Kind
 
@@ -152,7 +152,6 @@ class Focal(InnerShape):
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         if prediction.shape == target.shape:
-            require_same_shape(prediction, target)
             if isinstance(self.alpha, tuple):
                 raise DataError(f"alpha of a binary task should be one number. Found alpha={self.alpha!r}.")
             return

@@ -27,6 +27,7 @@ class OuterWeighting(WideState):
         needs: ``"losses"``, ``"norms"`` or ``"gramian"``: what ``forward`` reads, and so what is measured for it.
         learnable: True when it has parameters, which then exist from ``bind`` on and go into the user's optimizer.
         nonnegative: True when it takes ratios or logarithms of losses, and so refuses shapes that can be negative.
+        reads_signals: False when the weights do not depend on the signals, so that ranks need not agree on them.
         current: (K,) buffer, the weights that the last call returned; 1/K before the first.
         dtype: of the floating point state to allocate in ``bind``; float32, or wider when the losses are.
     """
@@ -34,6 +35,7 @@ class OuterWeighting(WideState):
     needs: ClassVar[Need] = "losses"
     learnable: ClassVar[bool] = False
     nonnegative: ClassVar[bool] = False
+    reads_signals: ClassVar[bool] = True
 
     current: Tensor
     tasks: tuple[TaskInfo, ...] = ()

@@ -49,7 +49,7 @@ class DWA(OuterWeighting):
 
     References:
         S. Liu, E. Johns, A. J. Davison, "End-to-End Multi-Task Learning with Attention", 2019. Differs from the reference
-        in the clamp of r, which keeps a loss near zero from taking every weight.
+        in the clamp of r, which keeps it finite; an r of 1e3 still takes every weight.
     """
 
     needs: ClassVar[Need] = "losses"

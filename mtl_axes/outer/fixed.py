@@ -35,6 +35,7 @@ class Fixed(OuterWeighting):
     """
 
     needs: ClassVar[Need] = "losses"
+    reads_signals: ClassVar[bool] = False
 
     def __init__(self, *, weights: Sequence[float] | Mapping[str, float] | None = None) -> None:
         super().__init__()

@@ -50,6 +50,7 @@ class Uncertainty(OuterWeighting):
     """
 
     needs: ClassVar[Need] = "losses"
+    reads_signals: ClassVar[bool] = False
     learnable: ClassVar[bool] = True
 
     def __init__(self, *, variant: Literal["kendall", "revised"] = "kendall") -> None:

@@ -51,12 +51,9 @@ class Tape:
         """Return whether the shared part does not depend on which tasks are here."""
         return self._shared.given
 
-    def forget_shared(self) -> bool:
+    def give_up_shared(self) -> bool:
         """Drop a given shared part that no loss reaches; return whether there was one to drop."""
-        given = self._shared.given
-        if given:
-            self._shared.forget()
-        return given
+        return self._shared.give_up()
 
 
 class Probe(nn.Module):
@@ -74,6 +71,17 @@ class Probe(nn.Module):
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         return read_options(self)
+
+    def check(self, tape: Tape) -> bool:
+        """Check in the first training calls, long before a warm-up ends, that this graph can be measured.
+
+        Returns:
+            True when all was checked, False to be asked again in the next call.
+
+        Raises:
+            GraphError: it cannot be measured.
+        """
+        return True
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         """Measure on a tape, or prepare to; None when there is nothing to report yet."""

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from mtl_axes.errors import GraphError, OptionError
 
-__all__ = ["Shared", "SharedPart", "leaf_masks"]
+__all__ = ["Shared", "SharedPart", "leaf_masks", "reaches_compiled"]
 
 # Behind these nodes the walk sees another graph than the one that computes the gradients, and would be silently wrong.
+_COMPILED = "CompiledFunctionBackward"
 _OPAQUE = {
     "_DDPSinkBackward": "DistributedDataParallel with static_graph or find_unused_parameters",
-    "CompiledFunctionBackward": "a model compiled as a whole",
-    "CheckpointFunctionBackward": "reentrant activation checkpointing",
+    _COMPILED: "a compiled module",
+    "CheckpointFunctionBackward": "reentrant activation checkpointing, which use_reentrant=False avoids",
 }
 
 
@@ -42,14 +43,14 @@ class SharedPart:
         return sum(parameter.numel() for parameter in self.parameters)
 
 
-def leaf_masks(losses: tuple[Tensor | None, ...]) -> dict[Tensor, int]:
+def leaf_masks(losses: tuple[Tensor | None, ...], *, through_opaque: bool = False) -> dict[Tensor, int]:
     """Return for every leaf of the graphs a bit mask of the losses that reach it.
 
     Nodes are visited by decreasing sequence number, which is a topological order where one thread built the graph; where
     several did, a node whose mask grows later is visited again.
 
     Raises:
-        GraphError: a node hides the graph behind it.
+        GraphError: a node hides the graph behind it, unless ``through_opaque``.
     """
     masks: dict[Any, int] = {}
     heap: list[tuple[int, int, Any]] = []
@@ -75,7 +76,7 @@ def leaf_masks(losses: tuple[Tensor | None, ...]) -> dict[Tensor, int]:
             leaves[node.variable] = mask
             continue
         opaque = _OPAQUE.get(kind)
-        if opaque is not None:
+        if opaque is not None and not through_opaque:
             raise GraphError(
                 f"Shared parameters should be visible on the autograd graph. Found {kind} ({opaque}), which "
                 "hides them. Pass shared=, a module or parameters."
@@ -86,8 +87,26 @@ def leaf_masks(losses: tuple[Tensor | None, ...]) -> dict[Tensor, int]:
     return leaves
 
 
+def reaches_compiled(losses: tuple[Tensor | None, ...]) -> bool:
+    """Return whether the graph of a loss passes through a compiled module."""
+    seen: set[Any] = set()
+    nodes = [loss.grad_fn for loss in losses if loss is not None and loss.grad_fn is not None]
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        if type(node).__name__ == _COMPILED:
+            return True
+        seen.add(node)
+        nodes += [child for child, _ in node.next_functions if child is not None]
+    return False
+
+
 class Shared:
     """The user's ``shared=``, held outside every ``state_dict``, and the search that replaces it.
+
+    The search sees the tasks of its own call. Where three or more tasks share different parts and some are absent now and
+    then, what is found changes with them, and so does the meaning of a norm: give ``shared=`` there.
 
     A plain object on purpose: a module stored as an attribute of the criterion would be saved and moved with it.
     """
@@ -108,7 +127,7 @@ class Shared:
         self._warned = False
         self.last: SharedPart | None = None
         if given is not None and not self._parameters():
-            raise OptionError("Option `shared` should have parameters that require a gradient. Found none.")
+            raise OptionError("Option `shared` should have parameters, frozen or not. Found none.")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
         # A copy of the whole model maps the shared part to its copy; a copy of the criterion alone keeps the original.
@@ -118,7 +137,7 @@ class Shared:
         return copy
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_items": self._mapped(), "_memo": None, "_warned": self._warned, "last": None}
+        return {"_items": self._mapped(), "_memo": None, "_warned": False, "last": None}
 
     def _mapped(self) -> tuple[nn.Module | Tensor, ...]:
         if self._memo is not None:
@@ -130,7 +149,7 @@ class Shared:
         unique: dict[Tensor, None] = {}
         for item in self._mapped():
             for parameter in item.parameters() if isinstance(item, nn.Module) else (item,):
-                if parameter.requires_grad:
+                if parameter.requires_grad or isinstance(parameter, nn.Parameter):
                     unique[parameter] = None
         return tuple(unique)
 
@@ -139,15 +158,16 @@ class Shared:
         """True while the user's own choice is in use."""
         return bool(self._items)
 
-    def forget(self) -> None:
-        """Give up a choice that the graph no longer reaches, so that the next look-up searches."""
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "None of the parameters given as shared= is reached by the losses; they are searched on the graph instead.",
-                stacklevel=3,
-            )
+    def give_up(self) -> bool:
+        """Give up the user's choice, so that the next look-up searches; return whether there was one."""
+        if not self._items:
+            return False
+        warnings.warn(
+            "None of the parameters given as shared= is reached by the losses; they are searched on the graph instead.",
+            stacklevel=3,
+        )
         self._items = ()
+        return True
 
     def resolve(self, names: tuple[str, ...], losses: tuple[Tensor | None, ...]) -> SharedPart:
         """Return the shared parameters of this graph.
@@ -155,9 +175,15 @@ class Shared:
         Raises:
             GraphError: no parameter is reached by two tasks, or the graph is hidden.
         """
-        parameters = self._parameters()
-        if parameters:
-            self.last = SharedPart(parameters, {}, "given")
+        if self.given:
+            trainable = tuple(parameter for parameter in self._parameters() if parameter.requires_grad)
+            if not trainable and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "All parameters given as shared= are frozen: no gradient is measured there, and the weights hold.",
+                    stacklevel=3,
+                )
+            self.last = SharedPart(trainable, {}, "given")
             return self.last
         leaves = leaf_masks(losses)
         # Inputs that require a gradient (residuals of differential equations, attacks) are leaves too, but not shared

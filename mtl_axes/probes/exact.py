@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor
 
 from mtl_axes.errors import GraphError
 from mtl_axes.probes.base import Measurement, Probe, Tape
+from mtl_axes.probes.discovery import leaf_masks, reaches_compiled
 from mtl_axes.signals import Need, wide
 
 __all__ = ["Exact"]
@@ -28,7 +30,26 @@ class Exact(Probe):
     provides: ClassVar[frozenset[Need]] = frozenset({"norms", "gramian"})
     same_step: ClassVar[bool] = True
 
+    def check(self, tape: Tape) -> bool:
+        present = self._present(tape)
+        if reaches_compiled(tape.losses):
+            self._check_compiled(tape, present)
+        return self._shared_parameters(tape, present) is not None
+
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
+        present = self._present(tape)
+        parameters = self._shared_parameters(tape, present)
+        if parameters is None:
+            return None
+        rows = self._rows(tape, present, parameters, need) if parameters else {}
+        missed = parameters and not any(rows.values())
+        # One task alone may have nothing to do with the shared part; of several, this is another model.
+        if missed and len(present) >= min(2, len(tape.names)) and tape.give_up_shared():
+            return self.measure(tape, need)
+        return self._measurement(tape, rows, need)
+
+    @staticmethod
+    def _present(tape: Tape) -> list[int]:
         present = [index for index, loss in enumerate(tape.losses) if loss is not None]
         for index in present:
             loss = tape.losses[index]
@@ -38,18 +59,41 @@ class Exact(Probe):
                     "loss that does not require a gradient. Was its output detached, or its model frozen? Pass its target "
                     "as None to leave the task out."
                 )
-        if not tape.shared_is_known() and len(present) < min(2, len(tape.names)):
+        return present
+
+    @staticmethod
+    def _shared_parameters(tape: Tape, present: list[int]) -> tuple[Tensor, ...] | None:
+        """The shared parameters, none when those given are frozen; None when a lone task does not tell what is shared."""
+        known = tape.shared_is_known()
+        if not known and len(present) < min(2, len(tape.names)):
             return None
         part = tape.shared_part()
-        if not part.parameters:
+        if not part.parameters and not known:
             raise GraphError(
                 f"Two of the tasks {list(tape.names)} should reach a common parameter. Found none on the graph: do they "
                 "share a trunk, and is it trainable? Pass shared=, a module or parameters."
             )
-        rows = self._rows(tape, present, part.parameters, need)
-        if all(not row for row in rows.values()) and tape.forget_shared():
-            return self.measure(tape, need)
-        return self._measurement(tape, rows, need)
+        return part.parameters
+
+    @staticmethod
+    def _check_compiled(tape: Tape, present: list[int]) -> None:
+        """Refuse a compiled backward that cannot run twice, or that gives another gradient when it does."""
+        if getattr(functorch_config, "donated_buffer", False):
+            raise GraphError(
+                "A compiled module should keep its buffers for a second backward, because gradients are measured before "
+                "yours. Found torch._functorch.config.donated_buffer = True. Set it to False before torch.compile."
+            )
+        inputs = list(leaf_masks(tape.losses, through_opaque=True))
+        loss = tape.losses[present[0]]
+        assert loss is not None
+        first, second = (torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True) for _ in range(2))
+        pairs = zip(first, second, strict=True)
+        if not all(one is None or torch.allclose(one, other, equal_nan=True) for one, other in pairs):
+            raise GraphError(
+                "A compiled backward should give the same gradient twice. Found another the second time: torch took it "
+                "from a cache on disk that was filled with donated_buffer = True. Clear that cache "
+                "(TORCHINDUCTOR_CACHE_DIR) or set TORCHINDUCTOR_FORCE_DISABLE_CACHES=1."
+            )
 
     @staticmethod
     def _rows(tape: Tape, present: list[int], parameters: tuple[Tensor, ...], need: Need) -> dict[int, dict[int, Tensor]]:
@@ -61,6 +105,11 @@ class Exact(Probe):
             try:
                 gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             except RuntimeError as error:
+                if "use_reentrant" in str(error):
+                    raise GraphError(
+                        f"The graph of task {tape.names[index]!r} should be free of reentrant activation checkpointing, "
+                        "which cannot be measured. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+                    ) from error
                 if "second time" not in str(error):
                     raise
                 raise GraphError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from mtl_axes import compose
-from mtl_axes.errors import OptionError
+from mtl_axes.errors import DataError, OptionError
 
 KINDS = {"rul": "regression", "health": "multiclass"}
 Batch = tuple[Tensor, dict[str, Tensor]]
@@ -191,7 +191,7 @@ def test_the_end_of_an_epoch_reaches_dwa() -> None:
 
 
 def test_history_has_a_row_every_log_every_steps() -> None:
-    """A row holds epoch, step and the means of losses, weights and norms since the row before it."""
+    """A row holds epoch, step and the means of losses, weights and norms since the row before it; an epoch ends with one."""
     model, criterion = parts("gaba")
     steps: list[dict[str, float]] = []
 
@@ -202,13 +202,34 @@ def test_history_has_a_row_every_log_every_steps() -> None:
     loop = Loop(model, criterion, adamw, log_every=3, after_step=note, progress=False)
     history = loop.run(batches(7), epochs=2)
     assert history is loop.history
-    assert [(row["epoch"], row["step"]) for row in history] == [(0, 3), (0, 6), (1, 9), (1, 12)]
+    assert [(row["epoch"], row["step"]) for row in history] == [(0, 3), (0, 6), (0, 7), (1, 9), (1, 12), (1, 14)]
     keys = {f"{what}/{name}" for what in ("loss", "weight", "norm") for name in KINDS}
     assert all(set(row) == {"epoch", "step", *keys} for row in history)
-    for number, row in enumerate(history):
+    before = 0
+    for row in history:
         for name in KINDS:
-            values = [step[f"loss/{name}"] for step in steps[3 * number : 3 * number + 3]]
-            assert row[f"loss/{name}"] == pytest.approx(sum(values) / 3, rel=1e-6)
+            values = [step[f"loss/{name}"] for step in steps[before : int(row["step"])]]
+            assert row[f"loss/{name}"] == pytest.approx(sum(values) / len(values), rel=1e-6)
+        before = int(row["step"])
+
+
+def test_a_generator_serves_one_epoch() -> None:
+    """A second epoch over an exhausted generator is an error and not an epoch without steps."""
+    loop = Loop(*parts("fixed"), adamw, progress=False)
+    with pytest.raises(DataError, match=r"Epoch 1 should have batches\. Found none"):
+        loop.run(iter(batches(3)), epochs=2)
+    assert loop.step == 3
+
+
+def test_a_criterion_inside_the_model_is_not_optimized_twice() -> None:
+    """The log variances of a criterion that is a submodule of the model are in its own group, without weight decay."""
+    model, criterion = parts("uncertainty")
+    model.add_module("criterion", criterion)
+    loop = Loop(model, criterion, adamw, progress=False)
+    loop.run(batches(2))
+    groups = loop.optimizer.param_groups
+    assert [group["weight_decay"] == 0.0 for group in groups] == [False, True]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
 def test_run_puts_model_and_criterion_into_training_mode() -> None:

@@ -341,3 +341,86 @@ def test_statistics_of_half_precision_models_are_wide() -> None:
     recorder = Recorder()
     drive(compose(recorder), model.bfloat16(), inputs.bfloat16(), targets)
     assert recorder.shown[0].losses.dtype == recorder.shown[0].norms.dtype == torch.float32
+
+
+def test_norms_of_half_precision_gradients_are_summed_in_float32() -> None:
+    """The norm of bfloat16 gradients has more digits than bfloat16 holds."""
+    weight = nn.Parameter(torch.ones(943, dtype=torch.bfloat16))
+    norms = []
+
+    class Seen(OuterWeighting):
+        needs = "norms"
+
+        def forward(self, signals: Signals, /) -> Tensor:
+            norms.append(signals.norms)
+            return torch.ones_like(signals.losses)
+
+    compose(Seen()).combine({"a": weight.sum(), "b": 2 * weight.sum()})
+    expected = torch.tensor([943.0, 4 * 943.0]).sqrt()
+    assert norms[0].dtype is torch.float32
+    torch.testing.assert_close(norms[0], expected, rtol=1e-6, atol=0)
+
+
+def test_a_call_that_misses_the_given_shared_part_does_not_discard_it() -> None:
+    """A lone task that has nothing to do with shared= is inactive there, and the next call measures at shared= again."""
+    trunk, private = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    criterion = compose({"name": "gaba", "warmup": 0}, tasks=["a", "b", "kl"], shared=[trunk])
+
+    def losses() -> dict[str, Tensor]:
+        return {"a": trunk.sum(), "b": 2 * trunk.sum()}
+
+    criterion.combine(losses())
+    before = criterion.report
+    criterion.combine({"kl": private.sum()})
+    assert criterion.report is not None
+    assert before is not None
+    assert not criterion.report.active.any()
+    criterion.combine(losses())
+    assert criterion.report.norms is not None
+    assert before.norms is not None
+    assert torch.equal(criterion.report.norms, before.norms)
+
+
+def test_frozen_shared_parameters_hold_the_weights_and_say_so() -> None:
+    """A trunk given as shared= may be frozen for a while: a warning once, no movement, and measurements when it thaws."""
+    trunk, head = nn.Linear(2, 2), nn.Linear(2, 2)
+    trunk.requires_grad_(False)
+    criterion = compose({"name": "gaba", "warmup": 0, "beta": 0.0}, shared=trunk)
+
+    def call() -> None:
+        out = head(trunk(torch.ones(1, 2)))
+        criterion.combine({"a": out.sum(), "b": 9 * out.sum()})
+
+    with pytest.warns(UserWarning, match="All parameters given as shared= are frozen"):
+        call()
+    assert criterion.report is not None
+    assert criterion.report.weights.tolist() == [0.5, 0.5]
+    trunk.requires_grad_(True)
+    call()
+    torch.testing.assert_close(criterion.report.weights, torch.tensor([0.9, 0.1]))
+
+
+def test_a_compiled_model_is_refused_in_the_first_call_or_measured() -> None:
+    """Compiled backwards must survive being run twice: said in the first call of a warm-up, and right when they do."""
+
+    def step(warmup: int) -> tuple[list[Tensor], list[Tensor], list[float]]:
+        torch._dynamo.reset()
+        kinds = {"rul": "regression", "health": "multiclass"}
+        model = model_for(kinds)
+        inputs, targets = batch_for(kinds)
+        compiled = torch.compile(model, backend="aot_eager")
+        criterion = compose({"name": "gaba", "warmup": warmup}, "mse", shared=model.trunk)
+        plain = compose("fixed", "mse")
+        plain(model(inputs), targets).backward()
+        expected = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+        model.zero_grad()
+        criterion(compiled(inputs), targets).backward()
+        return expected, [p.grad for p in model.parameters() if p.grad is not None], criterion.report.weights.tolist()
+
+    with torch._functorch.config.patch(donated_buffer=True), pytest.raises(GraphError, match="donated_buffer = True"):
+        step(warmup=100)
+    with torch._functorch.config.patch(donated_buffer=False):
+        expected, found, weights = step(warmup=3)
+    assert weights == [0.5, 0.5]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from typing import Any, ClassVar
 
@@ -12,6 +14,7 @@ from strategies import OUTERS, batch_for, equal, model_for, quick, same, snapsho
 from torch import Tensor
 
 from mtl_axes import OuterWeighting, Probe, Signals, compose
+from mtl_axes.errors import DataError
 from mtl_axes.probes import Exact, Measurement, Tape
 
 f64 = torch.float64
@@ -106,7 +109,7 @@ def test_a_window_is_averaged_and_committed_once(accumulate: int) -> None:
 def test_a_window_averages_over_the_calls_of_each_task() -> None:
     """A task that is absent in some calls of a window is averaged over the others, and a pair over the calls it shares."""
     recorder = Recorder()
-    run = Run(recorder, accumulate=3)
+    run = Run("fixed")
     run.criterion = compose(recorder, tasks=list(KINDS), accumulate=3, shared=run.model.trunk)
     for seed, present in ((1, "ab"), (2, "a"), (3, "b")):
         inputs, targets = batch_for(KINDS, seed=seed, dtype=f64)
@@ -566,3 +569,36 @@ def test_a_lagged_probe_is_collected_in_the_next_forward() -> None:
         expected = exact.weights()
     assert lagged.criterion.probe.coupled == 5
     assert exact.criterion.outer.ema.tolist() != [0.5, 0.5]
+
+
+def test_a_copy_made_under_hold_is_not_held() -> None:
+    """A criterion that is copied or pickled within hold() trains on: nothing would ever release it."""
+    criterion = compose("dwa")
+    shared = torch.ones((), requires_grad=True)
+    with criterion.hold():
+        twins = copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))
+    for twin in twins:
+        twin.combine({"a": shared * 1.0, "b": shared * 2.0})
+        assert twin.report is not None
+        assert twin.report.step == 1
+
+
+def test_the_log_is_folded() -> None:
+    """Calls between two reads of the log are summed up now and then, so that a run that never reads it stays small."""
+    criterion = compose("fixed")
+    shared = torch.ones((), requires_grad=True)
+    for _ in range(200):
+        criterion.combine({"a": shared * 1.0, "b": shared * 2.0})
+    assert len(criterion._log._calls) < 64
+    assert criterion.log_dict() == {"loss/a": 1.0, "loss/b": 2.0, "weight/a": 0.5, "weight/b": 0.5}
+
+
+def test_a_fully_masked_batch_is_an_error_in_the_first_call_only() -> None:
+    """In mid-training a batch without any label gives 0 and moves nothing, also while some task was never labelled."""
+    criterion = compose("fixed", missing="ignore", tasks=["a", "b"])
+    nan = torch.full((4,), float("nan"))
+    prediction = torch.ones(4, requires_grad=True)
+    with pytest.raises(DataError, match="should have a valid label"):
+        criterion((prediction, prediction), (nan, nan))
+    criterion((prediction, prediction), (torch.full((4,), 3.0), nan))
+    assert criterion((prediction, prediction), (nan, nan)).item() == 0.0
