@@ -32,7 +32,8 @@ def _measurement(outer: OuterWeighting, probe: Probe, window: Window, shared: Sh
     if outer.needs == "losses":
         return ["probe   none: the weighting reads losses alone, no gradient is measured"]
     often = "every window" if window.every == 1 else f"every {window.every} windows"
-    lines = [f"probe   {probe.describe()}; measured in {often}"]
+    later = "" if outer.measures(window.step) else f", but not in window {window.step}: the weighting ignores them still"
+    lines = [f"probe   {probe.describe()}; measured in {often}{later}"]
     part = shared.last
     if part is None:
         lines.append("shared  not looked up yet")

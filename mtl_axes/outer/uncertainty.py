@@ -21,7 +21,8 @@ _PATIENCE = 20
 class Uncertainty(OuterWeighting):
     r"""Learned log variances s_i = log sigma_i^2, in the total 0.5 exp(-s_i) L_i + 0.5 s_i.
 
-    For a regression task the weight is 0.5 exp(-s), for every other kind exp(-s); the second term, the penalty, is 0.5 s.
+    For a regression task the weight is 0.5 exp(-s), for every other kind, and for losses computed elsewhere, which have no
+    kind, exp(-s); the second term, the penalty, is 0.5 s.
     At the optimum of s the weight of a regression task is 1 / (2 L). The total can become negative: the report and
     ``log_dict`` give the task losses themselves. With ``variant="revised"`` the penalty is log(1 + exp(s)), never negative.
 

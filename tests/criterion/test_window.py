@@ -602,3 +602,20 @@ def test_a_fully_masked_batch_is_an_error_in_the_first_call_only() -> None:
         criterion((prediction, prediction), (nan, nan))
     criterion((prediction, prediction), (torch.full((4,), 3.0), nan))
     assert criterion((prediction, prediction), (nan, nan)).item() == 0.0
+
+
+def test_explain_says_what_is_measured_and_when() -> None:
+    """The text names tasks, shapes, the shared part and, in a warm-up, that nothing is measured yet; later the floor."""
+    run = Run({"name": "gaba", "warmup": 1, "beta": 0.0, "floor": 0.4})
+    assert "taken from the targets" in compose("gaba").explain()
+    run.call()
+    assert "but not in window" not in run.criterion.explain()
+    waiting = Run({"name": "gaba", "warmup": 5})
+    waiting.call()
+    text = waiting.criterion.explain()
+    for part in ("task    a: regression", "found on the graph", "private a:", "but not in window 1", "own statistics"):
+        assert part in text
+    run.call()
+    assert "gradient norm" in run.criterion.explain()
+    assert "at the floor" in run.criterion.explain()
+    assert "no gradient is measured" in compose("fixed").explain()
