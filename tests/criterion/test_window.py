@@ -606,7 +606,7 @@ def test_a_fully_masked_batch_is_an_error_in_the_first_call_only() -> None:
 
 def test_explain_says_what_is_measured_and_when() -> None:
     """The text names tasks, shapes, the shared part and, in a warm-up, that nothing is measured yet; later the floor."""
-    run = Run({"name": "gaba", "warmup": 1, "beta": 0.0, "floor": 0.4})
+    run = Run({"name": "gaba", "warmup": 1, "beta": 0.0, "floor": 0.49})
     assert "taken from the targets" in compose("gaba").explain()
     run.call()
     assert "but not in window" not in run.criterion.explain()
