@@ -60,8 +60,8 @@ class Loop:
             raise OptionError("Loop steps by itself and needs compose(accumulate=n). Found accumulate='manual'.")
         self.model, self.criterion = model, criterion
         own = set(criterion.parameters())  # the criterion may be a part of the model
-        parameters = [parameter for parameter in model.parameters() if parameter not in own]
-        self.optimizer = optimizer([{"params": parameters}, *criterion.param_groups()])
+        self._parameters = [parameter for parameter in model.parameters() if parameter not in own]
+        self.optimizer = optimizer([{"params": self._parameters}, *criterion.param_groups()])
         self.scheduler = scheduler(self.optimizer) if scheduler is not None else None
         self.scaler, self.clip = scaler, clip
         self.compute_loss = compute_loss if compute_loss is not None else self._loss
@@ -103,7 +103,7 @@ class Loop:
         if self.clip is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            torch.nn.utils.clip_grad_norm_(self._parameters, self.clip)
         skipped = self._optimize()
         self.criterion.step(skipped=skipped)
         if self.scheduler is not None and not skipped:

@@ -110,7 +110,7 @@ def _protocol_lines(protocol: str) -> list[str]:
     if protocol == "published":
         return [
             "PROTOCOL published: no validation engines; the checkpoint (and ridge's strength) is chosen on the test set, "
-            "as the book does. These test figures are optimistic and are no estimate for new engines."
+            "as the method's source does. These test figures are optimistic and are no estimate for new engines."
         ]
     return [
         "Protocol honest: the checkpoint with the lowest RMSE on training engines held out by seed is kept; the test "

@@ -117,9 +117,10 @@ every_guard = pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS.keys(
 def test_the_guard_catches_a_deliberate_read(guard: Any, how: str) -> None:
     """A weighting that reads a value by item, bool, tolist, indexing, a host copy or nonzero fails under both guards."""
     model, criterion = setting(Reading(how), "mse")
-    with pytest.raises((RuntimeError, NotImplementedError, TypeError)) as caught:
+    # torch 2.4 trips over its own missing symbols in a fake tolist().
+    with pytest.raises((RuntimeError, NotImplementedError, TypeError, AttributeError)) as caught:
         guard(model, criterion, KINDS)
-    assert type(caught.value).__name__ in (
+    assert "unbacked_symint" in str(caught.value) or type(caught.value).__name__ in (
         "DataDependentOutputException",
         "DynamicOutputShapeException",
         "GuardOnDataDependentSymNode",

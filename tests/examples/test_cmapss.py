@@ -209,7 +209,7 @@ def test_the_honest_protocol_keeps_validation_and_test_engines_out_of_what_is_fi
     np.testing.assert_array_equal(changed.selection.inputs, honest.selection.inputs)
 
     published = prepare(fleet, 3, "published")
-    assert published.selection is published.test, "the book selects on the test engines"
+    assert published.selection is published.test, "the published protocol selects on the test engines"
     assert len(published.train) == sum(len(engine) - WINDOW + 1 for engine in fleet.train)
 
 

@@ -169,7 +169,7 @@ def test_the_published_protocol_says_that_it_chooses_on_the_test_set(
     arguments = [*TINY, "--workers", "1", "--out", str(tmp_path), "--protocol", "published", "--methods", "fixed:mse"]
     assert cmapss_grace.main(arguments) == 0
     said = capsys.readouterr().out
-    assert said.count("the checkpoint (and ridge's strength) is chosen on the test set, as the book does") == 2
+    assert said.count("the checkpoint (and ridge's strength) is chosen on the test set, as the method's source does") == 2
     assert "optimistic" in said and "held out" not in said
     (kept,) = [json.loads(path.read_text())["run"] for path in (tmp_path / "runs").iterdir()]
     assert kept["rmse"] == pytest.approx(min(error for _, error in kept["selection"])), (
