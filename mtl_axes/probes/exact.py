@@ -88,7 +88,8 @@ class Exact(Probe):
         assert loss is not None
         first, second = (torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True) for _ in range(2))
         pairs = zip(first, second, strict=True)
-        if not all(one is None or torch.allclose(one, other, equal_nan=True) for one, other in pairs):
+        # Far above what nondeterministic kernels differ by; the fault replaces whole buffers. Not finite: no verdict.
+        if any(one is not None and bool((one - other).norm() > 0.01 * one.norm()) for one, other in pairs):
             raise GraphError(
                 "A compiled backward should give the same gradient twice. Found another the second time: torch took it "
                 "from a cache on disk that was filled with donated_buffer = True. Clear that cache "
