@@ -242,6 +242,8 @@ class Snapshot(NamedTuple):
     resolved: dict[str, InnerShape]
     checked: set[str]
     guessed: set[str]
+    unlabelled: dict[str, int]
+    called: bool
 
 
 class TaskSet(nn.Module):
@@ -315,11 +317,19 @@ class TaskSet(nn.Module):
 
     def snapshot(self) -> Snapshot:
         """Return what was learned of the tasks from the calls so far."""
-        return Snapshot(self.names, dict(self.kinds), dict(self._resolved), set(self._checked), set(self._guessed))
+        return Snapshot(
+            self.names,
+            dict(self.kinds),
+            dict(self._resolved),
+            set(self._checked),
+            set(self._guessed),
+            dict(self._unlabelled),
+            self._called,
+        )
 
     def go_back(self, snapshot: Snapshot) -> None:
         """Forget what was learned since ``snapshot``, so that a bad call fixes nothing."""
-        self.names, self.kinds, self._resolved, self._checked, self._guessed = snapshot
+        self.names, self.kinds, self._resolved, self._checked, self._guessed, self._unlabelled, self._called = snapshot
 
     def infos(self) -> tuple[TaskInfo, ...]:
         """Return what a weighting may know of the tasks."""
@@ -430,22 +440,26 @@ class TaskSet(nn.Module):
         assert prediction is not None
         valid = valid_labels(name, target, mask, self.missing)
         weight = None if sample_weight is None else align("sample_weight", name, sample_weight, target.shape).detach()
-        first = name not in self._checked
-        if first or self.debug:
-            self._check_values(name, prediction, target, valid, weight)
+        reads_values = self.debug or name not in self._checked
+        labels = target if valid is None or not reads_values else target[valid]
+        if reads_values:
+            self._settle_kind(name, prediction, target, labels)
         shape = self._shape_of(name)
         assert shape is not None
         try:
             shape.check(prediction, target)
+            if reads_values and labels.numel():
+                # Labels in the target's own shape: where there is none, another one stands in.
+                shape.check_values(prediction, target if valid is None else torch.where(valid, target, labels[0]))
         except DataError as error:
             raise DataError(f"Task {name!r}, shape {shape!r}: {error}") from error
+        if reads_values:
+            self._check_weights(name, valid, weight)
+            self._note_checked(name, labels)
         return reduce_losses(sample_losses(shape, prediction, target, valid), valid, weight, self.reduction)
 
-    def _check_values(
-        self, name: str, prediction: Tensor, target: Tensor, valid: Tensor | None, weight: Tensor | None
-    ) -> None:
-        """Everything that must read values: in the first call of a task, and in every one with ``debug``."""
-        labels = (target if valid is None else target[valid]).detach()
+    def _settle_kind(self, name: str, prediction: Tensor, target: Tensor, labels: Tensor) -> None:
+        """Check the labels of a task, and tell its kind from them unless it is known."""
         empty = labels.numel() == 0
         if not empty and labels.is_floating_point() and not bool(torch.isfinite(labels).all()):
             raise DataError(
@@ -456,19 +470,18 @@ class TaskSet(nn.Module):
             self._settle(name, infer_kind(name, prediction, target, self.given.get(name), None if empty else labels))
             # Without a label a float target passes for regression until values show.
             (self._guessed.add if empty else self._guessed.discard)(name)
-        shape = self._shape_of(name)
-        assert shape is not None
-        try:
-            shape.check(prediction, target)
-            if not empty:
-                # Labels in the target's own shape: where there is none, another one stands in.
-                shape.check_values(prediction, target if valid is None else torch.where(valid, target, labels[0]))
-        except DataError as error:
-            raise DataError(f"Task {name!r}, shape {shape!r}: {error}") from error
-        if weight is not None:
-            weights = weight if valid is None else weight[valid]
-            if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
-                raise DataError(f"The sample_weight of task {name!r} should be finite and >= 0. Found other values.")
+
+    @staticmethod
+    def _check_weights(name: str, valid: Tensor | None, weight: Tensor | None) -> None:
+        if weight is None:
+            return
+        weights = weight if valid is None else weight[valid]
+        if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+            raise DataError(f"The sample_weight of task {name!r} should be finite and >= 0. Found other values.")
+
+    def _note_checked(self, name: str, labels: Tensor) -> None:
+        """Values of a task are read until it had a label, and a few times at most: each time waits for the device."""
+        empty = labels.numel() == 0
         self._unlabelled[name] = self._unlabelled.get(name, 0) + empty
         if not empty or self._unlabelled[name] >= _UNLABELLED_CALLS:
             self._checked.add(name)

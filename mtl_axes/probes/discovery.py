@@ -43,14 +43,11 @@ class SharedPart:
         return sum(parameter.numel() for parameter in self.parameters)
 
 
-def leaf_masks(losses: tuple[Tensor | None, ...], *, through_opaque: bool = False) -> dict[Tensor, int]:
-    """Return for every leaf of the graphs a bit mask of the losses that reach it.
+def _node_masks(losses: tuple[Tensor | None, ...]) -> dict[Any, int]:
+    """Return for every node of the graphs a bit mask of the losses that reach it.
 
     Nodes are visited by decreasing sequence number, which is a topological order where one thread built the graph; where
     several did, a node whose mask grows later is visited again.
-
-    Raises:
-        GraphError: a node hides the graph behind it, unless ``through_opaque``.
     """
     masks: dict[Any, int] = {}
     heap: list[tuple[int, int, Any]] = []
@@ -67,39 +64,36 @@ def leaf_masks(losses: tuple[Tensor | None, ...], *, through_opaque: bool = Fals
     for index, loss in enumerate(losses):
         if loss is not None and loss.grad_fn is not None:
             reach(loss.grad_fn, 1 << index)
-    leaves: dict[Tensor, int] = {}
     while heap:
         node = heapq.heappop(heap)[2]
-        mask = masks[node]
+        for child, _ in node.next_functions:
+            if child is not None:
+                reach(child, masks[node])
+    return masks
+
+
+def leaf_masks(losses: tuple[Tensor | None, ...], *, through_opaque: bool = False) -> dict[Tensor, int]:
+    """Return for every leaf of the graphs a bit mask of the losses that reach it.
+
+    Raises:
+        GraphError: a node hides the graph behind it, unless ``through_opaque``.
+    """
+    leaves: dict[Tensor, int] = {}
+    for node, mask in _node_masks(losses).items():
         kind = type(node).__name__
         if kind == "AccumulateGrad":
             leaves[node.variable] = mask
-            continue
-        opaque = _OPAQUE.get(kind)
-        if opaque is not None and not through_opaque:
+        elif kind in _OPAQUE and not through_opaque:
             raise GraphError(
-                f"Shared parameters should be visible on the autograd graph. Found {kind} ({opaque}), which "
+                f"Shared parameters should be visible on the autograd graph. Found {kind} ({_OPAQUE[kind]}), which "
                 "hides them. Pass shared=, a module or parameters."
             )
-        for child, _ in node.next_functions:
-            if child is not None:
-                reach(child, mask)
     return leaves
 
 
 def reaches_compiled(losses: tuple[Tensor | None, ...]) -> bool:
     """Return whether the graph of a loss passes through a compiled module."""
-    seen: set[Any] = set()
-    nodes = [loss.grad_fn for loss in losses if loss is not None and loss.grad_fn is not None]
-    while nodes:
-        node = nodes.pop()
-        if node in seen:
-            continue
-        if type(node).__name__ == _COMPILED:
-            return True
-        seen.add(node)
-        nodes += [child for child, _ in node.next_functions if child is not None]
-    return False
+    return any(type(node).__name__ == _COMPILED for node in _node_masks(losses))
 
 
 class Shared:
