@@ -149,21 +149,27 @@ class MultiTaskCriterion(WideState):
             weights = self.outer.weights() if self.eval_weights == "current" else self.outer.reference()
             # A copy, as in training: this loss may be differentiated after the buffer has moved.
             return self._sum(found, self._normalised(weights.clone()))
-        return self._penalised(found, self._weights())
+        return self._penalised(found, self._sum(found, self._weights()))
 
     def _train(self, found: TaskLosses, values: Tensor) -> Tensor:
         window, outer, probe = self.window, self.outer, self.probe
-        if window.full:
-            window.commit(outer, probe)
+        collected = window.commit(outer, probe) if window.full else None
         labelled = found.labelled()
         active = labelled & torch.isfinite(values)
-        tape = Tape(self.tasks, found.losses, self._shared)
+        known = window.allocated
+        if known:
+            self._prepare(values)
+        # Known before anything is measured, unless this very call's statistics move them.
+        early = known and outer.needs != "losses" and not window.immediate(probe, outer.needs)
+        held = self._weights() if early else None
+        tape = Tape(self.tasks, found.losses, self._shared, weights=held, turn=window.turn)
         if not self._probed:
             # Also in a warm-up: a graph that cannot be measured should show now and not when the warm-up ends.
             self._probed = outer.needs == "losses" or probe.check(tape)
         measurement = probe.measure(tape, outer.needs) if window.due(outer) else None
-        # Only now: a graph that cannot be measured must not leave the names of its tasks behind.
-        self._prepare(values)
+        if not known:
+            # Only now: a graph that cannot be measured must not leave the names of its tasks behind.
+            self._prepare(values)
         window.add(values, active, labelled, measurement)
         if window.immediate(probe, outer.needs):
             window.commit(outer, probe)
@@ -173,9 +179,9 @@ class MultiTaskCriterion(WideState):
                 f'accumulate="manual" and criterion.step() was not called in {_PATIENCE} calls, so the weights do not move. '
                 "Call it after each optimizer step.",
             )
-        weights = self._weights()
-        total = probe.couple(tape, weights, self._penalised(found, weights))
-        self._note(values, labelled, active, weights.detach(), measurement)
+        weights = self._weights() if held is None else held
+        total = self._penalised(found, probe.couple(tape, weights, self._sum(found, weights)))
+        self._note(values, labelled, active, weights.detach(), measurement, collected)
         return total
 
     def _weights(self) -> Tensor:
@@ -202,8 +208,7 @@ class MultiTaskCriterion(WideState):
             total = total + term
         return total
 
-    def _penalised(self, found: TaskLosses, weights: Tensor) -> Tensor:
-        total = self._sum(found, weights)
+    def _penalised(self, found: TaskLosses, total: Tensor) -> Tensor:
         penalty = self.outer.penalty()
         if penalty is None:
             return total
@@ -212,15 +217,26 @@ class MultiTaskCriterion(WideState):
         return total + penalty.to(total.dtype)
 
     def _note(
-        self, values: Tensor, labelled: Tensor, active: Tensor, weights: Tensor, measurement: Measurement | None
+        self,
+        values: Tensor,
+        labelled: Tensor,
+        active: Tensor,
+        weights: Tensor,
+        measurement: Measurement | None,
+        collected: Measurement | None,
     ) -> None:
         norms, cosines = None, None
         flags: tuple[bool, ...] = (False,) * len(self.tasks)
         if measurement is not None:
-            norms, flags = measurement.norms, measurement.measured
-            active = active & torch.isfinite(norms) & (norms > 0)
-            if measurement.gramian is not None:
-                cosines = measurement.gramian / (norms[:, None] * norms[None, :])
+            measured = vector(measurement.measured, torch.bool, values.device)
+            usable = torch.isfinite(measurement.norms) & (measurement.norms > 0)
+            active = active & (usable | ~measured)
+        # A lagged probe has nothing of this call to show; what it collected belongs to the window before.
+        shown = collected if measurement is None else measurement
+        if shown is not None:
+            norms, flags = shown.norms, shown.measured
+            if shown.gramian is not None:
+                cosines = shown.gramian / (norms[:, None] * norms[None, :])
         measured = vector(flags, torch.bool, values.device)
         self.report = StepReport(
             tasks=self.tasks,
@@ -232,7 +248,7 @@ class MultiTaskCriterion(WideState):
             measured=measured,
             dropped=self.window.dropped.clone(),
             step=self.window.step,
-            extra=self.outer.diagnostics(),
+            extra={**self.outer.diagnostics(), **self.probe.diagnostics()},
         )
         self._log.add(values, labelled, weights, norms, measured)
 
@@ -268,7 +284,7 @@ class MultiTaskCriterion(WideState):
                     f"Found it bound to {[info.name for info in self.outer.tasks]}. Give each criterion a weighting of its "
                     "own."
                 )
-            self.window.bind(len(infos), self.outer.needs, dtype)
+            self.window.bind(len(infos), self.outer.needs, dtype, partial=self.probe.partial)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what is not a tensor: the tasks, their kinds, the class of the weighting."""
@@ -316,7 +332,7 @@ class MultiTaskCriterion(WideState):
                 finite losses and norms only.
         """
         if skipped:
-            self.window.drop()
+            self.window.drop(self.probe)
         else:
             self.window.commit(self.outer, self.probe)
 

@@ -34,6 +34,8 @@ class Window(WideState):
     gramian_sum: Tensor
     gramian_count: Tensor
     measured_at: Tensor
+    latest_norms: Tensor
+    known_norms: Tensor
     dropped: Tensor
 
     def __init__(self, *, every: int, accumulate: int | Literal["manual"], sync: Sync) -> None:
@@ -49,8 +51,8 @@ class Window(WideState):
         """True once the number of tasks is known."""
         return "loss_sum" in self._buffers
 
-    def bind(self, count: int, need: Need, dtype: torch.dtype) -> None:
-        """Allocate the sums for ``count`` tasks."""
+    def bind(self, count: int, need: Need, dtype: torch.dtype, *, partial: bool = False) -> None:
+        """Allocate the sums for ``count`` tasks; ``partial`` when a window measures only some of them."""
         self.register_buffer("loss_sum", torch.zeros(count, dtype=dtype))
         self.register_buffer("loss_count", torch.zeros(count, dtype=dtype))
         self.register_buffer("dropped", torch.zeros(count, dtype=torch.int64))
@@ -59,6 +61,9 @@ class Window(WideState):
             self.register_buffer("norm_count", torch.zeros(count, dtype=dtype))
             # On the device, because only there, and only after the ranks have agreed, it is known who was active.
             self.register_buffer("measured_at", torch.full((count,), -1, dtype=torch.int64))
+            if partial:
+                self.register_buffer("latest_norms", torch.ones(count, dtype=dtype))
+                self.register_buffer("known_norms", torch.zeros(count, dtype=torch.bool))
         if need == "gramian":
             self.register_buffer("gramian_sum", torch.zeros(count, count, dtype=dtype))
             self.register_buffer("gramian_count", torch.zeros(count, count, dtype=dtype))
@@ -71,6 +76,11 @@ class Window(WideState):
     def full(self) -> bool:
         """True when the pending window has all its calls."""
         return isinstance(self.accumulate, int) and self.calls >= self.accumulate
+
+    @property
+    def turn(self) -> int:
+        """Number of the pending window among those that ``every`` lets measure: whose turn it is follows from it."""
+        return self.step // self.every
 
     def due(self, outer: OuterWeighting) -> bool:
         """Return whether gradients are measured in the pending window.
@@ -104,13 +114,19 @@ class Window(WideState):
             dropped = dropped | (labelled & ~torch.isfinite(measurement.norms))
         self.dropped.add_(dropped)
 
-    def commit(self, outer: OuterWeighting, probe: Probe) -> None:
-        """Hand the pending window to the weighting, if there is one, and begin the next."""
+    def commit(self, outer: OuterWeighting, probe: Probe) -> Measurement | None:
+        """Hand the pending window to the weighting, if there is one, and begin the next.
+
+        Returns:
+            what a lagged probe collected in the window.
+        """
         if self.calls == 0:
-            return
+            return None
         collected = None if outer.needs == "losses" or probe.same_step else probe.collect()
         if collected is not None:
-            self._add_measurement(self.loss_count > 0, collected)
+            here = self.loss_count > 0
+            self.dropped.add_(here & ~torch.isfinite(collected.norms))
+            self._add_measurement(here, collected)
         if outer.needs == "losses" or self.due(outer):
             signals = self._signals(outer.needs, self.sync if outer.reads_signals else None)
             outer(signals)
@@ -118,10 +134,12 @@ class Window(WideState):
                 self.measured_at.copy_(torch.where(signals.active, self.step, self.measured_at))
         self.step += 1
         self._begin()
+        return collected
 
-    def drop(self) -> None:
+    def drop(self, probe: Probe) -> None:
         """Forget the pending window, as when its optimizer step was skipped: it does not count as a window."""
         if self.calls:
+            probe.collect()
             self._begin()
 
     def _begin(self) -> None:
@@ -141,13 +159,21 @@ class Window(WideState):
         assert loss_sum is not None and loss_count is not None
         norms, gramian, active = None, None, loss_count > 0
         if norm_sum is not None and norm_count is not None:
-            norms = norm_sum / norm_count.clamp_min(1)
-            active = active & (norm_count > 0)
+            norms, known = norm_sum / norm_count.clamp_min(1), norm_count > 0
+            if "latest_norms" in self._buffers:
+                norms, known = self._completed(norms, known)
+            active = active & known
         if gramian_sum is not None and gramian_count is not None:
             # Pairs that never met in one call have no inner product; 0 says the least about them.
             gramian = gramian_sum / gramian_count.clamp_min(1)
         losses = loss_sum / loss_count.clamp_min(1)
         return Signals(losses, norms=norms, gramian=gramian, active=active, elapsed=self._elapsed(need), step=self.step)
+
+    def _completed(self, norms: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Fill in the latest norms of the tasks whose turn it was not, after the ranks have agreed on this window's."""
+        self.latest_norms.copy_(torch.where(known, norms, self.latest_norms))
+        self.known_norms.logical_or_(known)
+        return self.latest_norms, self.known_norms
 
     def _elapsed(self, need: Need) -> Tensor | None:
         if need == "losses":

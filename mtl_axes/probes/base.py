@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,11 +37,23 @@ class Tape:
         names: names of the K tasks.
         losses: K scalar losses, None where the task is absent. Never stacked: indexing a stacked tensor would send zero
             gradients through every head.
+        weights: (K,) weights of this call's sum where they are known before it is measured, else None.
+        turn: number of this window among those that are measured, counted from the first window of the run.
     """
 
-    def __init__(self, names: tuple[str, ...], losses: tuple[Tensor | None, ...], shared: Shared) -> None:
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        losses: tuple[Tensor | None, ...],
+        shared: Shared,
+        *,
+        weights: Tensor | None = None,
+        turn: int = 0,
+    ) -> None:
         self.names = names
         self.losses = losses
+        self.weights = weights
+        self.turn = turn
         self._shared = shared
 
     def shared_part(self) -> SharedPart:
@@ -68,6 +81,11 @@ class Probe(nn.Module):
     provides: ClassVar[frozenset[Need]] = frozenset({"norms"})
     same_step: ClassVar[bool] = True
 
+    @property
+    def partial(self) -> bool:
+        """True when a window measures some of the tasks only; it is then completed with the latest norms of the others."""
+        return False
+
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         return read_options(self)
@@ -94,6 +112,10 @@ class Probe(nn.Module):
     def collect(self) -> Measurement | None:
         """Return what arrived since the last commit, for a probe that measures during the user's backward."""
         return None
+
+    def diagnostics(self) -> Mapping[str, Tensor]:
+        """Return further values for the report."""
+        return {}
 
     def describe(self) -> str:
         """Return one line for ``explain()``: what is measured and what it is expected to cost."""
