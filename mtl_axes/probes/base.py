@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from mtl_axes.errors import GraphError
 from mtl_axes.options import constructor_repr, read_options
-from mtl_axes.probes.discovery import Shared, SharedPart
+from mtl_axes.probes.discovery import Graph, Shared, SharedPart, walk
 from mtl_axes.signals import Need
 
 __all__ = ["Measurement", "Probe", "Tape"]
@@ -22,7 +23,7 @@ class Measurement:
     Attributes:
         norms: (K,) L2 norms in float32 or wider; 0 for a task that was not measured.
         gramian: (K, K) inner products, or None when only norms were needed.
-        measured: K host bools, True where this call measured the task.
+        measured: K host bools, True where the task was measured.
     """
 
     norms: Tensor
@@ -39,6 +40,7 @@ class Tape:
             gradients through every head.
         weights: (K,) weights of this call's sum where they are known before it is measured, else None.
         turn: number of this window among those that are measured, counted from the first window of the run.
+        kept: what a probe keeps from ``measure`` for ``couple``.
     """
 
     def __init__(
@@ -54,11 +56,40 @@ class Tape:
         self.losses = losses
         self.weights = weights
         self.turn = turn
+        self.kept: object = None
         self._shared = shared
+        self._graph: Graph | None = None
+
+    def graph(self) -> Graph:
+        """Return the graph behind the losses, walked at most once per call."""
+        if self._graph is None:
+            self._graph = walk(self.losses)
+        return self._graph
 
     def shared_part(self) -> SharedPart:
-        """Return the shared parameters: those given by the user, or those found on this graph."""
-        return self._shared.resolve(self.names, self.losses)
+        """Return the shared parameters: those given by the user, or those found on this graph.
+
+        Raises:
+            GraphError: the graph is hidden behind a node.
+        """
+        return self._shared.resolve(self.names, self.graph)
+
+    def present(self) -> list[int]:
+        """Return the positions of the tasks that take part.
+
+        Raises:
+            GraphError: one of their losses has no graph.
+        """
+        present = [index for index, loss in enumerate(self.losses) if loss is not None]
+        for index in present:
+            loss = self.losses[index]
+            if loss is not None and not loss.requires_grad:
+                raise GraphError(
+                    f"The loss of task {self.names[index]!r} should have a graph, because gradients are measured. Found a "
+                    "loss that does not require a gradient. Was its output detached, or its model frozen? Pass its target "
+                    "as None to leave the task out."
+                )
+        return present
 
     def shared_is_known(self) -> bool:
         """Return whether the shared part does not depend on which tasks are here."""
@@ -112,6 +143,10 @@ class Probe(nn.Module):
     def collect(self) -> Measurement | None:
         """Return what arrived since the last commit, for a probe that measures during the user's backward."""
         return None
+
+    def cost(self, tasks: int) -> float:
+        """Return the expected time of a measured step over that of a plain one, where the shared part takes all of it."""
+        return 1.0
 
     def diagnostics(self) -> Mapping[str, Tensor]:
         """Return further values for the report."""

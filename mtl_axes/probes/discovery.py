@@ -1,26 +1,36 @@
-"""Which parameters the tasks share: given by the user, or found by a walk over the autograd graph of their losses."""
+"""What the tasks share: given by the user, or found by a walk over the autograd graph of their losses."""
 
 from __future__ import annotations
 
 import heapq
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import GradientEdge
 
 from mtl_axes.errors import GraphError, OptionError
 
-__all__ = ["Shared", "SharedPart", "leaf_masks", "reaches_compiled"]
+__all__ = ["COMPILED", "Border", "Graph", "Losses", "Shared", "SharedPart", "find_border", "walk"]
+
+Losses = tuple[Tensor | None, ...]
 
 # Behind these nodes the walk sees another graph than the one that computes the gradients, and would be silently wrong.
-_COMPILED = "CompiledFunctionBackward"
+COMPILED = "CompiledFunctionBackward"
+_SINK = "_DDPSinkBackward"
 _OPAQUE = {
-    "_DDPSinkBackward": "DistributedDataParallel with static_graph or find_unused_parameters",
-    _COMPILED: "a compiled module",
+    _SINK: "DistributedDataParallel with static_graph or find_unused_parameters",
+    COMPILED: "a compiled module",
     "CheckpointFunctionBackward": "reentrant activation checkpointing, which use_reentrant=False avoids",
 }
+
+
+def _several(mask: int) -> bool:
+    """Return whether a mask holds more than one task."""
+    return bool(mask & (mask - 1))
 
 
 @dataclass(frozen=True)
@@ -31,11 +41,17 @@ class SharedPart:
         parameters: the shared parameters.
         private: number of parameters (tensors) that one task alone reaches, by task.
         source: ``"given"`` or ``"found"``.
+        without: tasks of the call whose loss reaches none of the shared parameters.
+        partial: number of shared parameters that some, but not all, of the tasks of the call reach.
+        tied: tasks whose private part uses a shared parameter directly, as tied weights do.
     """
 
     parameters: tuple[Tensor, ...]
     private: dict[str, int]
     source: str
+    without: tuple[str, ...] = ()
+    partial: int = 0
+    tied: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -43,13 +59,54 @@ class SharedPart:
         return sum(parameter.numel() for parameter in self.parameters)
 
 
-def _node_masks(losses: tuple[Tensor | None, ...]) -> dict[Any, int]:
-    """Return for every node of the graphs a bit mask of the losses that reach it.
+@dataclass(frozen=True)
+class Graph:
+    """The autograd graph of the losses of one call.
+
+    Attributes:
+        masks: bit mask of the tasks whose loss reaches a node, by node.
+        leaves: the same for the leaves, in the order in which the walk met them.
+        present: mask of the tasks that have a graph.
+    """
+
+    masks: dict[Any, int]
+    leaves: dict[Tensor, int]
+    present: int
+
+    def kinds(self) -> set[str]:
+        """Return the names of the nodes' types."""
+        return {type(node).__name__ for node in self.masks}
+
+    @property
+    def compiled(self) -> bool:
+        """True when the graph passes through a compiled module."""
+        return COMPILED in self.kinds()
+
+    @property
+    def has_python_nodes(self) -> bool:
+        """True when an autograd.Function written in Python takes part."""
+        return any(isinstance(node, BackwardCFunction) for node in self.masks)
+
+    def opaque(self) -> tuple[str, str] | None:
+        """Return the type of a node that hides the graph behind it and what it comes from, or None."""
+        return next(((kind, _OPAQUE[kind]) for kind in sorted(self.kinds() & _OPAQUE.keys())), None)
+
+    def edges(self) -> Iterator[tuple[Any, int, Any, int]]:
+        """Iterate over all edges, as (node, slot, child, output of the child)."""
+        for node in self.masks:
+            for slot, (child, output) in enumerate(node.next_functions):
+                if child is not None:
+                    yield node, slot, child, output
+
+
+def walk(losses: Losses) -> Graph:
+    """Walk the whole graph of the losses.
 
     Nodes are visited by decreasing sequence number, which is a topological order where one thread built the graph; where
     several did, a node whose mask grows later is visited again.
     """
     masks: dict[Any, int] = {}
+    leaves: dict[Tensor, int] = {}
     heap: list[tuple[int, int, Any]] = []
     ticket = 0
 
@@ -61,39 +118,109 @@ def _node_masks(losses: tuple[Tensor | None, ...]) -> dict[Any, int]:
             ticket += 1
             heapq.heappush(heap, (-node._sequence_nr(), ticket, node))
 
+    present = 0
     for index, loss in enumerate(losses):
-        if loss is not None and loss.grad_fn is not None:
+        if loss is None or not loss.requires_grad:
+            continue
+        present |= 1 << index
+        if loss.grad_fn is not None:
             reach(loss.grad_fn, 1 << index)
+        else:  # the loss is itself a leaf
+            leaves[loss] = leaves.get(loss, 0) | 1 << index
     while heap:
         node = heapq.heappop(heap)[2]
         for child, _ in node.next_functions:
             if child is not None:
                 reach(child, masks[node])
-    return masks
+    for node, mask in masks.items():
+        if type(node).__name__ == "AccumulateGrad":
+            leaves[node.variable] = leaves.get(node.variable, 0) | mask
+    return Graph(masks, leaves, present)
 
 
-def leaf_masks(losses: tuple[Tensor | None, ...], *, through_opaque: bool = False) -> dict[Tensor, int]:
-    """Return for every leaf of the graphs a bit mask of the losses that reach it.
+@dataclass
+class Border:
+    """Where the private parts of the graph read what two or more tasks reach: the representation.
 
-    Raises:
-        GraphError: a node hides the graph behind it, unless ``through_opaque``.
+    Attributes:
+        edges: the tensors that are read, as edges of the graph.
+        reads: by task, (private node, slot) -> position in ``edges`` of what it reads there.
+        skips: True when one of the edges depends on another, as behind a skip path.
+        hidden: type of an opaque node that all tasks meet before they meet each other, else None.
+        dependent: tasks whose loss is part of another task's.
     """
-    leaves: dict[Tensor, int] = {}
-    for node, mask in _node_masks(losses).items():
-        kind = type(node).__name__
-        if kind == "AccumulateGrad":
-            leaves[node.variable] = mask
-        elif kind in _OPAQUE and not through_opaque:
-            raise GraphError(
-                f"Shared parameters should be visible on the autograd graph. Found {kind} ({_OPAQUE[kind]}), which "
-                "hides them. Pass shared=, a module or parameters."
-            )
-    return leaves
+
+    edges: list[GradientEdge] = field(default_factory=list)
+    reads: dict[int, dict[tuple[Any, int], int]] = field(default_factory=dict)
+    skips: bool = False
+    hidden: str | None = None
+    dependent: set[int] = field(default_factory=set)
+
+    def edges_of(self, task: int) -> list[int]:
+        """Return the positions of the edges that a task reads."""
+        return sorted(set(self.reads.get(task, {}).values()))
 
 
-def reaches_compiled(losses: tuple[Tensor | None, ...]) -> bool:
-    """Return whether the graph of a loss passes through a compiled module."""
-    return any(type(node).__name__ == _COMPILED for node in _node_masks(losses))
+def find_border(losses: Losses) -> Border:
+    """Find the representation: walk from the losses until only nodes that several tasks reach are left."""
+    masks: dict[Any, int] = {}
+    alone: set[Any] = set()  # nodes to visit that one task has reached so far
+    heap: list[tuple[int, int, Any]] = []
+    ticket = 0
+
+    def reach(node: Any, mask: int) -> None:
+        nonlocal ticket
+        known = masks.get(node, 0)
+        grown = mask | known
+        if grown == known:
+            return
+        masks[node] = grown
+        if type(node).__name__ == "AccumulateGrad":
+            return
+        (alone.discard if _several(grown) else alone.add)(node)
+        ticket += 1
+        heapq.heappush(heap, (-node._sequence_nr(), ticket, node))
+
+    border = Border()
+    visited: set[Any] = set()
+    roots = [(index, loss.grad_fn) for index, loss in enumerate(losses) if loss is not None and loss.grad_fn is not None]
+    for index, root in roots:
+        reach(root, 1 << index)
+    # A skip path reaches past the first common node, so that common nodes are visited too until no private one waits.
+    while alone:
+        node = heapq.heappop(heap)[2]
+        alone.discard(node)
+        visited.add(node)
+        for child, _ in node.next_functions:
+            if child is not None:
+                reach(child, masks[node])
+    border.dependent = {index for index, root in roots if _several(masks[root])}
+    _collect_reads(border, masks, visited)
+    return border
+
+
+def _collect_reads(border: Border, masks: dict[Any, int], visited: set[Any]) -> None:
+    positions: dict[tuple[Any, int], int] = {}
+    readers: dict[Any, int] = {}
+    for node in visited:
+        mask = masks[node]
+        if _several(mask):
+            border.skips = True
+            continue
+        task = mask.bit_length() - 1
+        for slot, (child, output) in enumerate(node.next_functions):
+            if child is None or not _several(masks[child]):
+                continue
+            if type(child).__name__ == "AccumulateGrad":
+                continue  # a parameter, as with tied weights or an input per task, is no representation
+            position = positions.setdefault((child, output), len(positions))
+            border.reads.setdefault(task, {})[node, slot] = position
+            readers[child, output] = readers.get((child, output), 0) | mask
+    border.edges = [GradientEdge(node, output) for node, output in positions]
+    # Each task reads an output of its own: a trunk that hides behind one node looks like that.
+    kinds = {type(node).__name__ for node, _ in positions}
+    if len(kinds) == 1 and kinds <= _OPAQUE.keys() and not any(map(_several, readers.values())):
+        border.hidden = kinds.pop()
 
 
 class Shared:
@@ -119,6 +246,7 @@ class Shared:
         self._items = items
         self._memo: dict[int, Any] | None = None
         self._warned = False
+        self._described = (0, 0)
         self.last: SharedPart | None = None
         if given is not None and not self._parameters():
             raise OptionError("Option `shared` should have parameters, frozen or not. Found none.")
@@ -131,7 +259,7 @@ class Shared:
         return copy
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_items": self._mapped(), "_memo": None, "_warned": False, "last": None}
+        return {"_items": self._mapped(), "_memo": None, "_warned": False, "_described": (0, 0), "last": None}
 
     def _mapped(self) -> tuple[nn.Module | Tensor, ...]:
         if self._memo is not None:
@@ -163,11 +291,11 @@ class Shared:
         self._items = ()
         return True
 
-    def resolve(self, names: tuple[str, ...], losses: tuple[Tensor | None, ...]) -> SharedPart:
-        """Return the shared parameters of this graph.
+    def resolve(self, names: tuple[str, ...], graph: Callable[[], Graph]) -> SharedPart:
+        """Return the shared parameters: those given, or those that two tasks of this call reach.
 
         Raises:
-            GraphError: no parameter is reached by two tasks, or the graph is hidden.
+            GraphError: the graph is hidden behind a node.
         """
         if self.given:
             trainable = tuple(parameter for parameter in self._parameters() if parameter.requires_grad)
@@ -179,15 +307,55 @@ class Shared:
                 )
             self.last = SharedPart(trainable, {}, "given")
             return self.last
-        leaves = leaf_masks(losses)
-        # Inputs that require a gradient (residuals of differential equations, attacks) are leaves too, but not shared
-        # parameters; a functional model without nn.Parameter has nothing else.
-        masks = {leaf: mask for leaf, mask in leaves.items() if isinstance(leaf, nn.Parameter)} or leaves
+        found = graph()
+        masks = _parameter_masks(found)
         # With a single task everything that it reaches counts as shared.
         alone = len(names) == 1
-        shared = tuple(leaf for leaf, mask in masks.items() if alone or mask & (mask - 1))
-        private = {
-            name: sum(mask == 1 << index for mask in masks.values()) if not alone else 0 for index, name in enumerate(names)
-        }
-        self.last = SharedPart(shared, private, "found")
+        shared = tuple(leaf for leaf, mask in masks.items() if alone or _several(mask))
+        # What is said about it is worked out again only where the graph has changed: it costs as much as the walk.
+        last, size = self.last, (len(found.masks), found.present)
+        same = last is not None and size == self._described and len(last.parameters) == len(shared)
+        if last is None or not same or any(old is not new for old, new in zip(last.parameters, shared, strict=True)):
+            self.last = _described(names, found, masks, shared)
+            self._described = size
+        assert self.last is not None
         return self.last
+
+
+def _parameter_masks(graph: Graph) -> dict[Tensor, int]:
+    """Return the leaves that can be shared parameters, with the tasks that reach them.
+
+    Raises:
+        GraphError: the graph is hidden behind a node.
+    """
+    opaque = graph.opaque()
+    if opaque is not None:
+        raise GraphError(
+            f"Shared parameters should be visible on the autograd graph. Found {opaque[0]} ({opaque[1]}), which "
+            "hides them. Pass shared=, a module or parameters."
+        )
+    # Inputs that require a gradient (residuals of differential equations, attacks) are leaves too, but not shared
+    # parameters; a functional model without nn.Parameter has nothing else.
+    return {leaf: mask for leaf, mask in graph.leaves.items() if isinstance(leaf, nn.Parameter)} or graph.leaves
+
+
+def _described(
+    names: tuple[str, ...], graph: Graph, masks: dict[Tensor, int], shared: tuple[Tensor, ...]
+) -> SharedPart:
+    alone = len(names) == 1
+    reached = 0
+    for leaf in shared:
+        reached |= masks[leaf]
+    tied = 0
+    for node, _, child, _ in graph.edges():
+        if type(child).__name__ == "AccumulateGrad" and _several(graph.masks[child]) and not _several(graph.masks[node]):
+            tied |= graph.masks[node]
+    bits = list(enumerate(names))
+    return SharedPart(
+        shared,
+        {name: 0 if alone else sum(mask == 1 << index for mask in masks.values()) for index, name in bits},
+        "found",
+        without=tuple(name for index, name in bits if graph.present >> index & 1 and not reached >> index & 1),
+        partial=sum(masks[leaf] != reached for leaf in shared),
+        tied=tuple(name for index, name in bits if tied >> index & 1),
+    )

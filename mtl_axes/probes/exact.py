@@ -2,64 +2,138 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
-from mtl_axes.errors import GraphError
+from mtl_axes.errors import GraphError, OptionError
 from mtl_axes.probes.base import Measurement, Probe, Tape
-from mtl_axes.probes.discovery import leaf_masks, reaches_compiled
+from mtl_axes.probes.ghost import LinearSite, linear_sites, stacked
+from mtl_axes.probes.reuse import Gradients, Row, hand_over, handles_made, why_not
 from mtl_axes.signals import Need, wide
 
 __all__ = ["Exact"]
+
+# Entries of one parameter that are multiplied at once: what K rows of it take fits the cache of a core.
+_CHUNK = {"cpu": 1 << 16}
+_LARGE_CHUNK = 1 << 22
 
 
 class Exact(Probe):
     """Exact norms, and Gramian where needed, of dL_i / d(shared parameters), of the shaped loss on the same forward.
 
-    Cost: one partial backward per measured task and measured window, beside the user's own. Nothing is written to
-    ``.grad``. Hooks on activations fire once more per measurement. A task without a gradient on the shared part has the
-    norm 0, which makes it inactive. Norms are summed in float32 or wider.
+    A task without a gradient on the shared part has the norm 0, which makes it inactive. Norms are summed in float32 or
+    wider, each as soon as its gradient is there; a Gramian is added up parameter by parameter. Nothing is written to
+    ``.grad``. Hooks on activations fire once more per measurement.
 
-    >>> Exact()
-    Exact()
+    Args:
+        rotate: measure one task per measured window, in turn (an absent one passes its turn on), and complete its norm with
+            the latest ones of the others. A task is inactive until its first turn. Norms only.
+        reuse: take the K gradients at all leaves, and let the user's backward hand over their weighted sum instead of
+            computing it again: one backward less, for the memory of K gradients, or of one where the weights are known
+            before (``accumulate > 1``). ``.grad`` is the same up to rounding. Off by itself, with the reason in
+            ``explain()``, where hooks or retained gradients are on activations, where the graph is hidden, in half
+            precision, under FSDP2, and with ``rotate``.
+        ghost: take the norms and inner products of Linear layers from the gradients of their outputs, where that costs
+            less: in small batches. Each weight must occur once in the graph. Equal to the direct form up to rounding, which
+            grows where the gradients of the samples cancel each other.
+
+    Raises:
+        OptionError: an option is not a bool.
+
+    >>> Exact(rotate=True)
+    Exact(rotate=True, reuse=True, ghost=False)
+
+    References:
+        Ghost norms: I. Goodfellow, "Efficient Per-Example Gradient Computations", 2015; X. Li et al., "Large Language
+        Models Can Be Strong Differentially Private Learners", 2022. Here the inner products are those of task gradients.
     """
 
-    provides: ClassVar[frozenset[Need]] = frozenset({"norms", "gramian"})
     same_step: ClassVar[bool] = True
 
+    def __init__(self, *, rotate: bool = False, reuse: bool = True, ghost: bool = False) -> None:
+        super().__init__()
+        for name, value in (("rotate", rotate), ("reuse", reuse), ("ghost", ghost)):
+            if not isinstance(value, bool):
+                raise OptionError(f"Option `{name}` of Exact should be True or False. Found {name}={value!r}.")
+        self.rotate = rotate
+        self.reuse = reuse
+        self.ghost = ghost
+        self._handles: int | None = None
+        self._refusal: str | None = None
+
+    @property
+    def provides(self) -> frozenset[Need]:  # type: ignore[override]
+        """Norms and Gramian; norms alone when tasks take turns."""
+        return frozenset({"norms"}) if self.rotate else frozenset({"norms", "gramian"})
+
+    @property
+    def partial(self) -> bool:
+        return self.rotate
+
     def check(self, tape: Tape) -> bool:
-        present = self._present(tape)
-        if reaches_compiled(tape.losses):
+        present = tape.present()
+        if tape.graph().compiled:
             self._check_compiled(tape, present)
         return self._shared_parameters(tape, present) is not None
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
-        present = self._present(tape)
+        present = tape.present()
         parameters = self._shared_parameters(tape, present)
         if parameters is None:
             return None
-        rows = self._rows(tape, present, parameters, need) if parameters else {}
-        missed = parameters and not any(rows.values())
-        # One task alone may have nothing to do with the shared part; of several, this is another model.
-        if missed and len(present) >= min(2, len(tape.names)) and tape.give_up_shared():
+        tasks = [min(present, key=lambda task: (task - tape.turn) % len(tape.losses))] if self.rotate else present
+        reused = self._reusable(tape, parameters)
+        sites = Sites(tape, parameters, tasks=len(tasks), ghost=self.ghost, everything=reused)
+        # The weights of a sum that is known before it is measured let each gradient go as soon as it is added up; a
+        # Gramian still has to see them all.
+        kept = Gradients(sites.leaves, sites.finish, tape.weights if need == "norms" else None) if reused else None
+        norms: dict[int, Tensor] = {}
+        rows: dict[int, Row] = {}
+        for task in tasks:
+            row = sites.gradients(tape, task)
+            if kept is not None and any(gradient.is_sparse for gradient in row.values()):
+                kept, self._refusal = None, "a gradient is sparse"
+            if kept is not None:
+                kept.add(task, row)
+            shared = {site: _dense(row[site], need) for site in row if site < sites.shared}
+            if shared and need == "gramian":
+                rows[task] = shared
+            elif shared:
+                norms[task] = sites.norm(shared)
+        if not (norms or rows) and self._is_another_model(tape, present, parameters) and tape.give_up_shared():
             return self.measure(tape, need)
-        return self._measurement(tape, rows, need)
+        tape.kept = kept
+        return _measurement(tape, tasks, sites, norms, rows, need)
+
+    def couple(self, tape: Tape, weights: Tensor, total: Tensor) -> Tensor:
+        kept = tape.kept
+        # Learned weights need the graph of the losses themselves.
+        if isinstance(kept, Gradients) and not weights.requires_grad:
+            kept.settle(weights)
+            # A Python node would be called with zeros, and compute all that lies behind it with them.
+            total = hand_over(total, kept, linked=not tape.graph().has_python_nodes)
+        self._handles = handles_made()
+        return total
+
+    def _reusable(self, tape: Tape, parameters: tuple[Tensor, ...]) -> bool:
+        """Return whether the gradients of this call may stand for the user's backward, and remember why not."""
+        if self.rotate or not self.reuse or not parameters:
+            return False
+        self._refusal = why_not(tape.graph(), self._handles)
+        return self._refusal is None
 
     @staticmethod
-    def _present(tape: Tape) -> list[int]:
-        present = [index for index, loss in enumerate(tape.losses) if loss is not None]
-        for index in present:
-            loss = tape.losses[index]
-            if loss is not None and not loss.requires_grad:
-                raise GraphError(
-                    f"The loss of task {tape.names[index]!r} should have a graph, because gradients are measured. Found a "
-                    "loss that does not require a gradient. Was its output detached, or its model frozen? Pass its target "
-                    "as None to leave the task out."
-                )
-        return present
+    def _is_another_model(tape: Tape, present: list[int], parameters: tuple[Tensor, ...]) -> bool:
+        # One task alone may have nothing to do with the shared part; several that all miss it are another model's.
+        if not parameters or len(present) < min(2, len(tape.names)):
+            return False
+        leaves = tape.graph().leaves
+        return not any(parameter in leaves for parameter in parameters)
 
     @staticmethod
     def _shared_parameters(tape: Tape, present: list[int]) -> tuple[Tensor, ...] | None:
@@ -83,7 +157,7 @@ class Exact(Probe):
                 "A compiled module should keep its buffers for a second backward, because gradients are measured before "
                 "yours. Found torch._functorch.config.donated_buffer = True. Set it to False before torch.compile."
             )
-        inputs = list(leaf_masks(tape.losses, through_opaque=True))
+        inputs = list(tape.graph().leaves)
         loss = tape.losses[present[0]]
         assert loss is not None
         first, second = (torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True) for _ in range(2))
@@ -96,70 +170,156 @@ class Exact(Probe):
                 "(TORCHINDUCTOR_CACHE_DIR) or set TORCHINDUCTOR_FORCE_DISABLE_CACHES=1."
             )
 
-    @staticmethod
-    def _rows(tape: Tape, present: list[int], parameters: tuple[Tensor, ...], need: Need) -> dict[int, dict[int, Tensor]]:
-        """Gradients by task and by position of the parameter; positions that a task does not reach are left out."""
-        rows: dict[int, dict[int, Tensor]] = {}
-        for index in present:
-            loss = tape.losses[index]
-            assert loss is not None
-            try:
-                gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            except RuntimeError as error:
-                if "use_reentrant" in str(error):
-                    raise GraphError(
-                        f"The graph of task {tape.names[index]!r} should be free of reentrant activation checkpointing, "
-                        "which cannot be measured. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-                    ) from error
-                if "second time" not in str(error):
-                    raise
-                raise GraphError(
-                    f"The graph of task {tape.names[index]!r} should still be there when its gradient is measured. Found it "
-                    "freed by an earlier backward. Call the criterion before loss.backward(), once per forward pass."
-                ) from error
-            rows[index] = {
-                position: _dense(gradient, need) if gradient.is_sparse else gradient
-                for position, gradient in enumerate(gradients)
-                if gradient is not None
-            }
-        return rows
-
-    @staticmethod
-    def _measurement(tape: Tape, rows: dict[int, dict[int, Tensor]], need: Need) -> Measurement:
-        first = next(loss for loss in tape.losses if loss is not None)
-        dtype = wide(first.dtype)
-        zero = torch.zeros((), dtype=dtype, device=first.device)
-
-        def norm(row: dict[int, Tensor]) -> Tensor:
-            if not row:
-                return zero
-            parts = torch._foreach_norm(list(row.values()), 2, dtype)
-            length: Tensor = torch.linalg.vector_norm(torch.stack([part.to(zero.device) for part in parts]))
-            return length
-
-        norms = torch.stack([norm(rows.get(index, {})) for index in range(len(tape.losses))])
-        gramian = None
-        if need == "gramian":
-            entries = [[zero for _ in tape.losses] for _ in tape.losses]
-            for i, left in rows.items():
-                entries[i][i] = norms[i].square()
-                for j in (other for other in rows if other < i):
-                    dots = [
-                        (left[position].to(dtype) * rows[j][position].to(dtype)).sum().to(zero.device)
-                        for position in left
-                        if position in rows[j]
-                    ]
-                    entries[i][j] = entries[j][i] = torch.stack(dots).sum() if dots else zero
-            gramian = torch.stack([torch.stack(row) for row in entries])
-        return Measurement(norms, gramian, tuple(loss is not None for loss in tape.losses))
+    def cost(self, tasks: int) -> float:
+        # In units of a forward pass: it is 1, and a backward 2.
+        extra = 2 if self.rotate else 2 * tasks
+        return (1 + extra + (0 if self.reuse and not self.rotate and self._refusal is None else 2)) / 3
 
     def describe(self) -> str:
-        return (
-            "exact: one partial backward per task in every measured window, beside your own backward; hooks on activations "
-            "fire once more for each"
+        if self.rotate:
+            how = "exact norms of one task per measured window, in turn: one partial backward beside your own"
+        elif not self.reuse:
+            how = "exact: one partial backward per task in every measured window, beside your own backward"
+        elif self._refusal is None:
+            how = "exact with reuse: one backward per task in every measured window, whose sum your own backward hands over"
+        else:
+            how = f"exact: one partial backward per task in every measured window; reuse is off: {self._refusal}"
+        return how + "; hooks on activations fire once more for each"
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy may be called elsewhere: what was seen of the process does not hold there.
+        return {**self.__dict__, "_handles": None}
+
+
+class Sites:
+    """Where the gradients of a call are taken: outputs of Linear layers, shared leaves, and other leaves, in this order.
+
+    Attributes:
+        shared: number of sites that belong to the shared part.
+        leaves: the leaves that the sites stand for.
+    """
+
+    def __init__(
+        self, tape: Tape, parameters: tuple[Tensor, ...], *, tasks: int, ghost: bool, everything: bool
+    ) -> None:
+        self._linear: list[LinearSite] = []
+        self._kernels: dict[int, Tensor] = {}
+        # Without reuse and ghosts nothing needs the graph: a user's own shared= spares the walk.
+        graph = tape.graph() if ghost or everything else None
+        if graph is not None and ghost:
+            self._linear = linear_sites(graph, set(parameters), tasks, reused=everything)
+        covered = {leaf for site in self._linear for leaf in site.leaves}
+        direct = [leaf for leaf in parameters if leaf not in covered and (graph is None or leaf in graph.leaves)]
+        self.shared = len(self._linear) + len(direct)
+        if everything and graph is not None:
+            own = {*parameters, *covered}
+            direct += [leaf for leaf in graph.leaves if leaf not in own]
+        self._keys: list[Tensor | GradientEdge] = [*(site.edge for site in self._linear), *direct]
+        self.leaves = (*(leaf for site in self._linear for leaf in site.leaves), *direct)
+        self._masks: list[int] | None = None
+        if graph is not None:
+            self._masks = [graph.masks[site.edge.node] for site in self._linear] + [graph.leaves[leaf] for leaf in direct]
+
+    def gradients(self, tape: Tape, task: int) -> Row:
+        """Return the gradients of a task by site; sites that it does not reach are left out.
+
+        Raises:
+            GraphError: the graph of the task cannot be walked backward.
+        """
+        masks = self._masks
+        sites = [site for site in range(len(self._keys)) if masks is None or masks[site] >> task & 1]
+        loss = tape.losses[task]
+        if loss is None or not sites:
+            return {}
+        try:
+            gradients = torch.autograd.grad(loss, [self._keys[site] for site in sites], retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            raise _explained(error, tape.names[task]) from error
+        return {site: gradient for site, gradient in zip(sites, gradients, strict=True) if gradient is not None}
+
+    def finish(self, total: dict[int, Tensor]) -> Sequence[Tensor | None]:
+        """Return the gradients of the leaves from those of the sites."""
+        found: list[Tensor | None] = []
+        for site, linear in enumerate(self._linear):
+            gradient = total.pop(site, None)
+            found += [None] * len(linear.leaves) if gradient is None else linear.gradients(gradient)
+        found += [total.pop(site, None) for site in range(len(self._linear), len(self._keys))]
+        return found
+
+    def norm(self, row: Row) -> Tensor:
+        """Return the norm of a task's gradient over the shared sites."""
+        direct = [row[site] for site in row if site >= len(self._linear)]
+        first = next(iter(row.values()))
+        dtype = wide(first.dtype)
+        parts = list(torch._foreach_norm(direct, 2, dtype)) if direct else []
+        for site in row:
+            if site < len(self._linear):
+                parts.append(self._linear[site].square(row[site], self._kernel(site)).clamp_min(0).sqrt().to(dtype))
+        length: Tensor = torch.linalg.vector_norm(torch.stack([part.to(first.device) for part in parts]))
+        return length
+
+    def gramian(self, rows: Mapping[int, Row], tasks: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return the inner products (K, K) of the tasks' gradients over the shared sites."""
+        total = torch.zeros(tasks, tasks, dtype=dtype, device=device)
+        for site in range(self.shared):
+            gradients = [rows[task].get(site) if task in rows else None for task in range(tasks)]
+            like = next((gradient for gradient in gradients if gradient is not None), None)
+            if like is None:
+                continue
+            if site < len(self._linear):
+                part = self._linear[site].products(stacked(gradients, like), self._kernel(site)).to(dtype)
+            else:
+                part = _products(gradients, like, dtype)
+            total += part.to(device)
+        return total
+
+    def _kernel(self, site: int) -> Tensor:
+        if site not in self._kernels:
+            self._kernels[site] = self._linear[site].kernel()
+        return self._kernels[site]
+
+
+def _products(gradients: list[Tensor | None], like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Inner products (K, K) of the gradients of one leaf, a chunk of entries at a time: K x P is never put together."""
+    chunk = _CHUNK.get(like.device.type, _LARGE_CHUNK)
+    zero = torch.zeros((), dtype=like.dtype, device=like.device).expand(like.numel())
+    flat = [zero if gradient is None else gradient.reshape(-1) for gradient in gradients]
+    total = torch.zeros(len(flat), len(flat), dtype=dtype, device=like.device)
+    for parts in zip(*(row.split(chunk) for row in flat), strict=True):
+        rows = torch.stack(parts).to(dtype)
+        total.addmm_(rows, rows.T)
+    return total
+
+
+def _measurement(
+    tape: Tape, tasks: list[int], sites: Sites, norms: Mapping[int, Tensor], rows: Mapping[int, Row], need: Need
+) -> Measurement:
+    first = next(loss for loss in tape.losses if loss is not None)
+    dtype, count = wide(first.dtype), len(tape.losses)
+    measured = tuple(index in tasks for index in range(count))
+    if need == "gramian":
+        gramian = sites.gramian(rows, count, dtype, first.device)
+        return Measurement(gramian.diagonal().clamp_min(0).sqrt(), gramian, measured)
+    zero = torch.zeros((), dtype=dtype, device=first.device)
+    return Measurement(torch.stack([norms.get(index, zero).to(zero) for index in range(count)]), None, measured)
+
+
+def _explained(error: RuntimeError, task: str) -> RuntimeError:
+    if "use_reentrant" in str(error):
+        return GraphError(
+            f"The graph of task {task!r} should be free of reentrant activation checkpointing, which cannot be measured. "
+            "Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
         )
+    if "second time" in str(error):
+        return GraphError(
+            f"The graph of task {task!r} should still be there when its gradient is measured. Found it freed by an earlier "
+            "backward. Call the criterion before loss.backward(), once per forward pass."
+        )
+    return error
 
 
 def _dense(gradient: Tensor, need: Need) -> Tensor:
     """The entries of a sparse embedding gradient: their norm is the gradient's, but inner products need positions."""
+    if not gradient.is_sparse:
+        return gradient
     return gradient.to_dense() if need == "gramian" else gradient.coalesce().values()
