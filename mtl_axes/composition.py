@@ -34,7 +34,7 @@ def compose(
     *,
     tasks: Sequence[str] | None = None,
     shared: nn.Module | Tensor | Iterable[Tensor] | None = None,
-    probe: str | Probe = "exact",
+    probe: str | Options | Probe = "exact",
     every: int = 1,
     accumulate: int | Literal["manual"] = 1,
     normalise: Normalise = None,
@@ -53,7 +53,8 @@ def compose(
             for integer targets with logits of one dimension more, ``bce`` for bool targets, ``mse`` for float targets).
         tasks: names of the tasks in order. None takes the keys of the inner mapping, or else those of the first targets.
         shared: where gradients are measured: a module, parameters, or None to find what the tasks share on the graph.
-        probe: how they are measured: ``"exact"``, or a :class:`Probe`.
+        probe: how they are measured: ``"exact"``, ``"representation"``, ``"lagged"``, ``{"name": "exact", "rotate": True}``,
+            or a :class:`Probe`.
         every: measure in every n-th window, n >= 1; the weights hold in between.
         accumulate: calls per optimizer step, >= 1, or ``"manual"`` with ``criterion.step()``.
         normalise: None keeps the method's own sum of weights; ``"sum1"`` and ``"sumK"`` rescale it, so that a comparison of

@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtl_axes._state import WideState, vector
 from mtl_axes.errors import DataError, MtlAxesError, StateError
-from mtl_axes.explain import explain
+from mtl_axes.explain import explain, mean_cost, often
 from mtl_axes.inner import InnerShape
-from mtl_axes.logs import LossLog
+from mtl_axes.logs import LossLog, Steadiness
 from mtl_axes.outer import OuterWeighting
-from mtl_axes.probes import Measurement, Probe, Shared, Tape, probe_name
+from mtl_axes.probes import Measurement, Probe, Shared, Tape, probe_config
 from mtl_axes.registry import name_of
 from mtl_axes.signals import StepReport, wide
 from mtl_axes.tasks import TaskLosses, TaskSet
@@ -28,6 +28,8 @@ Normalise = Literal["sum1", "sumK"] | None
 
 _STATE_VERSION = 1
 _PATIENCE = 1_000
+# Times a plain step, above which a cheaper probe is worth a warning.
+_DEAR = 4.0
 
 
 class MultiTaskCriterion(WideState):
@@ -66,6 +68,7 @@ class MultiTaskCriterion(WideState):
         self.report: StepReport | None = None
         self._shared = shared
         self._log = LossLog()
+        self._steadiness = Steadiness()
         self._held = 0
         self._probed = False
         self._warned: set[str] = set()
@@ -166,6 +169,9 @@ class MultiTaskCriterion(WideState):
         if not self._probed:
             # Also in a warm-up: a graph that cannot be measured should show now and not when the warm-up ends.
             self._probed = outer.needs == "losses" or probe.check(tape)
+            if outer.needs != "losses":
+                tape.describe_shared()
+                self._warn_of_cost()
         measurement = probe.measure(tape, outer.needs) if window.due(outer) else None
         if not known:
             # Only now: a graph that cannot be measured must not leave the names of its tasks behind.
@@ -183,6 +189,22 @@ class MultiTaskCriterion(WideState):
         total = self._penalised(found, probe.couple(tape, weights, self._sum(found, weights)))
         self._note(values, labelled, active, weights.detach(), measurement, collected)
         return total
+
+    def _warn_of_cost(self) -> None:
+        count, every = len(self.tasks), self.window.every
+        cost = mean_cost(self.probe, count, every)
+        if cost <= _DEAR:
+            return
+        spared = f"every=10 about {mean_cost(self.probe, count, 10 * every):.1f}"
+        if self.outer.needs == "norms":
+            spared = f'probe={{"name": "exact", "rotate": True}} costs about 1.7, {spared}, probe="representation" about 1.1'
+        else:
+            spared = f"With {spared}"
+        self._warn_once(
+            "cost",
+            f"{self.probe!r} measures {count} tasks {often(every)}, which costs about {cost:.1f} times a plain step where "
+            f"the shared part takes most of it. {spared}; see docs/cost.md.",
+        )
 
     def _weights(self) -> Tensor:
         weights = self.outer.weights()
@@ -251,6 +273,7 @@ class MultiTaskCriterion(WideState):
             extra={**self.outer.diagnostics(), **self.probe.diagnostics()},
         )
         self._log.add(values, labelled, weights, norms, measured)
+        self._steadiness.add(weights)
 
     @contextlib.contextmanager
     def _undone_by_errors(self) -> Iterator[None]:
@@ -359,9 +382,15 @@ class MultiTaskCriterion(WideState):
         """
         return self._log.drain(self.tasks)
 
-    def explain(self) -> str:
-        """Return a text: the tasks, what is shared, how gradients are measured, and what the weights do."""
-        return explain(self.task_set, self.outer, self.probe, self.window, self._shared, self.report)
+    def explain(self, model: nn.Module | None = None) -> str:
+        """Return a text: the tasks, what is shared, how gradients are measured, at what cost, and what the weights do.
+
+        Args:
+            model: names the parameters in the text, and adds those that no task reaches.
+        """
+        return explain(
+            self.task_set, self.outer, self.probe, self.window, self._shared, self.report, self._steadiness.calls(), model
+        )
 
     def param_groups(self, **options: Any) -> list[dict[str, Any]]:
         """Return parameter groups of the learnable parameters, without weight decay; an empty list when there are none.
@@ -392,7 +421,7 @@ class MultiTaskCriterion(WideState):
             "outer": _named("outer", self.outer),
             "inner": inner,
             "tasks": list(tasks.names) or None,
-            "probe": probe_name(self.probe),
+            "probe": probe_config(self.probe),
             "every": window.every,
             "accumulate": window.accumulate,
             "normalise": self.normalise,

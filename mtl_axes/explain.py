@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 from mtl_axes.outer import OuterWeighting
-from mtl_axes.probes import Probe, Shared
+from mtl_axes.probes import Probe, Shared, SharedPart
 from mtl_axes.signals import StepReport
 from mtl_axes.tasks import TaskSet
 from mtl_axes.window import Window
 
-__all__ = ["explain"]
+__all__ = ["explain", "mean_cost", "often"]
+
+# Calls after which weights that hardly moved count as constant.
+_STEADY = 500
+_NAMES = 6
+
+
+def mean_cost(probe: Probe, tasks: int, every: int) -> float:
+    """Return the expected time of a step over that of a plain one, averaged over a period of ``every`` windows."""
+    return 1 + (probe.cost(tasks) - 1) / every
+
+
+def often(every: int) -> str:
+    """Return how often gradients are measured, in words."""
+    return "in every window" if every == 1 else f"in every {every}th window"
 
 
 def explain(
-    tasks: TaskSet, outer: OuterWeighting, probe: Probe, window: Window, shared: Shared, report: StepReport | None
+    tasks: TaskSet,
+    outer: OuterWeighting,
+    probe: Probe,
+    window: Window,
+    shared: Shared,
+    report: StepReport | None,
+    steady: int,
+    model: nn.Module | None,
 ) -> str:
     """Return what a criterion does, as far as it is known yet."""
     lines = [f"outer   {outer!r}: needs {outer.needs}"]
@@ -21,27 +44,81 @@ def explain(
     for name in tasks.names:
         shape = tasks.shapes.get(name)
         lines.append(f"task    {name}: {tasks.kinds.get(name, 'kind not known yet')}, {shape if shape else 'no shape yet'}")
-    lines += _measurement(outer, probe, window, shared)
+    lines += _measurement(outer, probe, window, len(tasks.names))
+    if outer.needs != "losses":
+        lines += _shared(shared, model)
     lines.append(f"weights {_timing(outer, probe, window)}")
     if report is not None:
         lines += _now(report)
+        lines += _constancy(outer, report, steady)
     return "\n".join(lines)
 
 
-def _measurement(outer: OuterWeighting, probe: Probe, window: Window, shared: Shared) -> list[str]:
+def _measurement(outer: OuterWeighting, probe: Probe, window: Window, count: int) -> list[str]:
     if outer.needs == "losses":
-        return ["probe   none: the weighting reads losses alone, no gradient is measured"]
-    often = "every window" if window.every == 1 else f"every {window.every} windows"
+        return [
+            "probe   none: the weighting reads losses alone, no gradient is measured",
+            "cost    about that of a plain step",
+        ]
     later = "" if outer.measures(window.step) else f", but not in window {window.step}: the weighting ignores them still"
-    lines = [f"probe   {probe.describe()}; measured in {often}{later}"]
+    lines = [f"probe   {probe.describe()}; measured {often(window.every)}{later}"]
+    if count:
+        cost, mean = probe.cost(count), mean_cost(probe, count, window.every)
+        spread = "" if window.every == 1 else f"; {mean:.2f} on average over {window.every} windows"
+        lines.append(
+            f"cost    a measured step takes about {cost:.2f} times a plain one where the shared part takes most of it{spread}"
+        )
+    return lines
+
+
+def _shared(shared: Shared, model: nn.Module | None) -> list[str]:
     part = shared.last
     if part is None:
-        lines.append("shared  not looked up yet")
-    else:
-        source = "given by you" if part.source == "given" else "found on the graph"
-        lines.append(f"shared  {len(part.parameters)} parameters, {part.size} entries, {source}")
-        lines += [f"private {name}: {count} parameters" for name, count in part.private.items()]
+        return ["shared  not looked up yet"]
+    names = {} if model is None else {parameter: name for name, parameter in model.named_parameters()}
+    source = "given by you" if part.source == "given" else "found on the graph"
+    lines = [f"shared  {len(part.parameters)} parameters, {part.size} entries, {source}{_listed(part.parameters, names)}"]
+    if part.partial:
+        lines.append(f"shared  {part.partial} of them by some of the tasks only")
+    if part.unreached:
+        lines.append(f"shared  {part.unreached} of them are reached by no task")
+    if part.tied:
+        lines.append(f"tied    {', '.join(part.tied)} also used directly by the private part, as tied weights are")
+    for bit, (name, count) in enumerate(part.private.items()):
+        alone = [leaf for leaf, mask in part.reached.items() if mask == 1 << bit and leaf not in set(part.parameters)]
+        lines.append(f"private {name}: {count} parameters{_listed(alone, names)}")
+    lines += [f"nothing {name} has no gradient on the shared part, and is inactive" for name in part.without]
+    if model is not None and part.reached:
+        lines += _unreached(part, model)
     return lines
+
+
+def _unreached(part: SharedPart, model: nn.Module) -> list[str]:
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    missed = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in part.reached
+    ]
+    lines = [f"no task {len(missed)} trainable parameters are reached by no task: {_shortened(missed)}"] if missed else []
+    return lines + ([f"frozen  {len(frozen)} parameters: {_shortened(frozen)}"] if frozen else [])
+
+
+def _listed(parameters: list[Tensor] | tuple[Tensor, ...], names: dict[Tensor, str]) -> str:
+    known = [names[parameter] for parameter in parameters if parameter in names]
+    return f": {_shortened(known)}" if known else ""
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")
+
+
+def _constancy(outer: OuterWeighting, report: StepReport, steady: int) -> list[str]:
+    if not (outer.reads_signals or outer.learnable) or steady < _STEADY:
+        return []
+    weights = {name: float(f"{weight:.4g}") for name, weight in zip(report.tasks, report.weights.tolist(), strict=True)}
+    return [
+        f"steady  the weights have moved by less than 1 % in the last {steady} calls: "
+        f'compose({{"name": "fixed", "weights": {weights}}}) would do the same and measure nothing'
+    ]
 
 
 def _timing(outer: OuterWeighting, probe: Probe, window: Window) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["LossLog"]
+__all__ = ["LossLog", "Steadiness"]
 
 _FOLD_AT = 64
+_STEADY_WITHIN = 0.01
 _ROWS = ("loss", "weight", "norm")
 
 
@@ -66,3 +67,35 @@ class LossLog:
             for name, total, count in zip(names, totals, counts, strict=True)
             if count
         }
+
+
+class Steadiness:
+    """For how many calls the weights have stayed within 1 % of each other, kept on the device and read when asked for."""
+
+    def __init__(self) -> None:
+        self._calls: list[Tensor] = []
+        self._anchor: Tensor | None = None
+        self._steady: Tensor | None = None
+
+    def add(self, weights: Tensor) -> None:
+        """Add the weights (K,) of one call, detached."""
+        self._calls.append(weights)
+        if len(self._calls) >= _FOLD_AT:
+            self._fold()
+
+    def _fold(self) -> None:
+        if not self._calls:
+            return
+        last = self._calls[-1]
+        rows = torch.stack([weights.to(last) for weights in self._calls])
+        anchor = last if self._anchor is None else self._anchor.to(last)
+        steady = torch.zeros((), device=last.device) if self._steady is None else self._steady.to(last.device)
+        held = ((rows - anchor).abs() <= _STEADY_WITHIN * anchor.abs()).all()
+        self._steady = torch.where(held, steady + len(rows), 0.0)
+        self._anchor = torch.where(held, anchor, last)
+        self._calls = []
+
+    def calls(self) -> int:
+        """Return the number of calls, in whole blocks of 64 and what has come since. Reads the device."""
+        self._fold()
+        return 0 if self._steady is None else int(self._steady)

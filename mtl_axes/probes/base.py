@@ -74,6 +74,10 @@ class Tape:
         """
         return self._shared.resolve(self.names, self.graph)
 
+    def describe_shared(self) -> None:
+        """Work out, for ``explain()``, which task reaches what."""
+        self._shared.describe(self.names, self.graph())
+
     def present(self) -> list[int]:
         """Return the positions of the tasks that take part.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,24 +40,48 @@ class SharedPart:
 
     Attributes:
         parameters: the shared parameters.
-        private: number of parameters (tensors) that one task alone reaches, by task.
         source: ``"given"`` or ``"found"``.
-        without: tasks of the call whose loss reaches none of the shared parameters.
-        partial: number of shared parameters that some, but not all, of the tasks of the call reach.
+        names: names of the tasks, in the order of the bits below.
+        reached: bit mask of the tasks that reach a leaf of the graph, by leaf; empty where no graph was walked.
+        present: bit mask of the tasks that took part.
         tied: tasks whose private part uses a shared parameter directly, as tied weights do.
     """
 
     parameters: tuple[Tensor, ...]
-    private: dict[str, int]
     source: str
-    without: tuple[str, ...] = ()
-    partial: int = 0
+    names: tuple[str, ...] = ()
+    reached: Mapping[Tensor, int] = field(default_factory=dict)
+    present: int = 0
     tied: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
         """Number of scalar entries."""
         return sum(parameter.numel() for parameter in self.parameters)
+
+    @property
+    def private(self) -> dict[str, int]:
+        """Number of parameters outside the shared part that one task alone reaches, by task."""
+        shared = set(self.parameters)
+        alone = [mask for leaf, mask in self.reached.items() if leaf not in shared]
+        return {name: alone.count(1 << bit) for bit, name in enumerate(self.names)} if self.reached else {}
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Tasks that took part and whose loss reaches none of the shared parameters."""
+        masks = [self.reached.get(leaf, 0) for leaf in self.parameters]
+        here = [(bit, name) for bit, name in enumerate(self.names) if self.present >> bit & 1]
+        return tuple(name for bit, name in here if not any(mask >> bit & 1 for mask in masks))
+
+    @property
+    def partial(self) -> int:
+        """Number of shared parameters that some, but not all, of the tasks that took part reach."""
+        return sum(self.reached.get(leaf, 0) not in (0, self.present) for leaf in self.parameters)
+
+    @property
+    def unreached(self) -> int:
+        """Number of shared parameters that no task reaches."""
+        return sum(leaf not in self.reached for leaf in self.parameters) if self.reached else 0
 
 
 @dataclass(frozen=True)
@@ -182,7 +207,7 @@ def find_border(losses: Losses) -> Border:
         heapq.heappush(heap, (-node._sequence_nr(), ticket, node))
 
     border = Border()
-    visited: set[Any] = set()
+    visited: dict[Any, None] = {}  # in the order of the walk, on which the rounding of norms depends
     roots = [(index, loss.grad_fn) for index, loss in enumerate(losses) if loss is not None and loss.grad_fn is not None]
     for index, root in roots:
         reach(root, 1 << index)
@@ -190,7 +215,7 @@ def find_border(losses: Losses) -> Border:
     while alone:
         node = heapq.heappop(heap)[2]
         alone.discard(node)
-        visited.add(node)
+        visited[node] = None
         for child, _ in node.next_functions:
             if child is not None:
                 reach(child, masks[node])
@@ -199,7 +224,7 @@ def find_border(losses: Losses) -> Border:
     return border
 
 
-def _collect_reads(border: Border, masks: dict[Any, int], visited: set[Any]) -> None:
+def _collect_reads(border: Border, masks: dict[Any, int], visited: dict[Any, None]) -> None:
     positions: dict[tuple[Any, int], int] = {}
     readers: dict[Any, int] = {}
     for node in visited:
@@ -295,31 +320,51 @@ class Shared:
         """Return the shared parameters: those given, or those that two tasks of this call reach.
 
         Raises:
-            GraphError: the graph is hidden behind a node.
+            GraphError: they are to be found, and the graph is hidden behind a node.
         """
         if self.given:
-            trainable = tuple(parameter for parameter in self._parameters() if parameter.requires_grad)
-            if not trainable and not self._warned:
+            shared = tuple(parameter for parameter in self._parameters() if parameter.requires_grad)
+            if not shared and not self._warned:
                 self._warned = True
                 warnings.warn(
                     "All parameters given as shared= are frozen: no gradient is measured there, and the weights hold.",
                     stacklevel=3,
                 )
-            self.last = SharedPart(trainable, {}, "given")
-            return self.last
-        found = graph()
-        masks = _parameter_masks(found)
-        # With a single task everything that it reaches counts as shared.
-        alone = len(names) == 1
-        shared = tuple(leaf for leaf, mask in masks.items() if alone or _several(mask))
-        # What is said about it is worked out again only where the graph has changed: it costs as much as the walk.
-        last, size = self.last, (len(found.masks), found.present)
-        same = last is not None and size == self._described and len(last.parameters) == len(shared)
-        if last is None or not same or any(old is not new for old, new in zip(last.parameters, shared, strict=True)):
-            self.last = _described(names, found, masks, shared)
-            self._described = size
+            if not self._still(shared):
+                self.last = SharedPart(shared, "given")
+        else:
+            found = graph()
+            masks = _parameter_masks(found)
+            # With a single task everything that it reaches counts as shared.
+            shared = tuple(leaf for leaf, mask in masks.items() if len(names) == 1 or _several(mask))
+            # What else is said about it is worked out again only where the graph has changed: it costs another walk.
+            if not self._still(shared) or (len(found.masks), found.present) != self._described:
+                self._describe(names, found, shared, "found")
         assert self.last is not None
         return self.last
+
+    def describe(self, names: tuple[str, ...], graph: Graph) -> None:
+        """Work out, for ``explain()``, who reaches what."""
+        with contextlib.suppress(GraphError):  # it is raised when something is to be measured there
+            part = self.resolve(names, lambda: graph)
+            self._describe(names, graph, part.parameters, part.source)
+
+    def _describe(self, names: tuple[str, ...], graph: Graph, shared: tuple[Tensor, ...], source: str) -> None:
+        tied = 0
+        inside = set(shared)
+        for node, _, child, _ in graph.edges():
+            mask = graph.masks[node]
+            if type(child).__name__ == "AccumulateGrad" and not _several(mask) and _several(graph.masks[child]):
+                tied |= mask if child.variable in inside else 0
+        users = tuple(name for bit, name in enumerate(names) if tied >> bit & 1)
+        self.last = SharedPart(shared, source, names, _parameters_of(graph), graph.present, users)
+        self._described = (len(graph.masks), graph.present)
+
+    def _still(self, shared: tuple[Tensor, ...]) -> bool:
+        last = self.last
+        if last is None or len(last.parameters) != len(shared):
+            return False
+        return all(old is new for old, new in zip(last.parameters, shared, strict=True))
 
 
 def _parameter_masks(graph: Graph) -> dict[Tensor, int]:
@@ -334,28 +379,10 @@ def _parameter_masks(graph: Graph) -> dict[Tensor, int]:
             f"Shared parameters should be visible on the autograd graph. Found {opaque[0]} ({opaque[1]}), which "
             "hides them. Pass shared=, a module or parameters."
         )
+    return _parameters_of(graph)
+
+
+def _parameters_of(graph: Graph) -> dict[Tensor, int]:
     # Inputs that require a gradient (residuals of differential equations, attacks) are leaves too, but not shared
     # parameters; a functional model without nn.Parameter has nothing else.
     return {leaf: mask for leaf, mask in graph.leaves.items() if isinstance(leaf, nn.Parameter)} or graph.leaves
-
-
-def _described(
-    names: tuple[str, ...], graph: Graph, masks: dict[Tensor, int], shared: tuple[Tensor, ...]
-) -> SharedPart:
-    alone = len(names) == 1
-    reached = 0
-    for leaf in shared:
-        reached |= masks[leaf]
-    tied = 0
-    for node, _, child, _ in graph.edges():
-        if type(child).__name__ == "AccumulateGrad" and _several(graph.masks[child]) and not _several(graph.masks[node]):
-            tied |= graph.masks[node]
-    bits = list(enumerate(names))
-    return SharedPart(
-        shared,
-        {name: 0 if alone else sum(mask == 1 << index for mask in masks.values()) for index, name in bits},
-        "found",
-        without=tuple(name for index, name in bits if graph.present >> index & 1 and not reached >> index & 1),
-        partial=sum(masks[leaf] != reached for leaf in shared),
-        tied=tuple(name for index, name in bits if tied >> index & 1),
-    )

@@ -199,9 +199,7 @@ class Sites:
         leaves: the leaves that the sites stand for.
     """
 
-    def __init__(
-        self, tape: Tape, parameters: tuple[Tensor, ...], *, tasks: int, ghost: bool, everything: bool
-    ) -> None:
+    def __init__(self, tape: Tape, parameters: tuple[Tensor, ...], *, tasks: int, ghost: bool, everything: bool) -> None:
         self._linear: list[LinearSite] = []
         self._kernels: dict[int, Tensor] = {}
         # Without reuse and ghosts nothing needs the graph: a user's own shared= spares the walk.

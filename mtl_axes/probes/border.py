@@ -1,0 +1,120 @@
+"""Recording gradients where the private parts of the graph end: what the representation and the lagged probe share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from mtl_axes.errors import GraphError
+from mtl_axes.probes.base import Tape
+from mtl_axes.probes.discovery import Border, find_border
+from mtl_axes.signals import wide
+
+__all__ = ["border_of", "describe_border", "norm_of_parts", "record", "recorded"]
+
+Parts = dict[int, Tensor]
+
+
+def border_of(tape: Tape) -> Border | None:
+    """Return where the private parts of a call's graph read the shared one; None when a lone task does not tell.
+
+    Raises:
+        GraphError: there is no representation that could be measured.
+    """
+    present = tape.present()
+    if len(present) < 2:
+        return None
+    border = find_border(tape.losses)
+    names = list(tape.names)
+    if border.dependent:
+        inside = [names[task] for task in sorted(border.dependent)]
+        raise GraphError(
+            f"Each of the tasks {names} should have a part of the graph of its own, to measure at its border. Found that the "
+            f'loss of {", ".join(map(repr, inside))} is part of another task\'s. Use probe="exact".'
+        )
+    if border.hidden is not None:
+        raise GraphError(
+            f"Two of the tasks {names} should read a common tensor, the representation. Found {border.hidden}, which hides "
+            'it: each task reads an output of its own. Use probe="exact" with shared=, or keep the heads out of that module.'
+        )
+    if not border.edges:
+        raise GraphError(
+            f"Two of the tasks {names} should read a common tensor, the representation. Found that they have at most "
+            'parameters in common, as with an input per task. Use probe="exact".'
+        )
+    return border
+
+
+def record(border: Border, task: int, receive: Callable[[Any, Parts], None]) -> list[RemovableHandle]:
+    """Call ``receive(node, parts)`` whenever a backward passes a border node of a task, with its gradients by edge.
+
+    What a node sends to an edge is the direct derivative: what reaches the edge through other edges is not in it.
+    """
+    slots: dict[Any, list[tuple[int, int]]] = {}
+    for (node, slot), position in border.reads.get(task, {}).items():
+        slots.setdefault(node, []).append((slot, position))
+
+    def hook_for(number: int, reads: list[tuple[int, int]]) -> Callable[[tuple[Tensor | None, ...], Any], None]:
+        # By number and not by node: a hook that holds its own node would keep the graph alive.
+        def hook(sent: tuple[Tensor | None, ...], _: Any) -> None:
+            parts: Parts = {}
+            for slot, position in reads:
+                gradient = sent[slot]
+                if gradient is not None:
+                    add_part(parts, position, gradient.detach())
+            receive(number, parts)
+
+        return hook
+
+    return [node.register_hook(hook_for(number, reads)) for number, (node, reads) in enumerate(slots.items())]
+
+
+def add_part(parts: Parts, position: int, gradient: Tensor) -> None:
+    """Add a gradient to those at an edge, without changing any in place."""
+    parts[position] = parts[position] + gradient if position in parts else gradient
+
+
+@contextmanager
+def recorded(border: Border, task: int) -> Iterator[Parts]:
+    """Within this context, gather the gradients that a backward sends over the border of a task, by edge."""
+    gathered: Parts = {}
+
+    def receive(_: int, parts: Mapping[int, Tensor]) -> None:
+        for position, gradient in parts.items():
+            add_part(gathered, position, gradient)
+
+    handles = record(border, task, receive)
+    try:
+        yield gathered
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def norm_of_parts(parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
+    """Return the norm of a task's gradient over its edges, 0 when there is none, in float32 or wider."""
+    if not parts:
+        return torch.zeros((), dtype=wide(like.dtype), device=like.device)
+    norms = torch._foreach_norm(list(parts.values()), 2, wide(like.dtype))
+    length: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(like.device) for norm in norms]))
+    return length
+
+
+def describe_border(border: Border, names: tuple[str, ...]) -> str:
+    """Return what the representation is, for ``explain()``."""
+    readers: dict[int, list[str]] = {}
+    for task, reads in border.reads.items():
+        for position in sorted(set(reads.values())):
+            readers.setdefault(position, []).append(names[task])
+    described = []
+    for position, edge in enumerate(border.edges):
+        entries = getattr(edge.node, "_input_metadata", None)
+        shape = tuple(entries[edge.output_nr].shape) if entries else ()
+        described.append(f"{shape} read by {', '.join(readers.get(position, []))}")
+    more = "; one lies above another (skip path or several depths), each counts directly" if border.skips else ""
+    return f"{len(border.edges)} tensors: {'; '.join(described)}{more}" if len(described) > 1 else described[0]

@@ -1,0 +1,173 @@
+"""The lagged probe: norms at the representation, recorded while the user's own backward passes by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mtl_axes.probes.audit import Audit
+from mtl_axes.probes.base import Measurement, Probe, Tape
+from mtl_axes.probes.border import Parts, add_part, border_of, describe_border, norm_of_parts, record
+from mtl_axes.signals import Need
+
+__all__ = ["Lagged"]
+
+
+class Lagged(Probe):
+    """Norms of dL_i / dr at the representation r, as :class:`Representation` has them, without any backward of its own.
+
+    Hooks on the graph of a call record the gradient that the user's backward sends over the border of each task's private
+    part, and divide it by the gradient that arrives at the task's loss, so that weights, loss scale and accumulation drop
+    out. The norms are there after that backward: the weights of a window come from the windows before it. What else was
+    added to the loss through a task's private part counts as that task's.
+
+    No backward: nothing is recorded. A second backward of a call replaces what the first one recorded. A task whose weight
+    is 0, or whose loss scale is 0 or not finite, is inactive.
+
+    Args:
+        audit_every: None, or measure the exact norms too in every n-th measured window, n >= 1, and report the error as
+            ``criterion.report.extra["audit_error"]`` and in ``explain()``.
+
+    Raises:
+        OptionError: ``audit_every`` is not a positive integer.
+
+    >>> Lagged()
+    Lagged(audit_every=None)
+    """
+
+    provides: ClassVar[frozenset[Need]] = frozenset({"norms"})
+    same_step: ClassVar[bool] = False
+
+    def __init__(self, *, audit_every: int | None = None) -> None:
+        super().__init__()
+        self.audit_every = audit_every
+        self._audit = Audit(audit_every)
+        self._records: list[_Record] = []
+        self._found = "not looked up yet"
+
+    def check(self, tape: Tape) -> bool:
+        border = None if len(tape.names) == 1 else border_of(tape)
+        if border is not None:
+            self._found = describe_border(border, tape.names)
+        return self._audit.check(tape) and (border is not None or len(tape.names) == 1)
+
+    def measure(self, tape: Tape, need: Need) -> Measurement | None:
+        border = border_of(tape)
+        if border is None:
+            return None
+        # Audited before the hooks are there, which would take its backwards for the user's.
+        call = _Record(len(tape.losses), self._audit.exact(tape))
+        for task, loss in enumerate(tape.losses):
+            if loss is not None and task in border.reads:
+                nodes = len({node for node, _ in border.reads[task]})
+                loss.register_hook(call.opener(task, nodes))  # type: ignore[no-untyped-call]
+                record(border, task, call.receiver(task, loss.detach()))
+        self._records.append(call)
+        return None
+
+    def collect(self) -> Measurement | None:
+        records, self._records = self._records, []
+        rows = [row for each in records if (row := each.close(self._audit)) is not None]
+        if not rows:
+            return None
+        norms = torch.stack([norms for norms, _ in rows])
+        here = torch.stack([torch.stack([norm > 0 for norm in norms.unbind()]) for norms, _ in rows])
+        # A non-finite norm has to stay visible, to be counted as dropped.
+        mean = torch.where(here, norms, 0.0).sum(0) / here.sum(0).clamp_min(1)
+        return Measurement(mean, None, tuple(map(any, zip(*(flags for _, flags in rows), strict=True))))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what was recorded in the pending window: norms (K,) and which tasks, call by call."""
+        rows = [row for each in self._records if (row := each.row()) is not None]
+        return {"norms": [norms for norms, _ in rows], "measured": [list(flags) for _, flags in rows]}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what was recorded in the pending window."""
+        self._records = [
+            _Record.restored(norms, tuple(flags)) for norms, flags in zip(state["norms"], state["measured"], strict=True)
+        ]
+
+    def diagnostics(self) -> Mapping[str, Tensor]:
+        return self._audit.diagnostics()
+
+    def describe(self) -> str:
+        return (
+            f"lagged: norms at the representation, {self._found}, recorded in your own backward. Another quantity than the "
+            f"exact norms{self._audit.describe()}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy keeps what was recorded; the backward of a pending call belongs to the original.
+        rows = [row for each in self._records if (row := each.row()) is not None]
+        return {**self.__dict__, "_records": [_Record.restored(norms, flags) for norms, flags in rows]}
+
+
+class _Record:
+    """What backwards show of one call. Holds no part of its graph: the graph holds the record, through its hooks."""
+
+    def __init__(self, tasks: int, exact: Tensor | None) -> None:
+        self._norms: dict[int, Tensor] = {}
+        self._parts: dict[int, Parts] = {}
+        self._waiting: dict[int, set[int]] = {}
+        self._scales: dict[int, Tensor] = {}
+        self._backward: dict[int, int] = {}
+        self._tasks = tasks
+        self._exact = exact
+        self._closed = False
+
+    @classmethod
+    def restored(cls, norms: Tensor, flags: tuple[bool, ...]) -> _Record:
+        """Return a record of an earlier process, which nothing is added to."""
+        call = cls(len(flags), None)
+        call._norms = {task: norm for task, (norm, flag) in enumerate(zip(norms.unbind(), flags, strict=True)) if flag}
+        return call
+
+    def opener(self, task: int, nodes: int) -> Callable[[Tensor], None]:
+        """Return the hook of a task's loss: a backward begins, and forgets what an earlier one recorded."""
+
+        def hook(gradient: Tensor) -> None:
+            if self._closed:
+                return
+            self._scales[task] = gradient.detach()
+            self._parts[task], self._waiting[task] = {}, set(range(nodes))
+            self._norms.pop(task, None)
+            self._backward[task] = torch._C._current_graph_task_id()
+
+        return hook
+
+    def receiver(self, task: int, like: Tensor) -> Callable[[int, Parts], None]:
+        """Return what takes the gradients that pass the border of a task."""
+
+        def receive(number: int, parts: Parts) -> None:
+            waiting = self._waiting.get(task)
+            # Other losses may go the same way, in a backward of their own that did not begin at this task's loss.
+            if self._closed or not waiting or self._backward[task] != torch._C._current_graph_task_id():
+                return
+            for position, gradient in parts.items():
+                add_part(self._parts[task], position, gradient)
+            waiting.discard(number)
+            if not waiting:
+                norm, scale = norm_of_parts(self._parts.pop(task), like), self._scales.pop(task).abs()
+                usable = torch.isfinite(scale) & (scale > 0)
+                self._norms[task] = torch.where(usable, norm / scale, 0.0)
+
+        return receive
+
+    def row(self) -> tuple[Tensor, tuple[bool, ...]] | None:
+        """Return the norms (K,) and which of them were recorded, or None when there are none."""
+        if not self._norms:
+            return None
+        zero = torch.zeros_like(next(iter(self._norms.values())))
+        norms = [self._norms.get(task, zero) for task in range(self._tasks)]
+        return torch.stack(norms), tuple(task in self._norms for task in range(self._tasks))
+
+    def close(self, audit: Audit) -> tuple[Tensor, tuple[bool, ...]] | None:
+        """Return the row for the last time; what arrives later is ignored."""
+        self._closed = True
+        found = self.row()
+        if found is not None:
+            audit.compare(self._exact, found[0])
+        return found
