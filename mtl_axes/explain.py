@@ -66,7 +66,7 @@ def _measurement(outer: OuterWeighting, probe: Probe, window: Window, count: int
         cost, mean = probe.cost(count), mean_cost(probe, count, window.every)
         spread = "" if window.every == 1 else f"; {mean:.2f} on average over {window.every} windows"
         lines.append(
-            f"cost    a measured step takes about {cost:.2f} times a plain one where the shared part takes most of it{spread}"
+            f"cost    a measured step is about {cost:.2f} plain ones where the shared part takes most of it{spread}"
         )
     return lines
 
@@ -75,7 +75,7 @@ def _shared(shared: Shared, model: nn.Module | None) -> list[str]:
     part = shared.last
     if part is None:
         return ["shared  not looked up yet"]
-    names = {} if model is None else {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {} if model is None else {parameter: name for name, parameter in model.named_parameters()}
     source = "given by you" if part.source == "given" else "found on the graph"
     lines = [f"shared  {len(part.parameters)} parameters, {part.size} entries, {source}{_listed(part.parameters, names)}"]
     if part.partial:

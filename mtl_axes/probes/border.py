@@ -34,8 +34,8 @@ def border_of(tape: Tape) -> Border | None:
     if border.dependent:
         inside = [names[task] for task in sorted(border.dependent)]
         raise GraphError(
-            f"Each of the tasks {names} should have a part of the graph of its own, to measure at its border. Found that the "
-            f'loss of {", ".join(map(repr, inside))} is part of another task\'s. Use probe="exact".'
+            f"Each of the tasks {names} should have a part of the graph of its own, to measure at its border. Found that "
+            f'the loss of {", ".join(map(repr, inside))} is part of another task\'s. Use probe="exact".'
         )
     if border.hidden is not None:
         raise GraphError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch._functorch.config as functorch_config
@@ -230,7 +230,8 @@ class Sites:
         if loss is None or not sites:
             return {}
         try:
-            gradients = torch.autograd.grad(loss, [self._keys[site] for site in sites], retain_graph=True, allow_unused=True)
+            keys: Any = [self._keys[site] for site in sites]  # typed as all tensors or all edges, though a mixture is fine
+            gradients = torch.autograd.grad(loss, keys, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
             raise _explained(error, tape.names[task]) from error
         return {site: gradient for site, gradient in zip(sites, gradients, strict=True) if gradient is not None}
@@ -283,8 +284,8 @@ def _products(gradients: list[Tensor | None], like: Tensor, dtype: torch.dtype) 
     zero = torch.zeros((), dtype=like.dtype, device=like.device).expand(like.numel())
     flat = [zero if gradient is None else gradient.reshape(-1) for gradient in gradients]
     total = torch.zeros(len(flat), len(flat), dtype=dtype, device=like.device)
-    for parts in zip(*(row.split(chunk) for row in flat), strict=True):
-        rows = torch.stack(parts).to(dtype)
+    for start in range(0, like.numel(), chunk):
+        rows = torch.stack([row[start : start + chunk] for row in flat]).to(dtype)
         total.addmm_(rows, rows.T)
     return total
 
