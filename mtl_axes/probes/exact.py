@@ -105,6 +105,8 @@ class Exact(Probe):
                 rows[task] = shared
             elif shared:
                 norms[task] = sites.norm(shared)
+            # Not one gradient more than needed while the next one is taken.
+            del row, shared
         if not (norms or rows) and self._is_another_model(tape, present, parameters) and tape.give_up_shared():
             return self.measure(tape, need)
         tape.kept = kept

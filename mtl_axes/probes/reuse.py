@@ -74,8 +74,10 @@ class Gradients:
                 "Specify retain_graph=True in the first backward, or call the criterion again."
             )
         total: dict[int, Tensor] = {}
-        if self._sum is not None:
+        if self._sum is not None and keep:
             _add_weighted(total, scale, self._sum)
+        elif self._sum is not None:
+            total = {site: gradient.mul_(scale.to(gradient)) for site, gradient in self._sum.items()}
         for task, row in self._rows.items():
             _add_weighted(total, self._known[task] * scale, row)
         if not keep:
