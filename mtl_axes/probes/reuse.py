@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,8 @@ _FSDP = "RegisterPostBackwardFunctionBackward"
 _MODULE_HOOK = "BackwardHookFunctionBackward"
 # Where garbage collection is switched off, young objects pile up and a look at all of them is no longer cheap.
 _YOUNG = 20_000
+# Modules that keep hooks of all modules, or all optimizers, at their top.
+_KEEPERS = ("torch.nn.modules.module", "torch.optim.optimizer")
 # The number of hooks registered when any probe last looked, in any criterion of this process.
 _handles: int | None = None
 
@@ -189,7 +192,7 @@ def _orphaned_hooks(objects: list[object]) -> bool:
     found = [item for item in objects if type(item) is OrderedDict and item and _are_hooks(item)]
     if not found:
         return False
-    owned = {id(value) for part in (nn.modules.module, torch.optim.optimizer) for value in vars(part).values()}
+    owned = {id(value) for name in _KEEPERS if name in sys.modules for value in vars(sys.modules[name]).values()}
     with torch._C.DisableTorchFunctionSubclass():
         for item in objects:
             kind = type(item)
