@@ -24,7 +24,7 @@ def mean_cost(probe: Probe, tasks: int, every: int) -> float:
 
 def often(every: int) -> str:
     """Return how often gradients are measured, in words."""
-    return "in every window" if every == 1 else f"in every {every}th window"
+    return "in every window" if every == 1 else f"once in {every} windows"
 
 
 def explain(
@@ -64,9 +64,9 @@ def _measurement(outer: OuterWeighting, probe: Probe, window: Window, count: int
     lines = [f"probe   {probe.describe()}; measured {often(window.every)}{later}"]
     if count:
         cost, mean = probe.cost(count), mean_cost(probe, count, window.every)
-        spread = "" if window.every == 1 else f"; {mean:.2f} on average over {window.every} windows"
+        spread = "" if window.every == 1 else f", {mean:.2f} on average over {window.every} windows"
         lines.append(
-            f"cost    a measured step is about {cost:.2f} plain ones where the shared part takes most of it{spread}"
+            f"cost    a measured step is about {cost:.2f} plain ones{spread}, where the shared part takes most of it"
         )
     return lines
 
