@@ -1,0 +1,95 @@
+"""Under DistributedDataParallel every probe leaves the ranks with one gradient: the mean of the locally weighted ones."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from strategies import batch_for, model_for
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from mtl_axes import compose
+
+KINDS = {"a": "regression", "b": "regression", "c": "regression"}
+PROBES: dict[str, Any] = {
+    "exact": "exact",
+    "ghost": {"name": "exact", "ghost": True},
+    "no reuse": {"name": "exact", "reuse": False},
+    "rotate": {"name": "exact", "rotate": True},
+    "representation": "representation",
+    "lagged": "lagged",
+}
+WRAPPERS: dict[str, dict[str, bool]] = {"default": {}, "buckets": {"gradient_as_bucket_view": True}}
+RANKS, STEPS = 2, 5
+
+
+def flat(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters() if parameter.grad is not None])
+
+
+def train(rank: int, probe: Any, accumulate: int, **wrapper: bool) -> dict[str, Any]:
+    """Gradients of every step, those of the mean of the plain weighted sums, weights, and whether they were handed over."""
+    model = model_for(KINDS)
+    wrapped = DistributedDataParallel(model, **wrapper)
+    criterion = compose({"name": "gaba", "warmup": 0, "beta": 0.3}, tasks=list(KINDS), probe=probe, accumulate=accumulate)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    found, expected, weights, reused = [], [], [], []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        plain = copy.deepcopy(model)
+        for call in range(accumulate):
+            inputs, targets = batch_for(KINDS, seed=100 * rank + 10 * step + call, scale=1 + 3 * rank)
+            wrapped.require_backward_grad_sync = call == accumulate - 1
+            total = criterion(wrapped(inputs), targets)
+            reused.append(type(total.grad_fn).__name__ == "_HandOverBackward")
+            total.backward()
+            outputs = plain(inputs)
+            losses = [(outputs[name] - target).square().mean() for name, target in targets.items()]
+            sum(weight * loss for weight, loss in zip(criterion.report.weights, losses, strict=True)).backward()
+        mean = flat(plain)
+        distributed.all_reduce(mean)
+        found.append(flat(model))
+        expected.append(mean / RANKS)
+        weights.append(criterion.report.weights)
+        optimizer.step()
+    return {"found": found, "expected": expected, "weights": weights, "reused": reused}
+
+
+def rank_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    result = {
+        f"{name} {wrapper} {accumulate}": train(rank, probe, accumulate, **WRAPPERS[wrapper])
+        for name, probe in PROBES.items()
+        for wrapper in WRAPPERS
+        for accumulate in (1, 2)
+    }
+    torch.save(result, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(rank_of_two, (str(folder),), RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("probe", PROBES)
+def test_ranks_have_the_mean_gradient(ranks: list[dict[str, Any]], probe: str, wrapper: str, accumulate: int) -> None:
+    """Both ranks hold the mean over ranks of the gradient of the plain sum with the same weights, in every step."""
+    one, other = (rank[f"{probe} {wrapper} {accumulate}"] for rank in ranks)
+    for step in range(STEPS):
+        assert torch.equal(one["found"][step], other["found"][step])
+        assert torch.equal(one["weights"][step], other["weights"][step])
+        error = (one["found"][step] - one["expected"][step]).norm() / one["expected"][step].norm()
+        assert float(error) < 1e-6
+    assert one["weights"][0].tolist() != one["weights"][-1].tolist()
+    # Wrapping in buckets registers hooks, after which the first call looks; the wrapper itself is no reason to refuse.
+    assert all(one["reused"][1:]) is (probe in ("exact", "ghost"))
