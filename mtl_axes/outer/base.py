@@ -28,6 +28,9 @@ class OuterWeighting(WideState):
         learnable: True when it has parameters, which then exist from ``bind`` on and go into the user's optimizer.
         nonnegative: True when it takes ratios or logarithms of losses, and so refuses shapes that can be negative.
         reads_signals: False when the weights do not depend on the signals, so that ranks need not agree on them.
+        moves: False when ``forward`` moves no state and returns ``weights()`` whatever the signals, as constants do. A
+            criterion then reads the weights without calling it. A subclass that defines ``forward`` has it True again
+            unless it says otherwise.
         current: (K,) buffer, the weights that the last call returned; 1/K before the first.
         dtype: of the floating point state to allocate in ``bind``; float32, or wider when the losses are.
     """
@@ -36,10 +39,16 @@ class OuterWeighting(WideState):
     learnable: ClassVar[bool] = False
     nonnegative: ClassVar[bool] = False
     reads_signals: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
 
     current: Tensor
     tasks: tuple[TaskInfo, ...] = ()
     dtype: torch.dtype = torch.float32
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls) and "moves" not in vars(cls):
+            cls.moves = True
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
