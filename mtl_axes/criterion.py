@@ -179,13 +179,12 @@ class MultiTaskCriterion(WideState):
         collected = window.commit(outer, probe) if window.full else None
         if window.commits_alone(outer):
             return self._train_on_losses(found, values)
-        labelled = found.labelled()
-        active = is_finite(values) if labelled is None else labelled & is_finite(values)
+        labelled, due, immediate = found.labelled(), window.due(outer), window.immediate(probe, outer.needs)
         known = window.allocated
         if known:
             self._prepare(values)
         # Known before anything is measured, unless this very call's statistics move them.
-        early = known and outer.needs != "losses" and not window.immediate(probe, outer.needs)
+        early = known and outer.needs != "losses" and not immediate
         held = self._weights() if early else None
         tape = Tape(self.tasks, found.losses, self._shared, weights=held, turn=window.turn)
         if not self._probed:
@@ -194,13 +193,16 @@ class MultiTaskCriterion(WideState):
             if outer.needs != "losses":
                 tape.describe_shared()
                 self._warn_of_cost()
-        measurement = probe.measure(tape, outer.needs) if window.due(outer) else None
+        measurement = probe.measure(tape, outer.needs) if due else None
         if not known:
             # Only now: a graph that cannot be measured must not leave the names of its tasks behind.
             self._prepare(values)
         window.see(values, labelled, measurement)
-        window.add(values, active, measurement)
-        if window.immediate(probe, outer.needs):
+        if immediate and outer.needs != "losses" and not due:
+            window.skip()
+        else:
+            window.add(values, _active(values, labelled), measurement)
+        if immediate:
             window.commit(outer, probe)
         elif window.accumulate == "manual" and window.calls == _PATIENCE:
             self._warn_once(
@@ -215,10 +217,10 @@ class MultiTaskCriterion(WideState):
 
     def _train_on_losses(self, found: TaskLosses, values: Tensor) -> Tensor:
         """A window of one call whose weighting needs losses alone: no probe takes part, and nothing waits for a commit."""
-        labelled = found.labelled()
+        window, labelled = self.window, found.labelled()
         self._prepare(values)
-        self.window.see(values, labelled, None)
-        self.window.commit_losses(self.outer, values, labelled)
+        window.see(values, labelled, None)
+        window.commit_losses(self.outer, values, labelled)
         weights = self._weights()
         total = self._penalised(found, self._sum(found, weights))
         self._note(values, labelled, weights, None, None)
@@ -301,10 +303,10 @@ class MultiTaskCriterion(WideState):
     def _report_of(self, unread: _Unread) -> StepReport:
         call, measurement = unread.call, unread.measurement
         values = call.losses
-        active = is_finite(values) if call.labelled is None else call.labelled & is_finite(values)
+        active = _active(values, call.labelled)
         if measurement is not None:
             measured = vector(measurement.measured, torch.bool, values.device)
-            usable = torch.isfinite(measurement.norms) & (measurement.norms > 0)
+            usable = is_finite(measurement.norms) & (measurement.norms > 0)
             active = active & (usable | ~measured)
         shown = unread.collected if measurement is None else measurement
         cosines = None
@@ -335,15 +337,16 @@ class MultiTaskCriterion(WideState):
             raise
 
     def _prepare(self, values: Tensor) -> None:
-        if not self.window.allocated:
+        window, outer = self.window, self.outer
+        if not window.allocated:
             self._bind(wide(values.dtype))
         kinds = self.task_set.kinds
         if kinds != self._kinds_shown:
             self._kinds_shown = dict(kinds)
-            if any(info.kind is None for info in self.outer.tasks):
-                self.outer.tasks = self.task_set.infos()
-        self.window.follow(values)
-        self.outer.follow(values)
+            if any(info.kind is None for info in outer.tasks):
+                outer.tasks = self.task_set.infos()
+        window.follow(values)
+        outer.follow(values)
 
     def _bind(self, dtype: torch.dtype) -> None:
         # Outside inference mode: a state allocated in a validation pass before training must be trainable state.
@@ -503,6 +506,11 @@ class MultiTaskCriterion(WideState):
     def __repr__(self) -> str:
         shapes = self.shapes or self.task_set.default
         return f"MultiTaskCriterion(outer={self.outer!r}, inner={shapes!r}, probe={self.probe!r})"
+
+
+def _active(losses: Tensor, labelled: Tensor | None) -> Tensor:
+    finite = is_finite(losses)
+    return finite if labelled is None else labelled & finite
 
 
 def _named(axis: Literal["outer", "inner"], strategy: OuterWeighting | InnerShape) -> dict[str, Any]:

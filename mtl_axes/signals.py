@@ -89,7 +89,7 @@ class Signals:
                     f"Signals need `losses` of shape (K,) and a matching `{name}`. "
                     f"Found losses {tuple(losses.shape)} and {name} {tuple(value.shape)}."
                 )
-        finite = torch.isfinite(losses)
+        finite = is_finite(losses)
         active = finite if active is None else finite & active.detach()
         if gramian is not None:
             gramian = gramian.detach().to(losses.dtype)
@@ -97,7 +97,7 @@ class Signals:
                 norms = gramian.diagonal().clamp_min(0).sqrt()
         if norms is not None:
             norms = norms.detach().to(losses.dtype)
-            active = active & torch.isfinite(norms) & (norms > 0)
+            active = active & is_finite(norms) & (norms > 0)
             norms = torch.where(active, norms, 1.0)
         if gramian is not None:
             eye = torch.eye(count, dtype=gramian.dtype, device=gramian.device)

@@ -428,7 +428,8 @@ class TaskSet(nn.Module):
             labelled = found.labelled()
             if labelled is not None and not bool(labelled.any()):
                 raise DataError(f"At least one of the tasks {list(self.names)} should have a valid label. Found all masked.")
-        self._called = True
+        if not self._called:
+            self._called = True
         return found
 
     def _refuse_unknown(self, role: str, values: Mapping[str, Tensor | None]) -> None:

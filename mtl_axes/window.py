@@ -131,6 +131,10 @@ class Window(WideState):
             outer(Signals.of_losses(losses if losses.dtype is dtype else losses.to(dtype), labelled, self.step))
         self.step += 1
 
+    def skip(self) -> None:
+        """Let one call pass as a window in which nothing is due."""
+        self.step += 1
+
     def add(self, losses: Tensor, active: Tensor, measurement: Measurement | None) -> None:
         """Add the statistics of one call to the pending window. Non-finite values are left out."""
         self.calls += 1
@@ -141,7 +145,7 @@ class Window(WideState):
     def _add_measurement(self, active: Tensor, measurement: Measurement | None) -> None:
         if measurement is None:
             return
-        usable = active & torch.isfinite(measurement.norms) & (measurement.norms > 0)
+        usable = active & is_finite(measurement.norms) & (measurement.norms > 0)
         self.norm_sum.add_(torch.where(usable, measurement.norms, 0.0))
         self.norm_count.add_(usable)
         if measurement.gramian is not None:
@@ -160,7 +164,7 @@ class Window(WideState):
         collected = None if outer.needs == "losses" or probe.same_step else probe.collect()
         if collected is not None:
             here = self.loss_count > 0
-            self.count_dropped().add_(here & ~torch.isfinite(collected.norms))
+            self.count_dropped().add_(here & ~is_finite(collected.norms))
             self._add_measurement(here, collected)
         if outer.moves and (outer.needs == "losses" or self.due(outer)):
             signals = self._signals(outer.needs, self.sync if outer.reads_signals else None)

@@ -95,9 +95,10 @@ class OuterWeighting(WideState):
             raise StateError(f"{self!r} is bound to {len(self.tasks)} tasks. Found signals of {signals.size}.")
         self.follow(signals.losses)
         weights: Tensor = super().__call__(signals)
-        if weights.shape != self.current.shape:
+        current = self.current
+        if weights.shape != current.shape:
             raise PluginError(f"{self!r} should return weights of shape ({signals.size},). Found {tuple(weights.shape)}.")
-        self.current.copy_(weights.detach())
+        current.copy_(weights.detach())
         return weights
 
     def weights(self) -> Tensor:
