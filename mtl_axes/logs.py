@@ -61,8 +61,7 @@ class LossLog:
         every = vector((True,) * count, torch.bool, device)
         values = torch.stack(
             [
-                # A conversion that changes nothing is not free, and there are hundreds.
-                part if part.dtype is like.dtype and part.device == device else part.to(like)
+                _as(part, like)
                 for call in self._calls
                 for part in (call.losses, call.weights, call.losses if call.norms is None else call.norms)
             ]
@@ -117,7 +116,7 @@ class Steadiness:
         if not self._calls:
             return
         last = self._calls[-1]
-        rows = torch.stack([weights.to(last) for weights in self._calls])
+        rows = torch.stack([_as(weights, last) for weights in self._calls])
         anchor = last if self._anchor is None else self._anchor.to(last)
         steady = torch.zeros((), device=last.device) if self._steady is None else self._steady.to(last.device)
         held = ((rows - anchor).abs() <= _STEADY_WITHIN * anchor.abs()).all()
@@ -129,3 +128,8 @@ class Steadiness:
         """Return the number of calls, in whole blocks of 64 and what has come since. Reads the device."""
         self._fold()
         return 0 if self._steady is None else int(self._steady)
+
+
+def _as(values: Tensor, like: Tensor) -> Tensor:
+    # A conversion that changes nothing is not free, and there are hundreds in a fold.
+    return values if values.dtype is like.dtype and values.device == like.device else values.to(like)

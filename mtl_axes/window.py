@@ -25,7 +25,7 @@ _COUNT_AT = 64
 
 
 class _Seen(NamedTuple):
-    """Where a call may have dropped a value: its losses, which tasks were labelled (None: all), and its norms if any."""
+    """Where a value may have been dropped: a call's losses, which tasks were labelled (None: all), and its norms if any."""
 
     losses: Tensor
     labelled: Tensor | None
@@ -164,7 +164,7 @@ class Window(WideState):
         collected = None if outer.needs == "losses" or probe.same_step else probe.collect()
         if collected is not None:
             here = self.loss_count > 0
-            self.count_dropped().add_(here & ~is_finite(collected.norms))
+            self._uncounted.append(_Seen(collected.norms, here, None))
             self._add_measurement(here, collected)
         if outer.moves and (outer.needs == "losses" or self.due(outer)):
             signals = self._signals(outer.needs, self.sync if outer.reads_signals else None)
