@@ -27,14 +27,17 @@ class WideState(nn.Module):
 
     def follow(self, like: Tensor) -> None:
         """Move the state to the device of ``like``, and widen it where ``like`` is wider; it is never narrowed."""
-        state = [tensor for tensor in (*self._buffers.values(), *self._parameters.values()) if tensor is not None]
-        size = like.dtype.itemsize
-        # Outside inference mode: what a validation pass moves must stay trainable state.
-        with torch.inference_mode(False):
-            if any(tensor.device != like.device for tensor in state):
-                self.to(like.device)
-            if any(tensor.is_floating_point() and tensor.dtype.itemsize < size for tensor in state):
-                self.to(wide(like.dtype))
+        device, size = like.device, like.dtype.itemsize
+        moves = widens = False
+        for state in (self._buffers, self._parameters):
+            for tensor in state.values():
+                if tensor is not None:
+                    moves = moves or tensor.device != device
+                    widens = widens or (tensor.dtype.itemsize < size and tensor.is_floating_point())
+        if moves or widens:
+            # Outside inference mode: what a validation pass moves must stay trainable state.
+            with torch.inference_mode(False):
+                self.to(device if moves else None, wide(like.dtype) if widens else None)
 
 
 def vector(values: Sequence[float | bool], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,11 @@ from mtl_axes._state import WideState, vector
 from mtl_axes.errors import DataError, MtlAxesError, StateError
 from mtl_axes.explain import explain, mean_cost, often
 from mtl_axes.inner import InnerShape
-from mtl_axes.logs import LossLog, Steadiness
+from mtl_axes.logs import Call, LossLog, Steadiness
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Measurement, Probe, Shared, Tape, probe_config
 from mtl_axes.registry import name_of
-from mtl_axes.signals import StepReport, wide
+from mtl_axes.signals import Kind, StepReport, is_finite, wide
 from mtl_axes.tasks import TaskLosses, TaskSet
 from mtl_axes.window import Window
 
@@ -30,6 +30,16 @@ _STATE_VERSION = 1
 _PATIENCE = 1_000
 # Times a plain step, above which a cheaper probe is worth a warning.
 _DEAR = 4.0
+
+
+class _Unread(NamedTuple):
+    """What a training call leaves for its report, which is only made when it is read."""
+
+    call: Call
+    measurement: Measurement | None
+    collected: Measurement | None
+    step: int
+    extra: Mapping[str, Tensor]
 
 
 class MultiTaskCriterion(WideState):
@@ -44,7 +54,6 @@ class MultiTaskCriterion(WideState):
         task_set: the tasks and their shapes.
         probe: how gradients are measured.
         window: the schedule and the statistics of the pending window.
-        report: :class:`StepReport` of the last training call, or None.
     """
 
     def __init__(
@@ -65,8 +74,10 @@ class MultiTaskCriterion(WideState):
         self.window = window
         self.normalise = normalise
         self.eval_weights = eval_weights
-        self.report: StepReport | None = None
         self._shared = shared
+        self._report: StepReport | None = None
+        self._unread: _Unread | None = None
+        self._kinds_shown: dict[str, Kind] = {}
         self._log = LossLog()
         self._steadiness = Steadiness()
         self._held = 0
@@ -89,6 +100,12 @@ class MultiTaskCriterion(WideState):
     def shapes(self) -> dict[str, InnerShape]:
         """The inner shape of every task for which it is known."""
         return self.task_set.shapes
+
+    @property
+    def report(self) -> StepReport | None:
+        """:class:`StepReport` of the last training call, or None. It is made when it is read; it costs nothing otherwise."""
+        self._make_report()
+        return self._report
 
     def forward(
         self,
@@ -116,8 +133,11 @@ class MultiTaskCriterion(WideState):
             DataError: outputs, targets, masks or weights do not fit together.
             GraphError: gradients are to be measured and cannot be.
         """
+        tasks = self.task_set
+        if tasks.settled:
+            return self._total(tasks.losses(outputs, targets, mask, sample_weight, extra))
         with self._undone_by_errors():
-            return self._total(self.task_set.losses(outputs, targets, mask, sample_weight, extra))
+            return self._total(tasks.losses(outputs, targets, mask, sample_weight, extra))
 
     def combine(self, losses: Mapping[str, Tensor | None] | Sequence[Tensor | None]) -> Tensor:
         """Return the scalar to call ``backward`` on, from task losses that were computed elsewhere.
@@ -157,13 +177,14 @@ class MultiTaskCriterion(WideState):
     def _train(self, found: TaskLosses, values: Tensor) -> Tensor:
         window, outer, probe = self.window, self.outer, self.probe
         collected = window.commit(outer, probe) if window.full else None
-        labelled = found.labelled()
-        active = labelled & torch.isfinite(values)
+        if window.commits_alone(outer):
+            return self._train_on_losses(found, values)
+        labelled, due, immediate = found.labelled(), window.due(outer), window.immediate(probe, outer.needs)
         known = window.allocated
         if known:
             self._prepare(values)
         # Known before anything is measured, unless this very call's statistics move them.
-        early = known and outer.needs != "losses" and not window.immediate(probe, outer.needs)
+        early = known and outer.needs != "losses" and not immediate
         held = self._weights() if early else None
         tape = Tape(self.tasks, found.losses, self._shared, weights=held, turn=window.turn)
         if not self._probed:
@@ -172,12 +193,16 @@ class MultiTaskCriterion(WideState):
             if outer.needs != "losses":
                 tape.describe_shared()
                 self._warn_of_cost()
-        measurement = probe.measure(tape, outer.needs) if window.due(outer) else None
+        measurement = probe.measure(tape, outer.needs) if due else None
         if not known:
             # Only now: a graph that cannot be measured must not leave the names of its tasks behind.
             self._prepare(values)
-        window.add(values, active, labelled, measurement)
-        if window.immediate(probe, outer.needs):
+        window.see(values, labelled, measurement)
+        if immediate and outer.needs != "losses" and not due:
+            window.skip()
+        else:
+            window.add(values, _active(values, labelled), measurement)
+        if immediate:
             window.commit(outer, probe)
         elif window.accumulate == "manual" and window.calls == _PATIENCE:
             self._warn_once(
@@ -187,7 +212,18 @@ class MultiTaskCriterion(WideState):
             )
         weights = self._weights() if held is None else held
         total = self._penalised(found, probe.couple(tape, weights, self._sum(found, weights)))
-        self._note(values, labelled, active, weights.detach(), measurement, collected)
+        self._note(values, labelled, weights, measurement, collected)
+        return total
+
+    def _train_on_losses(self, found: TaskLosses, values: Tensor) -> Tensor:
+        """A window of one call whose weighting needs losses alone: no probe takes part, and nothing waits for a commit."""
+        window, labelled = self.window, found.labelled()
+        self._prepare(values)
+        window.see(values, labelled, None)
+        window.commit_losses(self.outer, values, labelled)
+        weights = self._weights()
+        total = self._penalised(found, self._sum(found, weights))
+        self._note(values, labelled, weights, None, None)
         return total
 
     def _warn_of_cost(self) -> None:
@@ -221,7 +257,7 @@ class MultiTaskCriterion(WideState):
     @staticmethod
     def _sum(found: TaskLosses, weights: Tensor) -> Tensor:
         terms = [
-            weight.to(loss.dtype) * loss
+            (weight if weight.dtype is loss.dtype else weight.to(loss.dtype)) * loss
             for weight, loss in zip(weights.unbind(), found.losses, strict=True)
             if loss is not None
         ]
@@ -235,45 +271,59 @@ class MultiTaskCriterion(WideState):
         if penalty is None:
             return total
         if penalty.ndim:
-            penalty = torch.where(found.labelled(), penalty, 0.0).sum()
+            labelled = found.labelled()
+            penalty = (penalty if labelled is None else torch.where(labelled, penalty, 0.0)).sum()
         return total + penalty.to(total.dtype)
 
     def _note(
         self,
         values: Tensor,
-        labelled: Tensor,
-        active: Tensor,
+        labelled: Tensor | None,
         weights: Tensor,
         measurement: Measurement | None,
         collected: Measurement | None,
     ) -> None:
-        norms, cosines = None, None
-        flags: tuple[bool, ...] = (False,) * len(self.tasks)
-        if measurement is not None:
-            measured = vector(measurement.measured, torch.bool, values.device)
-            usable = torch.isfinite(measurement.norms) & (measurement.norms > 0)
-            active = active & (usable | ~measured)
         # A lagged probe has nothing of this call to show; what it collected belongs to the window before.
         shown = collected if measurement is None else measurement
-        if shown is not None:
-            norms, flags = shown.norms, shown.measured
-            if shown.gramian is not None:
-                cosines = shown.gramian / (norms[:, None] * norms[None, :])
-        measured = vector(flags, torch.bool, values.device)
-        self.report = StepReport(
+        norms, measured = (None, (False,) * values.shape[0]) if shown is None else (shown.norms, shown.measured)
+        call = Call(values, labelled, weights.detach(), norms, measured)
+        # What the strategies tell is asked for now: a backward, an optimizer step or the end of an epoch may change it.
+        extra = {**self.outer.diagnostics(), **self.probe.diagnostics()}
+        self._unread = _Unread(call, measurement, collected, self.window.step, extra)
+        self._log.add(call)
+        self._steadiness.add(call.weights)
+
+    def _make_report(self) -> None:
+        unread, self._unread = self._unread, None
+        if unread is not None:
+            # Outside inference mode, wherever it is read: the call that it tells of was outside, too.
+            with torch.inference_mode(False), torch.no_grad():
+                self._report = self._report_of(unread)
+
+    def _report_of(self, unread: _Unread) -> StepReport:
+        call, measurement = unread.call, unread.measurement
+        values = call.losses
+        active = _active(values, call.labelled)
+        if measurement is not None:
+            measured = vector(measurement.measured, torch.bool, values.device)
+            usable = is_finite(measurement.norms) & (measurement.norms > 0)
+            active = active & (usable | ~measured)
+        shown = unread.collected if measurement is None else measurement
+        cosines = None
+        if shown is not None and shown.gramian is not None:
+            cosines = shown.gramian / (shown.norms[:, None] * shown.norms[None, :])
+        return StepReport(
             tasks=self.tasks,
             losses=values,
-            weights=weights,
-            norms=norms,
+            weights=call.weights,
+            norms=call.norms,
             cosines=cosines,
             active=active,
-            measured=measured,
-            dropped=self.window.dropped.clone(),
-            step=self.window.step,
-            extra={**self.outer.diagnostics(), **self.probe.diagnostics()},
+            measured=vector(call.measured, torch.bool, values.device),
+            dropped=self.window.count_dropped().clone(),
+            step=unread.step,
+            extra=unread.extra,
         )
-        self._log.add(values, labelled, weights, norms, measured)
-        self._steadiness.add(weights)
 
     @contextlib.contextmanager
     def _undone_by_errors(self) -> Iterator[None]:
@@ -287,12 +337,16 @@ class MultiTaskCriterion(WideState):
             raise
 
     def _prepare(self, values: Tensor) -> None:
-        if not self.window.allocated:
+        window, outer = self.window, self.outer
+        if not window.allocated:
             self._bind(wide(values.dtype))
-        if any(info.kind is None for info in self.outer.tasks):
-            self.outer.tasks = self.task_set.infos()
-        self.window.follow(values)
-        self.outer.follow(values)
+        kinds = self.task_set.kinds
+        if kinds != self._kinds_shown:
+            self._kinds_shown = dict(kinds)
+            if any(info.kind is None for info in outer.tasks):
+                outer.tasks = self.task_set.infos()
+        window.follow(values)
+        outer.follow(values)
 
     def _bind(self, dtype: torch.dtype) -> None:
         # Outside inference mode: a state allocated in a validation pass before training must be trainable state.
@@ -322,6 +376,7 @@ class MultiTaskCriterion(WideState):
         """Do nothing: names and kinds were needed, and taken over, before the buffers could be loaded."""
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._make_report()  # it shows the counts that are replaced
         saved = state_dict.get(prefix + "_extra_state")
         if saved is not None:
             sums = state_dict.get(prefix + "window.loss_sum")
@@ -357,13 +412,19 @@ class MultiTaskCriterion(WideState):
         if skipped:
             self.window.drop(self.probe)
         else:
-            self.window.commit(self.outer, self.probe)
+            self._commit()
 
     def end_epoch(self) -> None:
         """Tell the weighting that an epoch has ended. Needed by DWA without ``window=``; harmless otherwise."""
         if self.window.full:
-            self.window.commit(self.outer, self.probe)
+            self._commit()
         self.outer.end_epoch()
+
+    def _commit(self) -> None:
+        if self.window.calls and not self.probe.same_step:
+            # What the commit collects may be dropped, and is not of the last call.
+            self._make_report()
+        self.window.commit(self.outer, self.probe)
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
@@ -433,6 +494,7 @@ class MultiTaskCriterion(WideState):
         }
 
     def __getstate__(self) -> dict[str, Any]:
+        self._make_report()
         # A copy made within hold() is not held: nothing would ever release it.
         return {**self.__dict__, "_held": 0, "_probed": False}
 
@@ -444,6 +506,11 @@ class MultiTaskCriterion(WideState):
     def __repr__(self) -> str:
         shapes = self.shapes or self.task_set.default
         return f"MultiTaskCriterion(outer={self.outer!r}, inner={shapes!r}, probe={self.probe!r})"
+
+
+def _active(losses: Tensor, labelled: Tensor | None) -> Tensor:
+    finite = is_finite(losses)
+    return finite if labelled is None else labelled & finite
 
 
 def _named(axis: Literal["outer", "inner"], strategy: OuterWeighting | InnerShape) -> dict[str, Any]:

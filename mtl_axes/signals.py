@@ -11,15 +11,23 @@ from torch import Tensor
 
 from mtl_axes.errors import DataError
 
-__all__ = ["Kind", "Need", "Signals", "StepReport", "TaskInfo", "wide"]
+__all__ = ["Kind", "Need", "Signals", "StepReport", "TaskInfo", "is_finite", "wide"]
 
 Kind = Literal["regression", "binary", "multiclass"]
 Need = Literal["losses", "norms", "gramian"]
 
+_WIDE = (torch.float32, torch.float64)
+
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that statistics of ``dtype`` values are kept in: float32, or wider."""
-    return torch.promote_types(dtype, torch.float32)
+    return dtype if dtype in _WIDE else torch.promote_types(dtype, torch.float32)
+
+
+def is_finite(values: Tensor) -> Tensor:
+    """Return ``torch.isfinite(values)``, in two kernels and not in four."""
+    nothing = values - values
+    return nothing == nothing
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class Signals:
                     f"Signals need `losses` of shape (K,) and a matching `{name}`. "
                     f"Found losses {tuple(losses.shape)} and {name} {tuple(value.shape)}."
                 )
-        finite = torch.isfinite(losses)
+        finite = is_finite(losses)
         active = finite if active is None else finite & active.detach()
         if gramian is not None:
             gramian = gramian.detach().to(losses.dtype)
@@ -89,7 +97,7 @@ class Signals:
                 norms = gramian.diagonal().clamp_min(0).sqrt()
         if norms is not None:
             norms = norms.detach().to(losses.dtype)
-            active = active & torch.isfinite(norms) & (norms > 0)
+            active = active & is_finite(norms) & (norms > 0)
             norms = torch.where(active, norms, 1.0)
         if gramian is not None:
             eye = torch.eye(count, dtype=gramian.dtype, device=gramian.device)
@@ -105,6 +113,30 @@ class Signals:
             ("step", step),
         ):
             object.__setattr__(self, name, value)
+
+    @classmethod
+    def of_losses(cls, losses: Tensor, active: Tensor | None, step: int) -> Signals:
+        """Return the signals of one call for a weighting that needs losses alone: what the constructor makes of them.
+
+        Args:
+            losses: (K,), detached and in float32 or wider.
+            active: (K,) bool, True where the task took part. None means all.
+            step: number of windows committed before this one.
+        """
+        finite = is_finite(losses)
+        active = finite if active is None else finite & active
+        ones = torch.ones_like(losses)
+        signals = cls.__new__(cls)
+        # Past the checks of the constructor and its freezing, both of which cost more than the values.
+        signals.__dict__.update(
+            losses=torch.where(active, losses, ones),
+            norms=None,
+            gramian=None,
+            active=active,
+            elapsed=ones,
+            step=torch.full((), step, device=losses.device),
+        )
+        return signals
 
     @property
     def size(self) -> int:

@@ -46,14 +46,14 @@ def is_standard(shape: InnerShape) -> bool:
     return type(shape) in _STANDARD.values()
 
 
-def as_mapping(role: str, values: object, tasks: tuple[str, ...] | None) -> dict[str, Tensor | None]:
+def as_mapping(role: str, values: object, tasks: tuple[str, ...] | None) -> Mapping[str, Tensor | None]:
     """Return outputs or targets as a mapping from task names; a tuple or list is named by position.
 
     Raises:
         DataError: it is neither a mapping nor a sequence, or has another length than the tasks.
     """
     if isinstance(values, Mapping):
-        return dict(values)
+        return values
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise DataError(
             f"{role} should be a mapping from task names, or a tuple with one tensor per task. "
@@ -114,10 +114,9 @@ def infer_kind(name: str, prediction: Tensor, target: Tensor, shape: InnerShape 
 
 def check_tensors(name: str, prediction: object, target: object) -> None:
     """Raise :class:`DataError` unless both are tensors of a usable dtype, on one device and not empty."""
-    for role, value in (("output", prediction), ("target", target)):
-        if not isinstance(value, Tensor):
-            raise DataError(f"The {role} of task {name!r} should be a tensor. Found {type(value).__name__}.")
-    assert isinstance(prediction, Tensor) and isinstance(target, Tensor)
+    if not isinstance(prediction, Tensor) or not isinstance(target, Tensor):
+        role, value = ("target", target) if isinstance(prediction, Tensor) else ("output", prediction)
+        raise DataError(f"The {role} of task {name!r} should be a tensor. Found {type(value).__name__}.")
     if not prediction.is_floating_point():
         raise DataError(f"The output of task {name!r} should be floating point. Found {prediction.dtype}.")
     if prediction.device != target.device:
@@ -164,20 +163,23 @@ def valid_labels(name: str, target: Tensor, mask: Tensor | None, missing: str) -
 
 
 def sample_losses(shape: InnerShape, prediction: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
-    """Return the unreduced losses, in float32 or wider, with 0 at places that do not count.
+    """Return the unreduced losses, in float32 or wider, with 0 at places that do not count; the shapes are checked already.
 
     Predictions and targets at those places are replaced by 0 *before* the shape, and their losses by 0 after it: a NaN
     there would otherwise come back in the gradient as NaN * 0.
     """
-    prediction = prediction.to(wide(prediction.dtype))
-    if target.is_floating_point():
-        target = target.to(prediction.dtype)
+    dtype = wide(prediction.dtype)
+    # A conversion to the dtype that a tensor has already is not free.
+    if prediction.dtype is not dtype:
+        prediction = prediction.to(dtype)
+    if target.dtype is not dtype and target.is_floating_point():
+        target = target.to(dtype)
     if valid is None:
-        return shape(prediction, target)
+        return shape.unchecked(prediction, target)
     target = torch.where(valid, target, torch.zeros((), dtype=target.dtype, device=target.device))
     keep = valid.unsqueeze(-1 if shape.trailing else 1) if prediction.ndim > valid.ndim else valid
     prediction = torch.where(keep, prediction, 0.0)
-    return torch.where(valid, shape(prediction, target), 0.0)
+    return torch.where(valid, shape.unchecked(prediction, target), 0.0)
 
 
 def reduce_losses(
@@ -216,15 +218,23 @@ class TaskLosses(NamedTuple):
 
     def values(self) -> Tensor:
         """Return the detached losses (K,), 0 where a task is absent."""
-        like = next(loss for loss in self.losses if loss is not None)
-        zero = torch.zeros((), dtype=like.dtype, device=like.device)
-        return torch.stack([zero if loss is None else loss.detach().to(zero) for loss in self.losses])
+        present = [loss.detach() for loss in self.losses if loss is not None]
+        dtype, device = present[0].dtype, present[0].device
+        if any(loss.dtype is not dtype or loss.device != device for loss in present):
+            present = [loss.to(device, dtype) for loss in present]
+        if len(present) == len(self.losses):
+            return torch.stack(present)
+        here, zero = iter(present), torch.zeros((), dtype=dtype, device=device)
+        return torch.stack([zero if loss is None else next(here) for loss in self.losses])
 
-    def labelled(self) -> Tensor:
-        """Return which tasks have a label, as (K,) bools on the device of the losses."""
-        like = next(loss for loss in self.losses if loss is not None)
+    def labelled(self) -> Tensor | None:
+        """Return which tasks have a label, as (K,) bools on the device of the losses; None when all of them do."""
+        partial = any(count is not None for count in self.counts)
         flags = tuple(loss is not None for loss in self.losses)
-        if all(count is None for count in self.counts):
+        if not partial and all(flags):
+            return None
+        like = next(loss for loss in self.losses if loss is not None)
+        if not partial:
             return vector(flags, torch.bool, like.device)
         return torch.stack(
             [
@@ -315,6 +325,11 @@ class TaskSet(nn.Module):
     def _shape_of(self, name: str) -> InnerShape | None:
         return self.given.get(name) or self._resolved.get(name)
 
+    @property
+    def settled(self) -> bool:
+        """True when no call can teach anything new: every task was checked, and no value is read any more."""
+        return 0 < len(self.names) == len(self._checked) and not self.debug
+
     def snapshot(self) -> Snapshot:
         """Return what was learned of the tasks from the calls so far."""
         return Snapshot(
@@ -374,20 +389,16 @@ class TaskSet(nn.Module):
         """Return the losses of a call, from outputs and targets, and from ``extra`` losses computed elsewhere."""
         if extra is not None and not isinstance(extra, Mapping):
             raise DataError(f"extra should be a mapping from task names to losses. Found {type(extra).__name__}.")
-        extra = dict(extra or {})
+        extra = extra or {}
         known = self.names or None
-        plain = None if known is None else tuple(name for name in known if name not in extra)
+        plain = known if known is None or not extra else tuple(name for name in known if name not in extra)
         target_of = as_mapping("targets", targets, plain)
         output_of = as_mapping("outputs", outputs, tuple(target_of) if plain is None else plain)
         if known is None:
             self._name_from_call((*target_of, *(name for name in extra if name not in target_of)), "target")
         for role, values in (("target", target_of), ("extra loss", extra), ("mask", mask), ("sample_weight", sample_weight)):
-            unknown = [name for name in values if name not in self.names] if isinstance(values, Mapping) else []
-            if unknown:
-                raise DataError(
-                    f"Each {role} should belong to one of the tasks {list(self.names)}. Found {unknown}. The tasks are "
-                    "those of compose(tasks=[...]), else of the first call."
-                )
+            if values is not None and isinstance(values, Mapping):
+                self._refuse_unknown(role, values)
         twice = [name for name in extra if target_of.get(name) is not None]
         if twice:
             raise DataError(f"A task should have a target or an extra loss. Found both for {twice}.")
@@ -401,43 +412,49 @@ class TaskSet(nn.Module):
             elif target is None:
                 loss, count = None, None
             else:
-                if output_of.get(name) is None:
+                output = output_of.get(name)
+                if output is None:
                     raise DataError(
                         f"Task {name!r} has a target and should have an output of the same name. "
                         f"Found outputs {list(output_of)}."
                     )
                 read_values = read_values or self.debug or name not in self._checked
-                loss, count = self._loss(name, output_of[name], target, _pick(mask, name), _pick(sample_weight, name))
+                loss, count = self._loss(name, output, target, _pick(mask, name), _pick(sample_weight, name))
             losses.append(loss)
             counts.append(count)
         found = TaskLosses(tuple(losses), tuple(counts))
         _require_present(found, self.names)
-        if (self.debug or (read_values and not self._called)) and not bool(found.labelled().any()):
-            raise DataError(f"At least one of the tasks {list(self.names)} should have a valid label. Found all masked.")
-        self._called = True
+        if self.debug or (read_values and not self._called):
+            labelled = found.labelled()
+            if labelled is not None and not bool(labelled.any()):
+                raise DataError(f"At least one of the tasks {list(self.names)} should have a valid label. Found all masked.")
+        if not self._called:
+            self._called = True
         return found
+
+    def _refuse_unknown(self, role: str, values: Mapping[str, Tensor | None]) -> None:
+        unknown = [name for name in values if name not in self.names]
+        if unknown:
+            raise DataError(
+                f"Each {role} should belong to one of the tasks {list(self.names)}. Found {unknown}. The tasks are "
+                "those of compose(tasks=[...]), else of the first call."
+            )
 
     def scalars(self, losses: object) -> TaskLosses:
         """Return losses computed elsewhere as the losses of a call."""
         loss_of = as_mapping("losses", losses, self.names or None)
         if not self.names:
             self._name_from_call(tuple(loss_of), "loss")
-        unknown = [name for name in loss_of if name not in self.names]
-        if unknown:
-            raise DataError(
-                f"Each loss should belong to one of the tasks {list(self.names)}. Found {unknown}. The tasks are those of "
-                "compose(tasks=[...]), else of the first call."
-            )
+        self._refuse_unknown("loss", loss_of)
         scalars = tuple(None if (loss := loss_of.get(name)) is None else self._scalar(name, loss) for name in self.names)
         found = TaskLosses(scalars, (None,) * len(scalars))
         _require_present(found, self.names)
         return found
 
     def _loss(
-        self, name: str, prediction: Tensor | None, target: Tensor, mask: Tensor | None, sample_weight: Tensor | None
+        self, name: str, prediction: Tensor, target: Tensor, mask: Tensor | None, sample_weight: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         check_tensors(name, prediction, target)
-        assert prediction is not None
         valid = valid_labels(name, target, mask, self.missing)
         weight = None if sample_weight is None else align("sample_weight", name, sample_weight, target.shape).detach()
         reads_values = self.debug or name not in self._checked
@@ -496,7 +513,8 @@ class TaskSet(nn.Module):
                 f"Found {loss.item():.4g}. Choose a weighting that does not."
             )
         self._checked.add(name)
-        return loss.to(wide(loss.dtype))
+        dtype = wide(loss.dtype)
+        return loss if loss.dtype is dtype else loss.to(dtype)
 
 
 def _pick(values: Mapping[str, Tensor] | Tensor | None, name: str) -> Tensor | None:

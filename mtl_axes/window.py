@@ -7,18 +7,29 @@ when the next one begins (or at ``step()``), and the weights of a window come fr
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mtl_axes._state import WideState
-from mtl_axes.distributed import Sync, sum_over_ranks
+from mtl_axes.distributed import Sync, ranks, sum_over_ranks
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.probes import Measurement, Probe
-from mtl_axes.signals import Need, Signals
+from mtl_axes.signals import Need, Signals, is_finite
 
 __all__ = ["Window"]
+
+_COUNT_AT = 64
+
+
+class _Seen(NamedTuple):
+    """Where a value may have been dropped: a call's losses, which tasks were labelled (None: all), and its norms if any."""
+
+    losses: Tensor
+    labelled: Tensor | None
+    norms: Tensor | None
 
 
 class Window(WideState):
@@ -45,6 +56,7 @@ class Window(WideState):
         self.sync = sync
         self.step = 0
         self.calls = 0
+        self._uncounted: list[_Seen] = []
 
     @property
     def allocated(self) -> bool:
@@ -89,10 +101,43 @@ class Window(WideState):
         """
         return outer.needs != "losses" and self.step % self.every == 0 and outer.measures(self.step)
 
-    def add(self, losses: Tensor, active: Tensor, labelled: Tensor, measurement: Measurement | None) -> None:
-        """Add the statistics of one call to the pending window. Non-finite values are dropped and counted."""
+    def see(self, losses: Tensor, labelled: Tensor | None, measurement: Measurement | None) -> None:
+        """Remember the values of one call, to count the tasks of which one was not finite."""
+        self._uncounted.append(_Seen(losses, labelled, None if measurement is None else measurement.norms))
+        if len(self._uncounted) >= _COUNT_AT:
+            self.count_dropped()
+
+    def count_dropped(self) -> Tensor:
+        """Bring ``dropped`` up to date, and return it. Most calls need not know it, so that it is counted now and then."""
+        if self._uncounted:
+            calls, self._uncounted = self._uncounted, []
+            device = self.dropped.device
+            every = torch.ones(self.dropped.shape, dtype=torch.bool, device=device)
+            losses = torch.stack([call.losses.to(device) for call in calls])
+            norms = torch.stack([(call.losses if call.norms is None else call.norms).to(device) for call in calls])
+            labelled = torch.stack([every if call.labelled is None else call.labelled.to(device) for call in calls])
+            self.dropped.add_((labelled & ~(is_finite(losses) & is_finite(norms))).sum(0))
+        return self.dropped
+
+    def commits_alone(self, outer: OuterWeighting) -> bool:
+        """Return whether every call is a window of its own, and its losses on this rank are all that it has to say."""
+        alone = outer.needs == "losses" and self.accumulate == 1
+        return alone and (not outer.reads_signals or ranks(self.sync) == 1)
+
+    def commit_losses(self, outer: OuterWeighting, losses: Tensor, labelled: Tensor | None) -> None:
+        """Hand the losses of one call to the weighting as a window of their own: nothing is summed, nothing cleared."""
+        if outer.moves:
+            dtype = self.loss_sum.dtype
+            outer(Signals.of_losses(losses if losses.dtype is dtype else losses.to(dtype), labelled, self.step))
+        self.step += 1
+
+    def skip(self) -> None:
+        """Let one call pass as a window in which nothing is due."""
+        self.step += 1
+
+    def add(self, losses: Tensor, active: Tensor, measurement: Measurement | None) -> None:
+        """Add the statistics of one call to the pending window. Non-finite values are left out."""
         self.calls += 1
-        self._count_dropped(active, labelled, measurement)
         self.loss_sum.add_(torch.where(active, losses, 0.0))
         self.loss_count.add_(active)
         self._add_measurement(active, measurement)
@@ -100,19 +145,13 @@ class Window(WideState):
     def _add_measurement(self, active: Tensor, measurement: Measurement | None) -> None:
         if measurement is None:
             return
-        usable = active & torch.isfinite(measurement.norms) & (measurement.norms > 0)
+        usable = active & is_finite(measurement.norms) & (measurement.norms > 0)
         self.norm_sum.add_(torch.where(usable, measurement.norms, 0.0))
         self.norm_count.add_(usable)
         if measurement.gramian is not None:
             pairs = usable[:, None] & usable[None, :]
             self.gramian_sum.add_(torch.where(pairs, measurement.gramian, 0.0))
             self.gramian_count.add_(pairs)
-
-    def _count_dropped(self, active: Tensor, labelled: Tensor, measurement: Measurement | None) -> None:
-        dropped = labelled & ~active
-        if measurement is not None:
-            dropped = dropped | (labelled & ~torch.isfinite(measurement.norms))
-        self.dropped.add_(dropped)
 
     def commit(self, outer: OuterWeighting, probe: Probe) -> Measurement | None:
         """Hand the pending window to the weighting, if there is one, and begin the next.
@@ -125,9 +164,9 @@ class Window(WideState):
         collected = None if outer.needs == "losses" or probe.same_step else probe.collect()
         if collected is not None:
             here = self.loss_count > 0
-            self.dropped.add_(here & ~torch.isfinite(collected.norms))
+            self._uncounted.append(_Seen(collected.norms, here, None))
             self._add_measurement(here, collected)
-        if outer.needs == "losses" or self.due(outer):
+        if outer.moves and (outer.needs == "losses" or self.due(outer)):
             signals = self._signals(outer.needs, self.sync if outer.reads_signals else None)
             outer(signals)
             if outer.needs != "losses":
@@ -145,8 +184,9 @@ class Window(WideState):
     def _begin(self) -> None:
         self.calls = 0
         for name in ("loss_sum", "loss_count", "norm_sum", "norm_count", "gramian_sum", "gramian_count"):
-            if name in self._buffers:
-                getattr(self, name).zero_()
+            pending = self._buffers.get(name)
+            if pending is not None:
+                pending.zero_()
 
     def _signals(self, need: Need, sync: Sync) -> Signals:
         norm_sum = self.norm_sum if need != "losses" else None
@@ -179,6 +219,22 @@ class Window(WideState):
         if need == "losses":
             return None
         return torch.where(self.measured_at < 0, 1, self.step - self.measured_at)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.allocated:
+            self.count_dropped()
+        return self.__dict__
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self.allocated:
+            self.count_dropped()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if self.allocated:
+            # What this state does not replace, as one from before the first call, stays complete.
+            self.count_dropped()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the host part of the schedule."""

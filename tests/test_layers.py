@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "registry": {"errors"},
     "distributed": {"errors"},
     "solvers": BASE | {"signals"},
-    "logs": set(),
+    "logs": {"_state"},
     "inner": STRATEGY,
     "outer": STRATEGY | {"solvers"},
     "probes": STRATEGY,

@@ -79,6 +79,10 @@ class InnerShape(nn.Module):
     def __call__(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         """Check the shapes and run ``forward``: used on its own, a shape must not broadcast either."""
         self.check(prediction, target)
+        return self.unchecked(prediction, target)
+
+    def unchecked(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        """Run ``forward`` on tensors that have passed :meth:`check` already."""
         losses: Tensor = super().__call__(prediction, target)
         return losses
 

@@ -16,6 +16,9 @@ from mtl_axes.signals import Kind
 
 __all__ = ["BCE", "CrossEntropy", "Focal"]
 
+# The default of torch, -100, would silently drop labels that only missing="ignore" makes unlabelled.
+_NO_CLASS = torch.iinfo(torch.int32).min
+
 
 def require_classes(prediction: Tensor, target: Tensor) -> None:
     """Raise :class:`DataError` unless ``prediction`` is ``target`` with a class dimension inserted at 1."""
@@ -103,8 +106,7 @@ class CrossEntropy(InnerShape):
         check_class_range(prediction, target)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        # -log softmax by gather, not F.cross_entropy, whose ignore_index would silently drop the class -100.
-        return -prediction.log_softmax(1).gather(1, target.long().unsqueeze(1)).squeeze(1)
+        return F.nll_loss(prediction.log_softmax(1), target.long(), reduction="none", ignore_index=_NO_CLASS)
 
 
 class Focal(InnerShape):

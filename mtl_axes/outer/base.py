@@ -28,6 +28,9 @@ class OuterWeighting(WideState):
         learnable: True when it has parameters, which then exist from ``bind`` on and go into the user's optimizer.
         nonnegative: True when it takes ratios or logarithms of losses, and so refuses shapes that can be negative.
         reads_signals: False when the weights do not depend on the signals, so that ranks need not agree on them.
+        moves: False when ``forward`` moves no state and returns ``weights()`` whatever the signals, as constants do. A
+            criterion then reads the weights without calling it. A subclass that defines ``forward`` has it True again
+            unless it says otherwise.
         current: (K,) buffer, the weights that the last call returned; 1/K before the first.
         dtype: of the floating point state to allocate in ``bind``; float32, or wider when the losses are.
     """
@@ -36,10 +39,16 @@ class OuterWeighting(WideState):
     learnable: ClassVar[bool] = False
     nonnegative: ClassVar[bool] = False
     reads_signals: ClassVar[bool] = True
+    moves: ClassVar[bool] = True
 
     current: Tensor
     tasks: tuple[TaskInfo, ...] = ()
     dtype: torch.dtype = torch.float32
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls) and "moves" not in vars(cls):
+            cls.moves = True
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -86,9 +95,10 @@ class OuterWeighting(WideState):
             raise StateError(f"{self!r} is bound to {len(self.tasks)} tasks. Found signals of {signals.size}.")
         self.follow(signals.losses)
         weights: Tensor = super().__call__(signals)
-        if weights.shape != self.current.shape:
+        current = self.current
+        if weights.shape != current.shape:
             raise PluginError(f"{self!r} should return weights of shape ({signals.size},). Found {tuple(weights.shape)}.")
-        self.current.copy_(weights.detach())
+        current.copy_(weights.detach())
         return weights
 
     def weights(self) -> Tensor:

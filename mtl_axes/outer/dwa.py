@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -67,6 +67,8 @@ class DWA(OuterWeighting):
         self.temperature = check_number("temperature", temperature, low=0.0, low_open=True)
         self.window = None if window is None else int(check_number("window", window, low=1, integer=True))
         self._unended = 0
+        # What the host knows of `windows`, None where it would have to read it. It only tells when no epoch can end.
+        self._passed: int | None = 0
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
         super().bind(tasks)
@@ -79,39 +81,59 @@ class DWA(OuterWeighting):
         self.register_buffer("windows", torch.zeros((), dtype=torch.int64))
 
     def forward(self, signals: Signals, /) -> Tensor:
-        self.loss_sum.add_(torch.where(signals.active, signals.losses, 0.0))
+        loss_sum, windows = self.loss_sum, self.windows
+        torch.where(signals.active, loss_sum + signals.losses, loss_sum, out=loss_sum)
         self.loss_count.add_(signals.active)
-        self.windows.add_(1)
+        windows.add_(1)
         if self.window is None:
             self._warn_without_epochs()
             return self.current.clone()
-        return self._ended(self.windows >= self.window)
+        if self._within_epoch(self.window):
+            return self.current.clone()
+        return self._ended(windows >= self.window)
+
+    def _within_epoch(self, window: int) -> bool:
+        """Count a window on the host, too; return whether it is known there that the epoch goes on."""
+        if torch.compiler.is_compiling():
+            # A compiled forward would be compiled again for every count.
+            self._passed = None
+        if self._passed is None:
+            return False
+        self._passed = self._passed + 1 if self._passed + 1 < window else 0
+        return self._passed > 0
 
     def end_epoch(self) -> None:
         self._unended = 0
+        self._passed = 0
         if self.bound:
             self.current.copy_(self._ended(torch.ones_like(self.windows, dtype=torch.bool)))
 
     def _ended(self, ended: Tensor) -> Tensor:
         """Close the epoch where ``ended`` is True, and return the weights. Branch-free, so that nothing synchronises."""
-        closes = ended & (self.loss_count > 0)
-        mean = self.loss_sum / self.loss_count.clamp_min(1)
-        self.mean_before.copy_(torch.where(closes, self.mean_last, self.mean_before))
-        self.mean_last.copy_(torch.where(closes, mean, self.mean_last))
+        loss_sum, loss_count, mean_before, mean_last = self.loss_sum, self.loss_count, self.mean_before, self.mean_last
+        closes = ended & (loss_count > 0)
+        mean = loss_sum / loss_count.clamp_min(1)
+        torch.where(closes, mean_last, mean_before, out=mean_before)
+        torch.where(closes, mean, mean_last, out=mean_last)
         self.means.add_(closes)
-        self.loss_sum.copy_(torch.where(ended, 0.0, self.loss_sum))
-        self.loss_count.copy_(torch.where(ended, 0, self.loss_count))
-        self.windows.copy_(torch.where(ended, 0, self.windows))
+        for pending in (loss_sum, loss_count, self.windows):
+            pending.masked_fill_(ended, 0)
         return torch.where(closes, self._weights(closes), self.current)
 
     def _weights(self, members: Tensor) -> Tensor:
-        tiny = torch.finfo(self.mean_last.dtype).tiny
-        ratio = (self.mean_last / self.mean_before.clamp_min(tiny)).clamp(_LOW, _HIGH)
+        mean_last = self.mean_last
+        ratio = (mean_last / self.mean_before.clamp_min(torch.finfo(mean_last.dtype).tiny)).clamp(_LOW, _HIGH)
         ratio = torch.where(self.means >= 2, ratio, 1.0)
         # Over all tasks the mass is K by definition; over a subset it is what that subset had.
         count = ratio.shape[0]
         mass = torch.where(members.all(), float(count), torch.where(members, self.current, 0.0).sum())
         return torch.where(members, ratio / self.temperature, -torch.inf).softmax(0) * mass
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        windows = state_dict.get(prefix + "windows")
+        if windows is not None:
+            self._passed = None if windows.is_meta else int(windows)
 
     def _warn_without_epochs(self) -> None:
         if torch.compiler.is_compiling():

@@ -36,6 +36,7 @@ class Fixed(OuterWeighting):
 
     needs: ClassVar[Need] = "losses"
     reads_signals: ClassVar[bool] = False
+    moves: ClassVar[bool] = False
 
     def __init__(self, *, weights: Sequence[float] | Mapping[str, float] | None = None) -> None:
         super().__init__()

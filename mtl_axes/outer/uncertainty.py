@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from mtl_axes._state import vector
 from mtl_axes.options import check_choice
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.signals import Need, Signals, TaskInfo
@@ -62,6 +63,7 @@ class Uncertainty(OuterWeighting):
         self._windows = 0
         self._version = 0
         self._before: Tensor | None = None
+        self._factors: tuple[tuple[TaskInfo, ...], Tensor] | None = None
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
         super().bind(tasks)
@@ -73,14 +75,20 @@ class Uncertainty(OuterWeighting):
 
     def weights(self) -> Tensor:
         precision = torch.exp(-self.log_variance)
-        halves = [0.5 if task.kind == "regression" else 1.0 for task in self.tasks]
-        if len(set(halves)) == 1:
-            weights = precision * halves[0]
-        else:
-            weights = torch.stack([half * one for half, one in zip(halves, precision.unbind(), strict=True)])
+        weights = precision * self._halves(precision)
         if weights.requires_grad and self._windows <= _PATIENCE and not torch.compiler.is_compiling():
             weights.register_hook(self._note_gradient)  # type: ignore[no-untyped-call]
         return weights
+
+    def _halves(self, like: Tensor) -> Tensor:
+        """0.5 for a regression task, 1 for any other, made anew when the kinds, the device or the dtype have changed."""
+        kept = self._factors
+        if kept is None or kept[0] is not self.tasks or kept[1].device != like.device or kept[1].dtype is not like.dtype:
+            # Outside inference mode: what an evaluation makes is used in training.
+            with torch.inference_mode(False):
+                halves = [0.5 if task.kind == "regression" else 1.0 for task in self.tasks]
+                self._factors = kept = (self.tasks, vector(halves, like.dtype, like.device))
+        return kept[1]
 
     def penalty(self) -> Tensor:
         if self.variant == "revised":

@@ -168,6 +168,26 @@ def test_reading_moves_nothing(name: str) -> None:
     assert same(snapshot(weighting), before)
 
 
+@every_outer
+def test_a_weighting_moves_unless_it_says_otherwise(name: str) -> None:
+    """One with moves=False returns its weights whatever the signals, and keeps its state: it need not be called."""
+    weighting = driven(name)
+    if weighting.moves:
+        return
+    before, weights = snapshot(weighting), weighting.weights().clone()
+    for signals in following():
+        assert torch.equal(weighting(signals), weights)
+    assert same(snapshot(weighting), before)
+    assert name not in MOVING
+
+
+def test_signals_of_one_call_are_those_of_the_constructor() -> None:
+    """The short way to signals of losses alone gives what the constructor gives, non-finite losses included."""
+    losses = torch.tensor([2.0, torch.nan, torch.inf, -torch.inf, 0.0, -3.0])
+    for active in (None, torch.tensor([1, 1, 1, 1, 0, 1]).bool()):
+        assert equal(vars(Signals.of_losses(losses, active, 5)), vars(Signals(losses, active=active, step=5)))
+
+
 @pytest.mark.parametrize("name", MOVING)
 def test_forward_moves(name: str) -> None:
     """An adaptive weighting changes its weights when it is shown unequal tasks."""

@@ -473,6 +473,117 @@ def test_a_kept_report_does_not_change() -> None:
         assert equal(dict(report.extra), extra)
 
 
+def ended(run: Run, optimizer: torch.optim.Optimizer, total: Tensor) -> None:
+    """All that may happen between a call and the next."""
+    total.backward()
+    optimizer.step()
+    run.criterion.step()
+    run.criterion.end_epoch()
+    with run.criterion.hold():
+        run.call()
+    with torch.no_grad():
+        run.call()
+    run.criterion.state_dict()
+    run.criterion.load_state_dict({**run.criterion.state_dict(), "window.dropped": torch.tensor([7, 7])})
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.parametrize(
+    "options", [{}, {"accumulate": 2}, {"accumulate": "manual"}, {"every": 2}, {"probe": "lagged"}], ids=str
+)
+def test_a_report_is_the_same_whenever_it_is_read(outer: str, options: dict[str, Any]) -> None:
+    """Read at once, or after a backward, an optimizer step, the end of a window and an epoch, a load: one report."""
+    reports = []
+    for late in (False, True):
+        run = Run(quick(outer), **options)
+        groups = [{"params": run.model.parameters()}, *run.criterion.param_groups()]
+        optimizer = torch.optim.SGD(groups, lr=0.1)
+        for _ in range(6):
+            total = run.call()
+            early = None if late else run.criterion.report
+            ended(run, optimizer, total)
+            report = run.criterion.report
+            assert late or report is early
+            reports.append(report)
+    for one, other in zip(reports[:6], reports[6:], strict=True):
+        assert equal(vars(one), vars(other))
+
+
+def test_a_report_read_in_inference_mode_is_an_ordinary_one() -> None:
+    """What an evaluation loop reads first can be used in autograd later."""
+    run = Run(quick("gaba"))
+    run.call()
+    with torch.inference_mode():
+        report = run.criterion.report
+    tensors = [value for value in (*vars(report).values(), *report.extra.values()) if isinstance(value, Tensor)]
+    assert len(tensors) == 8 and not any(value.is_inference() for value in tensors)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda criterion: pickle.loads(pickle.dumps(criterion))])
+def test_a_copy_has_the_report_and_the_counts(copied: Any) -> None:
+    """A report that was not read before a copy is the copy's, too, as are the dropped values of the calls before."""
+    run = Run("fixed")
+    assert copied(run.criterion).report is None
+    run.call()
+    leaf = torch.ones((), dtype=f64, requires_grad=True)
+    for factor in (1.0, torch.nan, torch.inf):
+        run.criterion.combine((leaf * factor, leaf))
+    twin = copied(run.criterion)
+    assert equal(vars(twin.report), vars(run.criterion.report))
+    assert twin.report.dropped.tolist() == [2, 0]
+    for each in (twin, run.criterion):
+        each.combine((leaf * torch.nan, leaf * torch.nan))
+    assert twin.report.dropped.tolist() == run.criterion.report.dropped.tolist() == [3, 1]
+
+
+def test_dropped_values_are_counted_before_they_are_saved() -> None:
+    """The state holds the counts of all calls so far, read or not; a load replaces them as it does the rest."""
+    criteria = [compose("dwa", tasks=["a", "b"]) for _ in range(2)]
+    leaf = torch.ones((), requires_grad=True)
+    for call in range(150):
+        bad = torch.nan if call % 3 == 0 else 1.0
+        criteria[0].combine((leaf * bad, (leaf if call % 2 else leaf.double()) * 2))
+        criteria[1].combine((leaf, leaf * torch.inf))
+        assert len(criteria[0].window._uncounted) < 64
+    state = criteria[0].state_dict()
+    assert state["window.dropped"].tolist() == [50, 0]
+    criteria[1].load_state_dict(state)
+    for criterion in criteria:
+        criterion.combine({"a": leaf * torch.nan, "b": None})
+        assert criterion.report.dropped.tolist() == [51, 0]
+
+
+class Still(OuterWeighting):
+    """A weighting that does not move, and says so."""
+
+    moves: ClassVar[bool] = False
+
+    def forward(self, signals: Signals, /) -> Tensor:
+        raise AssertionError("should not be called")
+
+
+class Stirred(Still):
+    """One that does, and derives from it."""
+
+    def forward(self, signals: Signals, /) -> Tensor:
+        return self.current + 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, "manual"])
+def test_a_weighting_that_does_not_move_is_only_read(accumulate: Any) -> None:
+    """Windows count on; a subclass that defines forward is called again."""
+    still, stirred = (compose(each, tasks=list(KINDS), accumulate=accumulate) for each in (Still(), Stirred()))
+    leaf = torch.ones((), requires_grad=True)
+    for _ in range(4):
+        for each in (still, stirred):
+            each.combine((leaf * 1.0, leaf * 2.0))
+    for each in (still, stirred):
+        each.step()
+    assert still.window.step == stirred.window.step == {1: 4, 2: 2, "manual": 1}[accumulate]
+    assert still.outer.current.tolist() == [0.5, 0.5]
+    assert stirred.outer.current.tolist() == [0.5 + stirred.window.step] * 2
+
+
 @pytest.mark.parametrize("outer", OUTERS)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -124,6 +124,26 @@ def test_bce_takes_soft_targets() -> None:
 
 
 @pytest.mark.parametrize("shape", [(50, 2), (50, 5), (6, 4, 3), (3, 4, 5, 2)])
+def test_cross_entropy_is_minus_the_log_softmax_bit_for_bit(shape: tuple[int, ...]) -> None:
+    """Losses and gradients are those of picking the class out of log_softmax."""
+    logits = torch.randn(shape, requires_grad=True)
+    target = torch.randint(0, shape[1], (shape[0], *shape[2:]))
+    picked = -logits.log_softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
+    losses = create("inner", "cross_entropy")(logits, target)
+    assert torch.equal(losses, picked)
+    assert torch.equal(*(torch.autograd.grad(each.square().sum(), logits)[0] for each in (losses, picked)))
+
+
+def test_cross_entropy_ignores_no_class() -> None:
+    """The class that torch ignores by default is an error in later calls, too, which read no values."""
+    criterion = compose("fixed", tasks=["a"])
+    logits = torch.randn(4, 3, requires_grad=True)
+    criterion((logits,), (torch.tensor([0, 1, 2, 0]),))
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        criterion((logits,), (torch.tensor([0, 1, -100, 0]),))
+
+
+@pytest.mark.parametrize("shape", [(50, 2), (50, 5), (6, 4, 3), (3, 4, 5, 2)])
 def test_cross_entropy_agrees_with_torch(shape: tuple[int, ...]) -> None:
     """cross_entropy is torch's, with the class dimension at 1 whatever follows it."""
     logits, target = random_classes(*shape)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
@@ -300,6 +301,32 @@ def test_dwa_through_a_criterion_ends_its_epochs() -> None:
             criterion.combine(tuple(vector(value).requires_grad_() for value in epoch))
         np.testing.assert_allclose(criterion.report.weights.numpy(), row["libmtl_weights"], rtol=1e-12)
         criterion.end_epoch()
+
+
+@given(
+    events=st.lists(st.sampled_from(["window"] * 8 + ["epoch", "load", "copy"]), max_size=40),
+    window=st.integers(1, 5),
+    saved=st.integers(0, 7),
+)
+def test_dwa_ends_its_epochs_as_its_buffers_say(events: list[str], window: int, saved: int) -> None:
+    """What the host knows of the epoch saves work and changes nothing: the buffers alone give the same bit for bit."""
+    quick_, plain = (create("outer", "dwa", window=window) for _ in range(2))
+    other = create("outer", "dwa", window=50)
+    for step in range(saved):
+        other(Signals(vector([1.0 + step, 2.0])))
+    for step, event in enumerate(events):
+        if event == "epoch":
+            quick_.end_epoch(), plain.end_epoch()
+        elif event == "load" and saved:
+            quick_.load_state_dict(other.state_dict()), plain.load_state_dict(other.state_dict())
+        elif event == "copy":
+            quick_ = copy.deepcopy(quick_)
+        else:
+            signals = Signals(vector([3.0 / (1 + step), 1.0 + step % 3]), active=torch.tensor([True, step % 4 != 0]))
+            plain._passed = None
+            assert torch.equal(quick_(signals), plain(signals))
+    for one, other_ in zip(quick_.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(one, other_)
 
 
 def test_dwa_clamps_the_ratio() -> None:
