@@ -108,6 +108,13 @@ class Graph:
         return COMPILED in self.kinds()
 
     @property
+    def static_ddp(self) -> bool:
+        """True when the graph comes from a DistributedDataParallel with static_graph, in its first iteration."""
+        sinks = [node for node in self.masks if type(node).__name__ == _SINK]
+        wrappers = [sink.ddp_weakref() for sink in sinks if hasattr(sink, "ddp_weakref")]
+        return any(wrapper is not None and wrapper.static_graph for wrapper in wrappers)
+
+    @property
     def has_python_nodes(self) -> bool:
         """True when an autograd.Function written in Python takes part."""
         return any(isinstance(node, BackwardCFunction) for node in self.masks)

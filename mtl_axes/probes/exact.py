@@ -77,6 +77,11 @@ class Exact(Probe):
 
     def check(self, tape: Tape) -> bool:
         present = tape.present()
+        if tape.graph().static_ddp:
+            raise GraphError(
+                "DistributedDataParallel should have static_graph=False: a gradient that is measured before its first "
+                "backward stops it from averaging gradients over ranks, without a word. Found static_graph=True."
+            )
         if tape.graph().compiled:
             self._check_compiled(tape, present)
         return self._shared_parameters(tape, present) is not None

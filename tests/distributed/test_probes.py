@@ -13,6 +13,7 @@ from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from mtl_axes import compose
+from mtl_axes.errors import GraphError
 
 KINDS = {"a": "regression", "b": "regression", "c": "regression"}
 PROBES: dict[str, Any] = {
@@ -25,17 +26,19 @@ PROBES: dict[str, Any] = {
 }
 WRAPPERS: dict[str, dict[str, bool]] = {"default": {}, "buckets": {"gradient_as_bucket_view": True}}
 RANKS, STEPS = 2, 5
+GABA = {"name": "gaba", "warmup": 0, "beta": 0.3}
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters() if parameter.grad is not None])
 
 
-def train(rank: int, probe: Any, accumulate: int, **wrapper: bool) -> dict[str, Any]:
+def train(rank: int, probe: Any, accumulate: int, *, shared: bool = False, **wrapper: bool) -> dict[str, Any]:
     """Gradients of every step, those of the mean of the plain weighted sums, weights, and whether they were handed over."""
     model = model_for(KINDS)
     wrapped = DistributedDataParallel(model, **wrapper)
-    criterion = compose({"name": "gaba", "warmup": 0, "beta": 0.3}, tasks=list(KINDS), probe=probe, accumulate=accumulate)
+    given = model.trunk if shared else None
+    criterion = compose(GABA, tasks=list(KINDS), shared=given, probe=probe, accumulate=accumulate)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     found, expected, weights, reused = [], [], [], []
     for step in range(STEPS):
@@ -68,6 +71,11 @@ def rank_of_two(rank: int, folder: str) -> None:
         for wrapper in WRAPPERS
         for accumulate in (1, 2)
     }
+    for name, probe in PROBES.items():
+        try:
+            train(rank, probe, 1, shared=True, static_graph=True)
+        except GraphError as error:
+            result[f"{name} static"] = str(error)
     torch.save(result, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -91,5 +99,13 @@ def test_ranks_have_the_mean_gradient(ranks: list[dict[str, Any]], probe: str, w
         error = (one["found"][step] - one["expected"][step]).norm() / one["expected"][step].norm()
         assert float(error) < 1e-6
     assert one["weights"][0].tolist() != one["weights"][-1].tolist()
-    # Wrapping in buckets registers hooks, after which the first call looks; the wrapper itself is no reason to refuse.
+    # In the first call a graph of an earlier run may still be there with hooks; the wrapper itself is no reason to refuse.
     assert all(one["reused"][1:]) is (probe in ("exact", "ghost"))
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_static_graph_is_refused_before_it_goes_wrong(ranks: list[dict[str, Any]], probe: str) -> None:
+    """static_graph=True would stop the averaging of gradients silently: the first call refuses it."""
+    for rank in ranks:
+        message = rank[f"{probe} static"]
+        assert "static_graph=False" in message or "Found _DDPSinkBackward, which hides it" in message
