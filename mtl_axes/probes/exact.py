@@ -13,14 +13,11 @@ from torch.autograd.graph import GradientEdge
 from mtl_axes.errors import GraphError, OptionError
 from mtl_axes.probes.base import Measurement, Probe, Tape
 from mtl_axes.probes.ghost import LinearSite, linear_sites, stacked
+from mtl_axes.probes.products import Products
 from mtl_axes.probes.reuse import Gradients, Row, hand_over, handles_made, why_not
 from mtl_axes.signals import Need, wide
 
 __all__ = ["Exact"]
-
-# Entries of one parameter that are multiplied at once: what K rows of it take fits the cache of a core.
-_CHUNK = {"cpu": 1 << 16}
-_LARGE_CHUNK = 1 << 22
 
 
 class Exact(Probe):
@@ -266,35 +263,19 @@ class Sites:
 
     def gramian(self, rows: Mapping[int, Row], tasks: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return the inner products (K, K) of the tasks' gradients over the shared sites."""
-        total = torch.zeros(tasks, tasks, dtype=dtype, device=device)
+        products = Products(tasks, dtype, device)
         for site in range(self.shared):
-            gradients = [rows[task].get(site) if task in rows else None for task in range(tasks)]
-            like = next((gradient for gradient in gradients if gradient is not None), None)
-            if like is None:
-                continue
-            if site < len(self._linear):
-                part = self._linear[site].products(stacked(gradients, like), self._kernel(site)).to(dtype)
-            else:
-                part = _products(gradients, like, dtype)
-            total += part.to(device)
-        return total
+            gradients = {task: row[site] for task, row in rows.items() if site in row}
+            if gradients and site < len(self._linear):
+                products.add(self._linear[site].products(stacked(gradients, tasks), self._kernel(site)))
+            elif gradients:
+                products.add_rows({task: gradient.reshape(-1) for task, gradient in gradients.items()})
+        return products.total()
 
     def _kernel(self, site: int) -> Tensor:
         if site not in self._kernels:
             self._kernels[site] = self._linear[site].kernel()
         return self._kernels[site]
-
-
-def _products(gradients: list[Tensor | None], like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Inner products (K, K) of the gradients of one leaf, a chunk of entries at a time: K x P is never put together."""
-    chunk = _CHUNK.get(like.device.type, _LARGE_CHUNK)
-    zero = torch.zeros((), dtype=like.dtype, device=like.device).expand(like.numel())
-    flat = [zero if gradient is None else gradient.reshape(-1) for gradient in gradients]
-    total = torch.zeros(len(flat), len(flat), dtype=dtype, device=like.device)
-    for start in range(0, like.numel(), chunk):
-        rows = torch.stack([row[start : start + chunk] for row in flat]).to(dtype)
-        total.addmm_(rows, rows.T)
-    return total
 
 
 def _measurement(

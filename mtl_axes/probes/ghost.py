@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +116,8 @@ def _pays(rows: int, weight: Tensor, tasks: int, *, reused: bool) -> bool:
     return bool(ghost < direct)
 
 
-def stacked(gradients: list[Tensor | None], like: Tensor) -> Tensor:
-    """Return gradients of one site as (K, n, out), zeros for a task that has none."""
+def stacked(gradients: Mapping[int, Tensor], tasks: int) -> Tensor:
+    """Return gradients of one site by task as (K, n, out), zeros for a task that has none."""
+    like = next(iter(gradients.values()))
     zero = torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape)
-    return torch.stack([zero if gradient is None else gradient for gradient in gradients])
+    return torch.stack([gradients.get(task, zero) for task in range(tasks)])
