@@ -373,10 +373,10 @@ def test_the_two_references_agree() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_common_offsets_do_not_swamp_a_norm(way: str) -> None:
-    """Where per-sample gradients a thousand times larger cancel in the sum, a float32 norm is still right to 1e-3."""
+def test_rounding_where_the_gradients_of_samples_cancel(way: str) -> None:
+    """Float32 rounds to a share of the per-sample gradients: of their size directly, of their square with ghosts."""
     generator = torch.Generator().manual_seed(1)
-    x = (1e3 + torch.randn(8, 64, generator=generator)).requires_grad_(False)
+    x = 1e3 + torch.randn(8, 64, generator=generator)
     slopes = torch.randn(3, 8, 8, generator=generator)
     slopes = slopes - slopes.mean(1, keepdim=True)
     layer = nn.Linear(64, 24)
@@ -390,11 +390,16 @@ def test_common_offsets_do_not_swamp_a_norm(way: str) -> None:
     for index, slope in enumerate(slopes.double()):
         jacobian[index, 8 * index : 8 * index + 8, :64] = slope.T @ x.double()
         jacobian[index, 8 * index : 8 * index + 8, 64] = slope.sum(0)
-    single = (slopes.double().square().sum((1, 2)) * 64).sqrt() * 1e3
-    assert bool((single > 100 * jacobian.flatten(1).norm(dim=1)).all())
+    norms = jacobian.flatten(1).norm(dim=1)
+    summed = (slopes.double().square().sum((1, 2)) * 64e6).sqrt()
+    assert bool((summed > 300 * norms).all()), "the gradients of the samples should cancel"
+    eps = torch.finfo(f32).eps
     for signals in recorder.shown:
-        assert_norms(signals.norms, jacobian.flatten(1), 1e-3)
-        assert_gramian(signals.gramian, jacobian.flatten(1), 1e-3)
+        if "ghost" in way:
+            assert bool(((signals.norms.double().square() - norms.square()).abs() <= 4 * eps * summed.square()).all())
+        else:
+            assert bool(((signals.norms.double() - norms).abs() <= 4 * eps * summed).all())
+        assert not (signals.gramian - signals.gramian.diag().diag()).any()
 
 
 @pytest.mark.parametrize("trunk", ["linear", "linear without bias", "sequences", "checkpointed", "unbatched"])

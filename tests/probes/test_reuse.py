@@ -78,7 +78,7 @@ def says_no(pair: Pair) -> str:
 
 
 def test_reuse_saves_one_backward_through_the_trunk() -> None:
-    """A step costs K + 1 backwards through the trunk in the first call and K from the second on; without reuse K + 1."""
+    """From the second call on a step costs K backwards through the trunk; without reuse K + 1."""
     counts = {}
     for reuse in (True, False):
         pair = Pair(probe=Exact(reuse=reuse))
@@ -89,27 +89,27 @@ def test_reuse_saves_one_backward_through_the_trunk() -> None:
             Passing.count = 0
             pair.total().backward()
             counts[reuse].append(Passing.count)
-    assert counts == {True: [4, 3, 3, 3], False: [4, 4, 4, 4]}
+    assert counts[True][1:] == [3, 3, 3]
+    assert counts[False] == [4, 4, 4, 4]
 
 
 def test_reuse_is_on_from_the_second_call_and_explained() -> None:
-    """explain() says that gradients are reused, and that hooks fire once more per measurement."""
-    pair = Pair()
-    assert not reused(pair.total())
-    first = says_no(pair)
-    assert "first" in first
+    """explain() says whether gradients are reused, and that hooks fire once more per measurement."""
+    pair = Pair().warm()
     assert reused(pair.total())
-    assert pair.criterion.explain() != first
-    assert "hooks" in pair.criterion.explain()
-    assert "once more" in pair.criterion.explain()
     without = Pair(probe=Exact(reuse=False))
-    assert not reused(without.total(3))
+    assert not any(reused(without.total()) for _ in range(3))
+    texts = [each.criterion.explain() for each in (pair, without)]
+    assert "reuse" in texts[0]
+    assert texts[0] != texts[1]
+    for text in texts:
+        assert "hooks on activations fire once more" in text
 
 
 def test_windows_without_a_measurement_have_the_ordinary_backward() -> None:
-    """With every=3 only the windows that measure reuse; the first call of all never does."""
+    """With every=3 only the windows that measure reuse."""
     pair = Pair(every=3)
-    assert [reused(pair.total()) for _ in range(8)] == [False, False, False, True, False, False, True, False]
+    assert [reused(pair.total()) for _ in range(8)][1:] == [False, False, True, False, False, True, False]
 
 
 def test_a_call_that_is_held_or_evaluated_is_not_reused() -> None:
@@ -185,7 +185,8 @@ def test_hooks_are_detected(hook: str, since: int) -> None:
         if call == since:
             HOOKS[hook](pair, fired)
         total = pair.total()
-        assert reused(total) == (call < since and call > 0)
+        assert call == 0 or reused(total) == (call < since)
+        assert call < since or not reused(total)
         assert len(fired) == (3 if call >= since else 0), "once per measured task"
         total.backward()
         assert len(fired) == (4 if call >= since else 0), "and once in the user's own backward"
@@ -213,32 +214,103 @@ def test_a_list_as_observer_sees_every_gradient() -> None:
     torch.testing.assert_close(seen[-1], expected, rtol=1e-12, atol=1e-14)
 
 
+def retaining(into: list[Tensor]) -> Callable[[Tensor], None]:
+    def tap(z: Tensor) -> None:
+        z.retain_grad()
+        into.append(z)
+
+    return tap
+
+
 @pytest.mark.parametrize("since", [0, 3])
 def test_retain_grad_is_detected(since: int) -> None:
-    """An activation that retains its gradient, from the first call on or later, gets that of the weighted sum."""
-    pair = Pair()
-    kept: list[Tensor] = []
-    plain: list[Tensor] = []
-
-    def keep(into: list[Tensor]) -> Callable[[Tensor], None]:
-        def tap(z: Tensor) -> None:
-            z.retain_grad()
-            into.append(z)
-
-        return tap
-
+    """An activation that retains its gradient, from the first call on or later, turns reuse off, and is given one."""
+    pair, kept = Pair(), []
     for call in range(since + 4):
         if call == since:
-            pair.model.tap, pair.twin.tap = keep(kept), keep(plain)
+            pair.model.tap = retaining(kept)
         total = pair.total()
-        assert reused(total) == (call < since and call > 0)
+        assert call == 0 or reused(total) == (call < since)
+        assert call < since or not reused(total)
         total.backward()
         pair.plain().backward()
         pair.same()
         pair.clear()
-        if call >= since:
-            torch.testing.assert_close(kept[-1].grad, plain[-1].grad, rtol=1e-12, atol=1e-14)
-    assert "gradient" in says_no(pair)
+        assert call < since or kept[-1].grad is not None
+    assert "retains its gradient" in says_no(pair)
+
+
+def collected() -> None:
+    gc.collect()
+
+
+def crowded() -> None:
+    crowded.kept = [[index] for index in range(60_000)]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("meanwhile", [collected, crowded])
+@pytest.mark.parametrize("collecting", [True, False])
+def test_retain_grad_is_detected_however_much_is_allocated(meanwhile: Callable[[], None], collecting: bool) -> None:
+    """Garbage collections and many new objects between forward and call do not hide a retained gradient."""
+    pair, kept = Pair().warm(), []
+    pair.model.tap = retaining(kept)
+    losses = pair.model(3)
+    if not collecting:
+        gc.disable()
+    try:
+        meanwhile()
+        total = pair.criterion.combine(losses)
+    finally:
+        gc.enable()
+        crowded.kept = []  # type: ignore[attr-defined]
+    total.backward()
+    assert kept[-1].grad is not None
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_a_retained_gradient_is_that_of_the_weighted_sum(reuse: bool) -> None:
+    """Measuring leaves nothing in the .grad of an activation: it is None before the backward and the plain sum's after."""
+    pair, kept, plain = Pair(probe=Exact(reuse=reuse)), [], []
+    pair.model.tap, pair.twin.tap = retaining(kept), retaining(plain)
+    for _ in range(3):
+        total = pair.total()
+        assert kept[-1].grad is None
+        total.backward()
+        pair.plain().backward()
+        torch.testing.assert_close(kept[-1].grad, plain[-1].grad, rtol=1e-12, atol=1e-14)
+
+
+def test_hooks_on_the_activations_of_two_forwards_before_two_calls() -> None:
+    """Two forwards with hooks on both, then two calls: neither hook is lost, though none came between the calls."""
+    pair, seen, plain = Pair().warm(), [], []
+    for into, each in ((seen, pair.model), (plain, pair.twin)):
+        each.tap = lambda z, into=into: z.register_hook(lambda gradient, into=into: into.append(gradient) or 2 * gradient)
+    losses, others = ([each(seed) for seed in (7, 8)] for each in (pair.model, pair.twin))
+    totals, sums = [], []
+    for one, other in zip(losses, others, strict=True):
+        totals.append(pair.criterion.combine(one))
+        sums.append(weighted(other, pair.criterion.report.weights, TASKS))
+    seen.clear()
+    for total, value in zip(totals, sums, strict=True):
+        total.backward()
+        value.backward()
+    pair.same()
+    assert len(seen) == len(plain) == 2
+    for one, other in zip(seen, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_a_hook_on_an_activation_that_outlives_a_call() -> None:
+    """One forward and two calls on it: the hook fires in the backward of either, and of a second criterion's."""
+    pair, seen = Pair().warm(), []
+    other = compose(Spread(), tasks=TASKS)
+    pair.model.tap = lambda z: z.register_hook(seen.append)
+    losses = pair.model(7)
+    for criterion in (pair.criterion, pair.criterion, other, other):
+        total = criterion.combine(losses)
+        seen.clear()
+        total.backward(retain_graph=True)
+        assert len(seen) == 1
 
 
 def test_reuse_comes_back_when_the_hooks_are_gone() -> None:
@@ -254,25 +326,49 @@ def test_reuse_comes_back_when_the_hooks_are_gone() -> None:
 
 @pytest.mark.parametrize("how", ["hook", "node hook", "retain_grad"])
 def test_a_hook_between_the_call_and_the_backward_is_not_lost(how: str) -> None:
-    """A hook or retain_grad that comes after the call and before the backward is honoured, or refused by name."""
-    pair = Pair().warm()
-    kept: list[Tensor] = []
-    fired: list[int] = []
-    pair.model.tap = kept.append
+    """A hook or retain_grad that comes after the call and before the backward gets the gradient, or an error says why not."""
+    pair, kept, seen = Pair().warm(), [], []
+    pair.model.tap = pair.twin.tap = kept.append
     total = pair.total()
     assert reused(total)
     if how == "hook":
-        kept[-1].register_hook(lambda gradient: fired.append(1))
+        kept[0].register_hook(seen.append)
     elif how == "node hook":
-        kept[-1].grad_fn.register_hook(lambda inputs, outputs: fired.append(1))
+        kept[0].grad_fn.register_hook(lambda inputs, outputs: seen.append(outputs[0]))
     else:
-        kept[-1].retain_grad()
+        kept[0].retain_grad()
+    plain = pair.plain()
     try:
         total.backward()
     except MtlAxesError as error:
         assert "reuse=False" in str(error)
-    else:
-        assert kept[-1].grad is not None if how == "retain_grad" else fired == [1]
+        return
+    (expected,) = torch.autograd.grad(plain, kept[1])
+    if how == "retain_grad":
+        seen = [kept[0].grad]
+    assert len(seen) == 1
+    assert seen[0] is not None
+    torch.testing.assert_close(seen[0], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_task_of_weight_zero_whose_gradient_overflows_poisons_nothing() -> None:
+    """0 times an infinite gradient is NaN, where the plain sum has 0: a task that overflows stays out of the others' way."""
+
+    class Silent(Spread):
+        def forward(self, signals: Any, /) -> Tensor:
+            return torch.tensor([1.0, 0.0])
+
+    model = nn.Linear(3, 3)
+    criterion = compose(Silent(), tasks=["a", "b"], shared=model)
+    for call in range(3):
+        out = model(torch.full((2, 3), 1e30))
+        losses = {"a": 1e-30 * out[0].sum(), "b": 1e20 * (out[1] - out[1].detach() + 1e-20).sum()}
+        assert all(bool(loss.isfinite()) for loss in losses.values())
+        total = criterion.combine(losses)
+        model.zero_grad()
+        total.backward()
+        assert bool(model.weight.grad.isfinite().all()), f"call {call}"
+        assert criterion.report.active.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("how", ["backward", "grad"])
@@ -493,7 +589,7 @@ def test_an_optimizer_in_the_backward_trains_as_with_the_plain_sum() -> None:
             parameter.register_post_accumulate_grad_hook(step)
     for call in range(6):
         total, plain = pair.total(), pair.plain()
-        assert reused(total) == (call > 0)
+        assert call == 0 or reused(total)
         total.backward(), plain.backward()
         for one, other in zip(pair.model.parameters(), pair.twin.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-13)
@@ -544,7 +640,7 @@ def test_bfloat16_autocast_with_wide_leaves_is_reused_within_its_rounding() -> N
             sums.append(criterion.combine(losses) if each is model else weighted(losses, criterion.report.weights, TASKS))
         for value in sums:
             value.backward()
-        same_gradients(model, twin, 2e-2)
+        same_gradients(model, twin, 4e-2)
         model.zero_grad(), twin.zero_grad()
 
 
@@ -592,7 +688,7 @@ def test_a_compiled_model_is_not_reused() -> None:
             inputs, _ = model.batch(call)
             z, plain = compiled(inputs), twin.represent(inputs)
             total = criterion.combine({name: model.predict(name, z).square().mean() for name in TASKS})
-            assert not reused(total) or call > 0
+            assert not reused(total)
             total.backward()
             losses = {name: twin.predict(name, plain).square().mean() for name in TASKS}
             weighted(losses, criterion.report.weights, TASKS).backward()
@@ -614,4 +710,4 @@ def test_tensor_subclasses_as_leaves_are_not_reused() -> None:
         total = criterion.combine(model(call))
         assert not reused(total)
         total.backward()
-    assert "subclass" in criterion.explain()
+    assert "Wrapped" in criterion.explain()
