@@ -245,7 +245,7 @@ def collected() -> None:
 
 
 def crowded() -> None:
-    crowded.kept = [[index] for index in range(60_000)]  # type: ignore[attr-defined]
+    crowded.kept = [[index] for index in range(60_000)]
 
 
 @pytest.mark.parametrize("meanwhile", [collected, crowded])
@@ -262,9 +262,9 @@ def test_retain_grad_is_detected_however_much_is_allocated(meanwhile: Callable[[
         total = pair.criterion.combine(losses)
     finally:
         gc.enable()
-        crowded.kept = []  # type: ignore[attr-defined]
-    total.backward()
-    assert kept[-1].grad is not None
+        crowded.kept = []
+    assert kept[-1].retains_grad
+    assert not reused(total), "its .grad would stay without the weighted sum"
 
 
 @pytest.mark.parametrize("reuse", [True, False])
@@ -301,16 +301,24 @@ def test_hooks_on_the_activations_of_two_forwards_before_two_calls() -> None:
 
 
 def test_a_hook_on_an_activation_that_outlives_a_call() -> None:
-    """One forward and two calls on it: the hook fires in the backward of either, and of a second criterion's."""
-    pair, seen = Pair().warm(), []
+    """One forward and several calls on it: the hook sees the gradient of each backward, and of a second criterion's."""
+    pair, kept, seen = Pair().warm(), [], []
     other = compose(Spread(), tasks=TASKS)
-    pair.model.tap = lambda z: z.register_hook(seen.append)
+
+    def tap(z: Tensor) -> None:
+        kept.append(z)
+        z.register_hook(seen.append)
+
+    pair.model.tap = tap
     losses = pair.model(7)
     for criterion in (pair.criterion, pair.criterion, other, other):
         total = criterion.combine(losses)
+        (expected,) = torch.autograd.grad(weighted(losses, criterion.report.weights, TASKS), kept[0], retain_graph=True)
         seen.clear()
         total.backward(retain_graph=True)
         assert len(seen) == 1
+        assert seen[0] is not None
+        torch.testing.assert_close(seen[0], expected, rtol=1e-12, atol=1e-14)
 
 
 def test_reuse_comes_back_when_the_hooks_are_gone() -> None:
@@ -326,7 +334,7 @@ def test_reuse_comes_back_when_the_hooks_are_gone() -> None:
 
 @pytest.mark.parametrize("how", ["hook", "node hook", "retain_grad"])
 def test_a_hook_between_the_call_and_the_backward_is_not_lost(how: str) -> None:
-    """A hook or retain_grad that comes after the call and before the backward gets the gradient, or an error says why not."""
+    """A hook or retain_grad after the call and before the backward gets the gradient, or an error says why not."""
     pair, kept, seen = Pair().warm(), [], []
     pair.model.tap = pair.twin.tap = kept.append
     total = pair.total()
