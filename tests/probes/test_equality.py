@@ -167,7 +167,7 @@ class Training:
 @pytest.mark.parametrize("count", range(1, 9))
 def test_gradients_are_those_of_the_plain_weighted_sum(probe: str, count: int, dtype: torch.dtype) -> None:
     """For 1 to 8 tasks with live weights from 0 to 80 every .grad in every step is the plain weighted sum's."""
-    training = Training(probe, count, dtype, PLAIN).run(max(7, count + 3))
+    training = Training(probe, count, dtype, PLAIN).run(max(7, count + 2))
     assert count == 1 or (len(set(training.weights)) > 2 and max(training.weights[-1]) >= 40)
     assert count < 3 or training.alive()
     if probe == "exact":
@@ -178,12 +178,12 @@ def test_gradients_are_those_of_the_plain_weighted_sum(probe: str, count: int, d
         assert not any(training.reused)
 
 
-@every_dtype
-@every_probe
+@pytest.mark.parametrize(("probe", "dtype"), [*((probe, f64) for probe in PROBES), ("exact", f32), ("lagged", f32)])
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_gradients_are_equal_whatever_the_user_does(probe: str, condition: str, dtype: torch.dtype) -> None:
     """Absent tasks, accumulation, a loss scale, regularisers, freezing, ties, hooks, clipping: .grad is the plain sum's."""
-    training = Training(probe, 3, dtype, CONDITIONS[condition]).run(12)
+    window = CONDITIONS[condition].window
+    training = Training(probe, 3, dtype, CONDITIONS[condition]).run(7 if window == 1 else 5 * window)
     assert training.alive()
     if probe == "exact":
         hooked = CONDITIONS[condition].tap is not None
@@ -208,11 +208,11 @@ def test_gradients_are_equal_while_a_given_trunk_is_frozen(probe: str) -> None:
     condition = replace(PLAIN, prepare=freeze_trunk, given=True)
     training = Training(probe, 3, f64, condition)
     training.run(2)
-    with pytest.warns(UserWarning, match="All parameters given as shared= are frozen"):
-        training.call(2)
-    training.step()
-    training.call(3)
-    training.step()
+    with pytest.warns(UserWarning, match="All parameters given as shared= are frozen") as caught:
+        for call in (2, 3):
+            training.call(call)
+            training.step()
+    assert len(caught) == 1
     training.run(4)
     assert len(set(training.weights[2:4])) == 1, "nothing moves while the trunk is frozen"
     assert len(set(training.weights[4:])) > 1
@@ -282,7 +282,9 @@ def test_residuals_with_derivatives_inside_are_equal(probe: str) -> None:
 def test_dropout_recomputation_and_batch_statistics_are_those_of_one_forward(probe: str) -> None:
     """Random masks are drawn once, checkpointed layers recompute what they had, and running statistics move once."""
     torch.manual_seed(4)
-    trunk = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 5)).double()
+    trunk = nn.Sequential(
+        nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 5)
+    ).double()
     model = nn.ModuleDict({"trunk": trunk, **{name: nn.Linear(5, 1).double() for name in names(3)}})
     twin = copy.deepcopy(model)
     criterion = compose(Spread(), tasks=names(3), **PROBES[probe])

@@ -495,8 +495,9 @@ def started(outer: Any, **options: Any) -> tuple[Net, MultiTaskCriterion]:
     return model, criterion
 
 
-@every_guard
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("guard", "schedule"), [("fake", "each call"), ("fake", "accumulate"), *(("meta", schedule) for schedule in SCHEDULES)]
+)
 @every_probe
 def test_no_probe_waits(probe: str, schedule: str, guard: str) -> None:
     """From the second call on no probe reads a value, in the call, in the user's backward and in the commit."""
