@@ -227,8 +227,10 @@ def test_outputs_and_targets_are_measured_as_losses_are(probe: str) -> None:
     mask = torch.arange(8) % 3 > 0
     for call in range(7):
         inputs, targets = model.batch(call)
+        representations = model.trunk(inputs), twin.trunk(inputs)
         outputs, plain = (
-            {name: each.heads[name](each.trunk(inputs)).squeeze(-1) for name in names(3)} for each in (model, twin)
+            {name: each.heads[name](z).squeeze(-1) for name in names(3)}
+            for each, z in zip((model, twin), representations, strict=True)
         )
         criterion(outputs, dict(zip(names(3), targets.unbind(1), strict=True)), mask=mask).backward()
         losses = {name: (plain[name] - targets[:, index])[mask].square().mean() for index, name in enumerate(names(3))}

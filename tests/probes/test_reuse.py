@@ -19,6 +19,7 @@ from mtl_axes.errors import GraphError, MtlAxesError
 from mtl_axes.probes import Exact
 
 TASKS = names(3)
+costly = pytest.mark.filterwarnings("ignore:.*plain step")
 
 
 class Passing(torch.autograd.Function):
@@ -405,9 +406,10 @@ def test_a_double_backward_raises_instead_of_returning_zeros(how: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_a_backward_that_retains_adds_up_like_any_other() -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_backward_that_retains_adds_up_like_any_other(accumulate: int) -> None:
     """backward(retain_graph=True) twice gives twice the gradient, also into gradients that were changed in place between."""
-    pair = Pair().warm()
+    pair = Pair(accumulate=accumulate).warm()
     total, plain = pair.total(), pair.plain()
     assert reused(total)
     for value in (total, plain):
@@ -423,9 +425,10 @@ def test_a_backward_that_retains_adds_up_like_any_other() -> None:
     pair.same()
 
 
-def test_a_second_backward_raises_as_torch_does() -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_second_backward_raises_as_torch_does(accumulate: int) -> None:
     """Without retain_graph a second backward is the error of torch, and adds nothing."""
-    pair = Pair().warm()
+    pair = Pair(accumulate=accumulate).warm()
     total = pair.total()
     assert reused(total)
     total.backward()
@@ -528,6 +531,32 @@ def test_a_regulariser_may_come_in_a_backward_of_its_own() -> None:
         value.backward(retain_graph=True)
         (0.1 * task["b"]).backward()
     pair.same()
+
+
+@costly
+@pytest.mark.parametrize(("accumulate", "kept"), [(1, 8), (2, 1)])
+def test_reuse_keeps_a_gradient_per_task_or_a_single_sum(accumulate: int, kept: int) -> None:
+    """Between call and backward K gradients are kept, or one where the weights were known; after the backward only .grad."""
+    weight = nn.Parameter(torch.randn(37, 41, dtype=f64))
+    heads = [nn.Parameter(torch.randn(37, dtype=f64)) for _ in names(8)]
+    criterion = compose(Spread(), tasks=names(8), accumulate=accumulate)
+
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(item, Tensor) and item.shape == weight.shape for item in gc.get_objects())
+
+    for call in range(2 * accumulate + 1):
+        z = torch.tanh(weight @ torch.full((41,), 0.1, dtype=f64))
+        before = alive()
+        total = criterion.combine({name: (z @ head).square() for name, head in zip(names(8), heads, strict=True)})
+        if call:
+            assert reused(total)
+            assert alive() - before == kept
+        total.backward()
+        del total, z
+        assert weight.grad is not None
+        weight.grad = None
+        assert alive() == 1
 
 
 def saved(pair: Pair) -> list[weakref.ref[Tensor]]:

@@ -365,11 +365,12 @@ def test_an_overflow_in_the_backward_is_dropped_and_counted() -> None:
     lagged = Lagged()
     lagged.model.float()
     losses = lagged.model(0)
-    (2.0**100 * lagged.criterion.combine({**losses, "b": 2.0**30 * losses["b"] * 2.0**30})).backward()
+    (2.0**40 * lagged.criterion.combine({**losses, "b": 2.0**50 * losses["b"] * 2.0**50})).backward()
     lagged.total(1)
     signals = lagged.shown()
     assert bool(torch.isfinite(signals.norms).all())
     assert signals.active.tolist() == [True, False, True]
+    assert lagged.criterion.report.dropped.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("pending", [1, 2])
