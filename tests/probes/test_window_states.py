@@ -33,6 +33,7 @@ RUNS = [
     for schedule in SCHEDULES
     if schedule == "each call" or probe in ("exact", "rotate", "lagged")
 ]
+STATEFUL = [run for run in RUNS if run[0] in ("exact", "rotate", "lagged")]
 every_run = pytest.mark.parametrize(("probe", "schedule"), RUNS)
 every_probe = pytest.mark.parametrize("probe", PROBES)
 late = pytest.mark.parametrize("window", [1, 2])
@@ -120,7 +121,7 @@ def test_a_run_resumed_after_any_step_is_the_uninterrupted_run(probe: str, sched
             assert equal(training.parameters(), through[call][1]), f"parameters after call {call}, saved after {saved}"
 
 
-@every_run
+@pytest.mark.parametrize(("probe", "schedule"), STATEFUL)
 def test_a_run_saved_between_backward_and_step_is_the_uninterrupted_run(probe: str, schedule: str) -> None:
     """What a backward left in a probe is in the state before the optimizer has stepped on it."""
     checkpoints, through = uninterrupted(probe, schedule, Training.checkpoint, 8, before_step=True)
@@ -145,7 +146,7 @@ def copied(training: Training, how: str) -> Training:
 
 
 @pytest.mark.parametrize("how", COPIES)
-@pytest.mark.parametrize(("probe", "schedule"), [run for run in RUNS if run[0] in ("exact", "rotate", "lagged")])
+@pytest.mark.parametrize(("probe", "schedule"), [run for run in STATEFUL if run[1] != "manual"])
 def test_a_copy_goes_on_like_the_original(probe: str, schedule: str, how: str) -> None:
     """Model, criterion and optimizer copied together after a step go on bit for bit, whatever the original does."""
     copies, through = uninterrupted(probe, schedule, lambda training: copied(training, how), 9)
@@ -497,7 +498,7 @@ def started(outer: Any, **options: Any) -> tuple[Net, MultiTaskCriterion]:
 WAITING = [
     *(("fake", probe, "each call") for probe in ("exact", "ghost", "rotate", "lagged")),
     ("fake", "lagged", "accumulate"),
-    *(("meta", probe, schedule) for probe in PROBES for schedule in SCHEDULES),
+    *(("meta", probe, schedule) for probe, schedule in RUNS),
 ]
 
 
