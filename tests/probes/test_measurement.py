@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
-from probing import GramianRecorder, Net, Recorder, f32, f64, names
+from probing import GramianRecorder, Recorder, f32, f64, names
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from mtl_axes import compose
-from mtl_axes.errors import GraphError, OptionError
 from mtl_axes.probes import Exact, Lagged, Probe, Representation
 
 TASKS = names(3)
@@ -825,131 +823,6 @@ def test_an_audit_reports_by_what_factors_the_norms_are_off(probe: type[Probe], 
             assert f"off by the factors {float(errors[last][0].exp()):.3g}, " in criterion.explain()
     assert max(float(error.abs().max()) for error in errors.values()) > 0.1
     assert not any(parameter.grad is None for parameter in model.parameters())
-
-
-REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {}
-
-
-def refused(name: str, message: str) -> Callable[[Callable[[], dict[str, Tensor]]], Callable[[], dict[str, Tensor]]]:
-    def register(losses: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Tensor]]:
-        REFUSED[name] = (losses, message)
-        return losses
-
-    return register
-
-
-@refused("inputs of their own", "at most parameters in common, as with an input per task")
-def apart() -> dict[str, Tensor]:
-    layer = nn.Linear(2, 1)
-    return {name: layer(torch.full((1, 2), float(index))).sum() for index, name in enumerate("ab")}
-
-
-@refused("a loss within a loss", "the loss of 'a' is part of another task's")
-def nested() -> dict[str, Tensor]:
-    loss = nn.Linear(2, 1)(torch.ones(1, 2)).square().sum()
-    return {"a": loss, "b": 2 * loss + 1}
-
-
-@refused("a compiled model", "Found CompiledFunctionBackward, which hides it")
-def compiled() -> dict[str, Tensor]:
-    torch._dynamo.reset()
-    trunk, heads = nn.Linear(2, 2), [nn.Linear(2, 1), nn.Linear(2, 1)]
-
-    def forward(x: Tensor) -> tuple[Tensor, ...]:
-        z = torch.tanh(trunk(x))
-        return tuple(head(z) for head in heads)
-
-    outputs = torch.compile(forward, backend="aot_eager")(torch.ones(1, 2))
-    return {name: out.square().sum() for name, out in zip("ab", outputs, strict=True)}
-
-
-@refused("a detached output", "The loss of task 'b' should have a graph")
-def detached() -> dict[str, Tensor]:
-    z = nn.Linear(2, 1)(torch.ones(1, 2))
-    return {"a": z.sum(), "b": z.detach().sum()}
-
-
-@pytest.mark.parametrize("probe", ["representation", "lagged"])
-@pytest.mark.parametrize("case", REFUSED)
-@pytest.mark.parametrize("warmup", [0, 5])
-def test_graphs_without_a_representation_are_refused_in_the_first_call(probe: str, case: str, warmup: int) -> None:
-    """Where there is nothing that the tasks read in common the first call says so, in a warm-up too."""
-    make, message = REFUSED[case]
-    criterion = compose({"name": "gaba", "warmup": warmup}, probe=probe)
-    with pytest.raises(GraphError, match=message):
-        criterion.combine(make())
-    assert criterion.tasks == ()
-
-
-@pytest.mark.parametrize("probe", ["representation", "lagged"])
-def test_a_lone_task_measures_nothing_and_a_single_one_weighs_one(probe: str) -> None:
-    """When only one of the tasks is there nothing tells what is shared, so nothing moves; with K = 1 the weight is 1."""
-    model, recorder = Deep(), Recorder()
-    criterion = compose(recorder, tasks=TASKS, probe=probe)
-    for call in range(4):
-        losses = model(call)
-        criterion.combine({"a": losses["a"]} if call in (1, 2) else losses).backward()
-    assert [bool(signals.active.any()) for signals in recorder.shown] == [True, False, False, True][: len(recorder.shown)]
-    single = compose({"name": "gaba", "warmup": 0}, probe=probe)
-    for call in range(3):
-        single.combine({"a": model(call)["a"]}).backward()
-        assert single.report.weights.tolist() == [1.0]
-
-
-WRONG_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
-    "an unknown name": ({"probe": "exakt"}, "should be one of 'exact', 'lagged', 'representation', a mapping"),
-    "a mapping without a name": ({"probe": {"rotate": True}}, "a mapping with such a name"),
-    "an unknown option": (
-        {"probe": {"name": "exact", "rotat": True}},
-        "options of the probe 'exact' are rotate, reuse, ghost",
-    ),
-    "rotate is no bool": (
-        {"probe": {"name": "exact", "rotate": 2}},
-        "`rotate` of Exact should be True or False. Found rotate=2",
-    ),
-    "reuse is no bool": ({"probe": {"name": "exact", "reuse": None}}, "`reuse` of Exact should be True or False"),
-    "audit_every is 0": ({"probe": {"name": "lagged", "audit_every": 0}}, "audit_every"),
-    "audit_every is 1.5": ({"probe": {"name": "representation", "audit_every": 1.5}}, "audit_every"),
-    "a Gramian in turns": ({"probe": Exact(rotate=True), "outer": GramianRecorder()}, "GramianRecorder needs the gramian"),
-    "a Gramian, lagged": ({"probe": "lagged", "outer": GramianRecorder()}, "GramianRecorder needs the gramian"),
-    "a Gramian at z": ({"probe": "representation", "outer": GramianRecorder()}, "GramianRecorder needs the gramian"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG_OPTIONS)
-def test_compose_refuses_probes_and_options(case: str) -> None:
-    """An unknown probe or option, a value of the wrong type, and a Gramian from a probe that has none are named at once."""
-    options, message = WRONG_OPTIONS[case]
-    with pytest.raises(OptionError, match=message):
-        compose(**{"outer": "gaba", **options})
-
-
-@pytest.mark.parametrize(
-    "probe",
-    [Exact(), Exact(rotate=True), Exact(reuse=False, ghost=True), Representation(), Representation(audit_every=3), Lagged()],
-    ids=repr,
-)
-def test_a_config_builds_the_same_probe(probe: Probe) -> None:
-    """config() names the probe and the options that differ, compose(**config) builds it, repr is the constructor call."""
-    criterion = compose("gaba", probe=probe)
-    again = compose(**criterion.config())
-    assert repr(again.probe) == repr(probe) == repr(eval(repr(probe)))
-
-
-@pytest.mark.parametrize("count", [5, 6])
-def test_exact_measurements_of_many_tasks_say_what_they_cost(count: int) -> None:
-    """From six tasks on, in every window, one warning names the cost and what is cheaper; with every=10 or turns none."""
-    model = Net(count)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        criterion = compose(Recorder(), tasks=names(count))
-        for call in range(3):
-            criterion.combine(model(call)).backward()
-        for options in ({"every": 10}, {"probe": Exact(rotate=True)}, {"probe": "representation"}, {"probe": "lagged"}):
-            compose(Recorder(), tasks=names(count), **options).combine(model(0)).backward()
-    texts = [str(warning.message) for warning in caught]
-    assert len(texts) == (count > 5)
-    assert all("measures 6 tasks" in text and "plain step" in text and "every=10" in text for text in texts)
 
 
 @pytest.mark.parametrize("probe", ["representation", "lagged"])
