@@ -11,8 +11,8 @@ from benchmarks.models import mlp
 __all__ = ["TASKS", "run"]
 
 TASKS = (2, 4, 8, 16, 32, 64)
-WIDTHS = (64, 128, 256, 512, 1024)
-BATCHES = (8, 32, 128, 512, 2048)
+WIDTHS = (64, 128, 256, 512)
+BATCHES = (8, 32, 128, 512)
 METHODS = (
     PLAIN,
     "dwa",

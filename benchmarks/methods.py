@@ -228,9 +228,10 @@ def row(name: str) -> Method:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within this context the warnings about cost are not shown: costs are what is measured here."""
+    """Within this context warnings about cost, of `mtl_axes` and of `torch.vmap`, are not shown: it is measured here."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+        for message in (r".*\bwhich costs about\b", "There is a performance drop"):
+            warnings.filterwarnings("ignore", message, UserWarning)
         yield
 
 

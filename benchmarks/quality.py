@@ -74,7 +74,7 @@ def _probes() -> dict[str, tuple[Probe | str, int]]:
     }
 
 
-def run(*, steps: int = 300, batch: int = 64) -> list[dict[str, Any]]:
+def run(*, steps: int = 200, batch: int = 32) -> list[dict[str, Any]]:
     """Return the error of every probe on an MLP with four tasks and on a CNN + BiLSTM with two."""
     records = []
     with quiet():

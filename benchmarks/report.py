@@ -16,6 +16,7 @@ import torch
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -110,7 +111,7 @@ def _by_model(rows: list[Record]) -> dict[str, list[Record]]:
 
 def _spread(values: Sequence[float]) -> str:
     low, median, high = values
-    return f"{median:.2f} ({low:.2f} to {high:.2f})"
+    return f"{median:.2f} ({low:.2f}-{high:.2f})"
 
 
 def _plain(rows: list[Record]) -> str:
@@ -173,7 +174,7 @@ def _criterion(found: Record) -> Iterable[str]:
             [
                 row["method"],
                 f"{row['us']:.0f}",
-                f"{row['extra_us'][1]:.0f} ({row['extra_us'][0]:.0f} to {row['extra_us'][2]:.0f})",
+                f"{row['extra_us'][1]:.0f} ({row['extra_us'][0]:.0f}-{row['extra_us'][2]:.0f})",
             ]
             for row in found["rows"]
         ],
@@ -256,47 +257,48 @@ def draw(result: Record, path: Path) -> None:
 def _picture(rows: list[Record], where: str) -> Figure:
     names = [name for name in PICTURE if any(row["method"] == name for row in rows)]
     counts = sorted({row["tasks"] for row in rows})
-    figure, axes = plt.subplots(figsize=(1200 / 130, 1.4 + 0.36 * len(names)), layout="constrained", facecolor="white")
-    highest = 1.0
+    figure, axes = plt.subplots(figsize=(1200 / 130, 1.5 + 0.36 * len(names)), layout="constrained", facecolor="white")
+    lowest = highest = 1.0
     for height, name in enumerate(reversed(names)):
-        values = {row["tasks"]: row["wall"] for row in rows if row["method"] == name}
-        medians = [median for _, median, _ in values.values()]
-        highest = max(highest, *medians)
+        spreads = {row["tasks"]: row["wall"] for row in rows if row["method"] == name}
+        medians = [median for _, median, _ in spreads.values()]
+        furthest = max(high for _, _, high in spreads.values())
+        lowest = min(lowest, *(low for low, _, _ in spreads.values()))
+        highest = max(highest, furthest)
         axes.plot([min(medians), max(medians)], [height, height], color=PALE, linewidth=3, zorder=1, solid_capstyle="round")
-        for count in counts:
-            if count in values:
-                low, median, high = values[count]
-                offset = 0.16 * (counts.index(count) - (len(counts) - 1) / 2)
-                colour = COLOURS.get(count, INK)
-                axes.plot([low, high], [height - offset] * 2, color=colour, linewidth=1.2, zorder=2)
-                axes.plot(median, height - offset, "o", color=colour, markersize=6.5, zorder=3)
-        largest = max(medians)
-        axes.annotate(
-            f"{largest:.2f}",
-            (largest, height),
-            xytext=(9, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-            color=INK,
-        )
+        for count, (low, median, high) in spreads.items():
+            shifted = height - 0.16 * (counts.index(count) - (len(counts) - 1) / 2)
+            colour = COLOURS.get(count, INK)
+            axes.plot([low, high], [shifted, shifted], color=colour, linewidth=1.2, zorder=2)
+            axes.plot(median, shifted, "o", color=colour, markersize=6.5, zorder=3)
+        _note(axes, f"{max(medians):.2f}", furthest, height)
     for count in counts:
-        axes.plot([], [], "o", color=COLOURS.get(count, INK), markersize=6.5, label=f"K = {count}")
-    ticks = [tick for tick in (1, 1.1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16) if tick <= 1.25 * highest]
+        axes.plot([], [], "o", color=COLOURS.get(count, INK), markersize=6.5, label=f"K = {count} tasks")
+    axes.legend(frameon=False, loc="upper right", fontsize=9.5)
+    _ratio_axis(axes, min(0.95, 0.98 * lowest), 1.3 * highest)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_yticks(range(len(names)), [PICTURE[name] for name in reversed(names)], fontsize=9.5)
+    axes.set_xlabel(
+        "time of a training step, plain weighted sum = 1 (log axis)\ndots: medians, lines: quartiles, numbers: largest"
+    )
+    figure.suptitle(f"What a step costs: {rows[0]['model']}\n{where}", fontsize=10.5, color=INK)
+    return figure
+
+
+def _note(axes: Axes, text: str, at: float, height: float) -> None:
+    axes.annotate(text, (at, height), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8.5, color=INK)
+
+
+def _ratio_axis(axes: Axes, start: float, limit: float) -> None:
+    ticks = [tick for tick in (1, 1.1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16) if tick <= limit]
     axes.set_xscale("log")
-    axes.set_xlim(0.93, 1.25 * highest)
+    axes.set_xlim(start, limit)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([f"{tick:g}" for tick in ticks])
     axes.axvline(1, color=INK, linewidth=1, zorder=0)
     axes.grid(axis="x", color=PALE, linewidth=0.7, zorder=0)
     axes.set_axisbelow(True)
-    axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.set_yticks(range(len(names)), [PICTURE[name] for name in reversed(names)], fontsize=9.5)
     axes.tick_params(axis="y", length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.set_xlabel("time of a whole training step over the plain weighted sum (log axis; number: the largest of the row)")
-    axes.legend(frameon=False, loc="lower right", ncols=len(counts))
-    figure.suptitle(f"What a step costs: {rows[0]['model']}\n{where}", fontsize=10.5, color=INK)
-    return figure

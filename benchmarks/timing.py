@@ -17,6 +17,9 @@ from tqdm import tqdm
 
 __all__ = ["Block", "Spread", "interleave", "ratios"]
 
+# Steps before the first round: Adam's moments, the allocator's blocks, what a criterion learns in its first calls.
+WARMUP = 3
+
 
 @dataclass(frozen=True)
 class Block:
@@ -61,7 +64,7 @@ def interleave(
         wait: blocks until the device is done.
 
     Returns:
-        a mapping from method to its block, for each round. A first round, that warms up, is dropped.
+        a mapping from method to its block, for each round.
     """
     order = [name for name in steps for _ in range(repeats if name == repeated else 1)]
     shuffle = random.Random(0).shuffle
@@ -69,15 +72,17 @@ def interleave(
     # What the methods are made of is never garbage; a collection that walks all of it would take longer than a block.
     gc.collect()
     gc.freeze()
-    with tqdm(total=(rounds + 1) * len(order), desc=title, leave=False) as bar:
-        for index in range(rounds + 1):
+    for step in steps.values():
+        for _ in range(WARMUP):
+            step()
+    with tqdm(total=rounds * len(order), desc=title, leave=False) as bar:
+        for _ in range(rounds):
             shuffle(order)
             blocks: dict[str, list[Block]] = {name: [] for name in steps}
             for name in order:
                 blocks[name].append(_block(steps[name], period, wait))
                 bar.update()
-            if index:
-                results.append({name: _mean(found) for name, found in blocks.items()})
+            results.append({name: _mean(found) for name, found in blocks.items()})
     gc.unfreeze()
     return results
 
