@@ -48,6 +48,8 @@ class _Rig:
         self.inputs = torch.randn(64, 4)
         self.targets = {"value": torch.randn(64), "state": torch.randint(3, (64,))}
         self.join = join
+        learnable = join.parameters() if isinstance(join, nn.Module) else ()
+        self.optimizer = torch.optim.SGD([*self.model.parameters(), *learnable], lr=1e-3)
 
     def __call__(self) -> float:
         """Return the seconds of one criterion and its backward."""
@@ -55,7 +57,8 @@ class _Rig:
         start = time.perf_counter()
         self.join(outputs, self.targets).backward()  # type: ignore[no-untyped-call]
         elapsed = time.perf_counter() - start
-        self.model.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return elapsed
 
 
@@ -129,6 +132,7 @@ def _profile(rig: _Rig, hand: _Rig, calls: int = 50) -> dict[str, list[list[Any]
         outputs = rig.model(rig.inputs)
         total = profiler.runcall(rig.join, outputs, rig.targets)
         total.backward()  # type: ignore[no-untyped-call]
+        rig.optimizer.zero_grad()
     stats: Any = pstats.Stats(profiler)
     functions: list[list[Any]] = [
         [function if line == 0 else f"{Path(file).name}: {function}", count / calls, 1e6 * own / calls]

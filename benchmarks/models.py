@@ -6,7 +6,6 @@ it on the graph, and pays for that.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,11 +65,13 @@ class Workload:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def forward(self, model: MultiTask) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the shared representation and the outputs of a copy of the model."""
-        cast = contextlib.nullcontext() if self.autocast is None else torch.autocast(self.inputs.device.type, self.autocast)
-        with cast:
+        """Return the shared representation and the outputs, in the dtype of the targets, of a copy of the model."""
+        if self.autocast is None:
             features = model.trunk(self.inputs)
             return features, model.outputs(features)
+        with torch.autocast(self.inputs.device.type, self.autocast):
+            features = model.trunk(self.inputs)
+            return features, {name: output.float() for name, output in model.outputs(features).items()}
 
 
 def task_losses(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[Tensor]:
