@@ -29,34 +29,39 @@ from benchmarks.methods import Method, methods
 from benchmarks.models import Workload, cnn_bilstm, mlp, transformer
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the parts that were asked for; the return value is the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.quick and options.publish:
+        parser.error("--quick gives numbers that mean nothing, which --publish would write into docs")
     torch.set_num_threads(1)
     where = options.machine or report.machine()
+    # What means nothing must not replace, or stand beside, what does.
+    out = options.out or (RESULTS / "quick" if options.quick else RESULTS)
+    out.mkdir(parents=True, exist_ok=True)
     for part in options.only:
-        if part == "report":
-            continue
-        found, rounds = PARTS[part](options)
+        found = PARTS[part](options) if part in PARTS else None
         if found is not None:
-            report.save(options.out, part, found, rounds=rounds, where=where)
-    results = report.load(options.out)
-    page = report.tables(results)
-    (options.out / "tables.md").write_text(page)
-    print(page)
-    pictures = [options.out / "cost.png"] + ([ROOT / "docs" / "images" / "cost.png"] if options.publish else [])
+            report.save(out, part, found, where=where)
+    _write(out / "tables.md", out / "cost.png", results := report.load(out))
     if options.publish:
-        (ROOT / "docs" / "cost_tables.md").write_text(page)
-    if "steps" in results:
-        for picture in pictures:
-            report.draw(results["steps"], picture)
-    print(f"written: {options.out}")
+        _write(ROOT / "docs" / "cost_tables.md", ROOT / "docs" / "images" / "cost.png", results)
+    print(report.tables(results))
+    print(f"written: {out}")
     return 0
 
 
-def _steps(options: argparse.Namespace) -> tuple[Any, int]:
+def _write(page: Path, picture: Path, results: dict[str, Any]) -> None:
+    page.write_text(report.tables(results))
+    if "steps" in results:
+        report.draw(results["steps"], picture)
+
+
+def _steps(options: argparse.Namespace) -> Any:
     """The first model has every row and the most rounds; the others have the rows that show where a probe pays."""
     found: dict[str, Any] = {"rows": [], "duels": []}
     rounds = options.rounds or (1 if options.quick else 5)
@@ -66,7 +71,7 @@ def _steps(options: argparse.Namespace) -> tuple[Any, int]:
         )
         found["rows"] += rows
         found["duels"] += duels
-    return found, rounds
+    return found
 
 
 def _studies(quick: bool) -> list[tuple[Workload, list[Method], bool]]:
@@ -82,39 +87,36 @@ def _studies(quick: bool) -> list[tuple[Workload, list[Method], bool]]:
     return [(mlp(count), every, True) for count in (2, 4, 8)] + [(workload, most, False) for workload in others]
 
 
-def _memory(options: argparse.Namespace) -> tuple[Any, int]:
+def _memory(options: argparse.Namespace) -> Any:
     every = methods(scalarizers=False, rivals=("UPGrad",))
     narrow = [method for method in every if not method.linear]
     if options.quick:
-        return memory.run([(mlp(2, batch=32, width=64), every)]), 1
-    return memory.run([*((mlp(count), every) for count in (2, 4, 8)), (cnn_bilstm(), narrow), (transformer(), narrow)]), 1
+        return memory.run([(mlp(2, batch=32, width=64), every)])
+    return memory.run([*((mlp(count), every) for count in (2, 4, 8)), (cnn_bilstm(), narrow), (transformer(), narrow)])
 
 
-def _criterion(options: argparse.Namespace) -> tuple[Any, int]:
-    rounds = options.rounds or (3 if options.quick else 100)
-    return criterion_cost.run(rounds=rounds), rounds
+def _criterion(options: argparse.Namespace) -> Any:
+    return criterion_cost.run(rounds=20 * (options.rounds or 5) if not options.quick else 3)
 
 
-def _growth(options: argparse.Namespace) -> tuple[Any, int]:
+def _growth(options: argparse.Namespace) -> Any:
     if options.quick:
-        return growth.run(rounds=1, tasks=(2, 4), widths=(16,), batches=(8,)), 1
-    rounds = options.rounds or 3
-    return growth.run(rounds=rounds), rounds
+        return growth.run(rounds=1, tasks=(2, 4), widths=(16,), batches=(8,))
+    return growth.run(rounds=options.rounds or 3)
 
 
-def _quality(options: argparse.Namespace) -> tuple[Any, int]:
-    return quality.run(steps=12, batch=8) if options.quick else quality.run(), 1
+def _quality(options: argparse.Namespace) -> Any:
+    return quality.run(steps=12, batch=8) if options.quick else quality.run()
 
 
-def _gpu(options: argparse.Namespace) -> tuple[Any, int]:
-    rounds = options.rounds or (1 if options.quick else 10)
-    found = gpu.run(methods(rivals=("UPGrad",)), rounds=rounds)
+def _gpu(options: argparse.Namespace) -> Any:
+    found = gpu.run(methods(rivals=("UPGrad",)), rounds=options.rounds or (1 if options.quick else 10))
     if found is None:
         print("gpu: left out, because torch finds no CUDA device here")
-    return found, rounds
+    return found
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], tuple[Any, int]]] = {
+PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "steps": _steps,
     "memory": _memory,
     "criterion": _criterion,
@@ -122,6 +124,13 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[Any, int]]] = {
     "quality": _quality,
     "gpu": _gpu,
 }
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"the number of rounds should be at least 1. Found {value}.")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -138,9 +147,9 @@ def _parser() -> argparse.ArgumentParser:
         return chosen
 
     parser.add_argument("--only", type=parts, default=list(PARTS), metavar="PARTS", help=f"of {','.join(names)}")
-    parser.add_argument("--rounds", type=int, help="rounds of the timed parts; each part has its own default")
+    parser.add_argument("--rounds", type=_positive, help="rounds of the timed parts; each part has its own default")
     parser.add_argument("--quick", action="store_true", help="tiny models, one round: does it run?")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="where results are written")
+    parser.add_argument("--out", type=Path, help="where results are written, else benchmarks/results")
     parser.add_argument("--machine", help="how to call the machine in the tables, if not by what Python sees of it")
     parser.add_argument("--publish", action="store_true", help="also write docs/cost_tables.md and docs/images/cost.png")
     return parser

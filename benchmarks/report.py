@@ -56,9 +56,8 @@ def machine() -> str:
     return f"{kind}, {threads} thread{'s' if threads > 1 else ''}, torch {torch.__version__.split('+')[0]} CPU"
 
 
-def save(folder: Path, part: str, found: Any, *, rounds: int, where: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{part}.json").write_text(json.dumps({"machine": where, "rounds": rounds, "found": found}, indent=1) + "\n")
+def save(folder: Path, part: str, found: Any, *, where: str) -> None:
+    (folder / f"{part}.json").write_text(json.dumps({"machine": where, "found": found}, indent=1) + "\n")
 
 
 def load(folder: Path) -> dict[str, Record]:
@@ -79,7 +78,7 @@ def tables(results: dict[str, Record]) -> str:
     }
     blocks = []
     for part, result in results.items():
-        blocks += [f"<!-- {part}: {result['machine']}; {result['rounds']} rounds -->", *pages[part](result["found"])]
+        blocks += [f"<!-- {part}: {result['machine']} -->", *pages[part](result["found"])]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -118,7 +117,8 @@ def _plain(rows: list[Record]) -> str:
     plain = [row for row in rows if row["method"] == PLAIN]
     times = ", ".join(f"{row['ms']:.1f} ms for K={row['tasks']}" for row in plain)
     share = min(row["cpu_ms"] / row["ms"] for row in plain)
-    return f"{PLAIN.capitalize()}: {times}. The process had a core for at least {100 * share:.0f} % of that time."
+    title = f"{PLAIN.capitalize()}, {rows[0]['rounds']} rounds"
+    return f"{title}: {times}. The process had a core for at least {100 * share:.0f} % of that time."
 
 
 def _steps(rows: list[Record]) -> Iterable[str]:

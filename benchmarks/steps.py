@@ -30,7 +30,7 @@ def run(
     with quiet():
         steps = {method.name: method.build(workload) for method in methods}
         found = interleave(steps, rounds=rounds, period=period, title=title, repeated=PLAIN, repeats=repeats, wait=wait)
-    head = {"model": workload.name, "tasks": len(workload.tasks), "parameters": workload.parameters}
+    head = {"model": workload.name, "tasks": len(workload.tasks), "parameters": workload.parameters, "rounds": rounds}
     return [{**head, **_row(found, method)} for method in methods], [{**head, **duel} for duel in _duels(found, methods)]
 
 

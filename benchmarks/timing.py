@@ -66,8 +66,8 @@ def interleave(
     Returns:
         a mapping from method to its block, for each round.
     """
+    rng = random.Random(0)
     order = [name for name in steps for _ in range(repeats if name == repeated else 1)]
-    shuffle = random.Random(0).shuffle
     results = []
     # What the methods are made of is never garbage; a collection that walks all of it would take longer than a block.
     gc.collect()
@@ -75,15 +75,17 @@ def interleave(
     for step in steps.values():
         for _ in range(WARMUP):
             step()
-    with tqdm(total=rounds * len(order), desc=title, leave=False) as bar:
-        for _ in range(rounds):
-            shuffle(order)
-            blocks: dict[str, list[Block]] = {name: [] for name in steps}
-            for name in order:
-                blocks[name].append(_block(steps[name], period, wait))
-                bar.update()
-            results.append({name: _mean(found) for name, found in blocks.items()})
-    gc.unfreeze()
+    try:
+        with tqdm(total=rounds * len(order), desc=title, leave=False) as bar:
+            for _ in range(rounds):
+                rng.shuffle(order)
+                blocks: dict[str, list[Block]] = {name: [] for name in steps}
+                for name in order:
+                    blocks[name].append(_block(steps[name], period, wait))
+                    bar.update()
+                results.append({name: _mean(found) for name, found in blocks.items()})
+    finally:
+        gc.unfreeze()
     return results
 
 

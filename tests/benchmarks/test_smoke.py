@@ -61,11 +61,16 @@ def test_the_report_is_rebuilt_from_the_numbers(out: Path, capsys: pytest.Captur
     assert page in capsys.readouterr().out
 
 
-def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """A part that does not exist is named in the error, with those that do."""
-    with pytest.raises(SystemExit):
-        main(["--only", "steps,coffee"])
-    assert "coffee" in capsys.readouterr().err
+def test_wrong_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """A part that does not exist, no rounds, and publishing what means nothing are refused, each by what was found."""
+    for wrong, found in (
+        (["--only", "steps,coffee"], "coffee"),
+        (["--rounds", "0"], "0"),
+        (["--quick", "--publish"], "--quick"),
+    ):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert found in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workload", [mlp(3, **SMALL), mlp(2, heavy=True, **SMALL)], ids=["light", "heavy"])
@@ -128,6 +133,8 @@ def test_peak_bytes_are_those_of_the_allocator() -> None:
         return two.sum() + torch.empty(50_000).sum()
 
     assert 4 * 300_000 <= peak_bytes(call, torch.device("cpu")) <= 4 * 300_000 + 1024
+    large = torch.zeros(100_000)
+    assert peak_bytes(lambda: large.logsumexp(0), torch.device("cpu")) >= 4 * 100_000  # its result is one number
 
 
 def test_peaks_are_over_the_plain_sum() -> None:
