@@ -370,12 +370,13 @@ class MultiTaskCriterion(WideState):
             "tasks": list(self.tasks),
             "kinds": self.task_set.known_kinds(),
             "outer": type(self.outer).__name__,
+            "probe": type(self.probe).__name__,
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Do nothing: names and kinds were needed, and taken over, before the buffers could be loaded."""
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._make_report()  # it shows the counts that are replaced
         saved = state_dict.get(prefix + "_extra_state")
         if saved is not None:
@@ -389,7 +390,22 @@ class MultiTaskCriterion(WideState):
                 if sums is not None:
                     self.window.follow(sums.to(self.window.loss_sum.device))
                 self.outer.tasks = self.task_set.infos() if self.outer.bound else ()
+            self._fit_probe(state_dict, prefix, other=saved.get("probe") != type(self.probe).__name__)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _fit_probe(self, state: dict[str, Any], prefix: str, *, other: bool) -> None:
+        """Let a state load that was saved under another probe: that probe's own part is left out, this one's begins anew."""
+        for name in ("window.latest_norms", "window.known_norms"):
+            own = self.window._buffers.get(name.removeprefix("window."))
+            if own is None:
+                state.pop(prefix + name, None)
+            elif prefix + name not in state:
+                state[prefix + name] = torch.full_like(own, name.endswith("latest_norms"))
+        if other:
+            self.probe.collect()
+            for name in [name for name in state if name.startswith(prefix + "probe.")]:
+                del state[name]
+            self.probe.state_dict(destination=state, prefix=prefix + "probe.")
 
     def _check_state(self, saved: Mapping[str, Any], *, called: bool) -> None:
         if saved.get("version") != _STATE_VERSION:

@@ -27,7 +27,7 @@ def border_of(tape: Tape) -> Border | None:
         GraphError: there is no representation that could be measured.
     """
     present = tape.present()
-    if len(present) < 2:
+    if len(present) < 2 or _is_frozen(tape):
         return None
     border = find_border(tape.losses)
     names = list(tape.names)
@@ -48,6 +48,11 @@ def border_of(tape: Tape) -> Border | None:
             'parameters in common, as with an input per task. Use probe="exact".'
         )
     return border
+
+
+def _is_frozen(tape: Tape) -> bool:
+    # A given trunk that is frozen for a while is no fault: the graph then shows no representation, and the weights hold.
+    return tape.shared_is_known() and not tape.shared_part().parameters
 
 
 def record(border: Border, task: int, receive: Callable[[Any, Parts], None]) -> list[RemovableHandle]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
@@ -92,11 +94,13 @@ class Graph:
         masks: bit mask of the tasks whose loss reaches a node, by node.
         leaves: the same for the leaves, in the order in which the walk met them.
         present: mask of the tasks that have a graph.
+        oldest: sequence number of the node that was made first.
     """
 
     masks: dict[Any, int]
     leaves: dict[Tensor, int]
     present: int
+    oldest: int
 
     def kinds(self) -> set[str]:
         """Return the names of the nodes' types."""
@@ -118,6 +122,14 @@ class Graph:
     def has_python_nodes(self) -> bool:
         """True when an autograd.Function written in Python takes part."""
         return any(isinstance(node, BackwardCFunction) for node in self.masks)
+
+    def runs_to_all_leaves(self) -> bool:
+        """Return whether the backward that is now running ends at every leaf, as ``backward()`` without ``inputs=`` does."""
+        leaves = [node for node in self.masks if type(node).__name__ == "AccumulateGrad"]
+        try:
+            return all(map(torch._C._will_engine_execute_node, leaves))
+        except RuntimeError:  # torch does not answer in torch.autograd.grad
+            return False
 
     def opaque(self) -> tuple[str, str] | None:
         """Return the type of a node that hides the graph behind it and what it comes from, or None."""
@@ -159,15 +171,17 @@ def walk(losses: Losses) -> Graph:
             reach(loss.grad_fn, 1 << index)
         else:  # the loss is itself a leaf
             leaves[loss] = leaves.get(loss, 0) | 1 << index
+    oldest = sys.maxsize
     while heap:
-        node = heapq.heappop(heap)[2]
+        number, _, node = heapq.heappop(heap)
+        oldest = min(oldest, -number)
         for child, _ in node.next_functions:
             if child is not None:
                 reach(child, masks[node])
     for node, mask in masks.items():
         if type(node).__name__ == "AccumulateGrad":
             leaves[node.variable] = leaves.get(node.variable, 0) | mask
-    return Graph(masks, leaves, present)
+    return Graph(masks, leaves, present, oldest)
 
 
 @dataclass
@@ -180,6 +194,8 @@ class Border:
         skips: True when one of the edges depends on another, as behind a skip path.
         hidden: type of an opaque node that all tasks meet before they meet each other, else None.
         dependent: tasks whose loss is part of another task's.
+        nodes: those that a backward down to the edges passes: of the private parts, and of the edges.
+        oldest: sequence number of the one of them that was made first.
     """
 
     edges: list[GradientEdge] = field(default_factory=list)
@@ -187,6 +203,8 @@ class Border:
     skips: bool = False
     hidden: str | None = None
     dependent: set[int] = field(default_factory=set)
+    nodes: set[Any] = field(default_factory=set)
+    oldest: int = sys.maxsize
 
     def edges_of(self, task: int) -> list[int]:
         """Return the positions of the edges that a task reads."""
@@ -239,15 +257,18 @@ def _collect_reads(border: Border, masks: dict[Any, int], visited: dict[Any, Non
         if _several(mask):
             border.skips = True
             continue
+        border.nodes.add(node)
         task = mask.bit_length() - 1
         for slot, (child, output) in enumerate(node.next_functions):
             if child is None or not _several(masks[child]):
                 continue
             if type(child).__name__ == "AccumulateGrad":
                 continue  # a parameter, as with tied weights or an input per task, is no representation
+            border.nodes.add(child)
             position = positions.setdefault((child, output), len(positions))
             border.reads.setdefault(task, {})[node, slot] = position
             readers[child, output] = readers.get((child, output), 0) | mask
+    border.oldest = min((node._sequence_nr() for node in border.nodes), default=sys.maxsize)
     border.edges = [GradientEdge(node, output) for node, output in positions]
     # Each task reads an output of its own: a trunk that hides behind one node looks like that.
     kinds = {type(node).__name__ for node, _ in positions}

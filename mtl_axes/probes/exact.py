@@ -12,9 +12,11 @@ from torch.autograd.graph import GradientEdge
 
 from mtl_axes.errors import GraphError, OptionError
 from mtl_axes.probes.base import Measurement, Probe, Tape
+from mtl_axes.probes.discovery import Graph
 from mtl_axes.probes.ghost import LinearSite, linear_sites, stacked
+from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
 from mtl_axes.probes.products import Products
-from mtl_axes.probes.reuse import Gradients, Row, hand_over, handles_made, why_not
+from mtl_axes.probes.reuse import Gradients, Row, hand_over, why_not
 from mtl_axes.signals import Need, wide
 
 __all__ = ["Exact"]
@@ -60,7 +62,6 @@ class Exact(Probe):
         self.rotate = rotate
         self.reuse = reuse
         self.ghost = ghost
-        self._handles: int | None = None
         self._refusal: str | None = None
 
     @property
@@ -89,15 +90,21 @@ class Exact(Probe):
         if parameters is None:
             return None
         tasks = [min(present, key=lambda task: (task - tape.turn) % len(tape.losses))] if self.rotate else present
-        reused = self._reusable(tape, parameters)
-        sites = Sites(tape, parameters, tasks=len(tasks), ghost=self.ghost, everything=reused)
+        graph = tape.graph()
+        retained = retaining(graph.masks, graph.oldest)
+        reused = self._reusable(graph, parameters, retained)
+        # A hook on a layer's output or weight may change what the ghost of its gradient would be taken from.
+        ghost = self.ghost and not is_hooked(graph)
+        sites = Sites(graph, parameters, tasks=len(tasks), ghost=ghost, everything=reused)
         # The weights of a sum that is known before it is measured let each gradient go as soon as it is added up; a
         # Gramian still has to see them all.
-        kept = Gradients(sites.leaves, sites.finish, tape.weights if need == "norms" else None) if reused else None
+        known = tape.weights if need == "norms" else None
+        kept = Gradients(graph, sites.leaves, sites.finish, known) if reused else None
         norms: dict[int, Tensor] = {}
         rows: dict[int, Row] = {}
         for task in tasks:
-            row = sites.gradients(tape, task)
+            with unspoiled(retained):
+                row = sites.gradients(tape, task)
             if kept is not None and any(gradient.is_sparse for gradient in row.values()):
                 kept, self._refusal = None, "a gradient is sparse"
             if kept is not None:
@@ -118,17 +125,16 @@ class Exact(Probe):
         kept = tape.kept
         # Learned weights need the graph of the losses themselves.
         if isinstance(kept, Gradients) and not weights.requires_grad:
+            total = hand_over(total, kept)
             kept.settle(weights)
-            # A Python node would be called with zeros, and compute all that lies behind it with them.
-            total = hand_over(total, kept, linked=not tape.graph().has_python_nodes)
-        self._handles = handles_made()
+        remember()
         return total
 
-    def _reusable(self, tape: Tape, parameters: tuple[Tensor, ...]) -> bool:
+    def _reusable(self, graph: Graph, parameters: tuple[Tensor, ...], retained: list[Tensor]) -> bool:
         """Return whether the gradients of this call may stand for the user's backward, and remember why not."""
         if self.rotate or not self.reuse or not parameters:
             return False
-        self._refusal = why_not(tape.graph(), self._handles)
+        self._refusal = "an activation retains its gradient" if retained else why_not(graph)
         return self._refusal is None
 
     @staticmethod
@@ -136,8 +142,16 @@ class Exact(Probe):
         # One task alone may have nothing to do with the shared part; several that all miss it are another model's.
         if not parameters or len(present) < min(2, len(tape.names)):
             return False
-        leaves = tape.graph().leaves
-        return not any(parameter in leaves for parameter in parameters)
+        graph = tape.graph()
+        if any(parameter in graph.leaves for parameter in parameters):
+            return False
+        opaque = graph.opaque()
+        if opaque is not None:
+            raise GraphError(
+                "The parameters given as shared= should be reached by the losses. Found none of them on the graph, part of "
+                f"which {opaque[0]} ({opaque[1]}) hides."
+            )
+        return True
 
     @staticmethod
     def _shared_parameters(tape: Tape, present: list[int]) -> tuple[Tensor, ...] | None:
@@ -190,10 +204,6 @@ class Exact(Probe):
             how = f"exact: one partial backward per task in every measured window; reuse is off: {self._refusal}"
         return how + "; hooks on activations fire once more for each"
 
-    def __getstate__(self) -> dict[str, object]:
-        # A copy may be called elsewhere: what was seen of the process does not hold there.
-        return {**self.__dict__, "_handles": None}
-
 
 class Sites:
     """Where the gradients of a call are taken: outputs of Linear layers, shared leaves, and other leaves, in this order.
@@ -203,24 +213,18 @@ class Sites:
         leaves: the leaves that the sites stand for.
     """
 
-    def __init__(self, tape: Tape, parameters: tuple[Tensor, ...], *, tasks: int, ghost: bool, everything: bool) -> None:
-        self._linear: list[LinearSite] = []
+    def __init__(self, graph: Graph, parameters: tuple[Tensor, ...], *, tasks: int, ghost: bool, everything: bool) -> None:
         self._kernels: dict[int, Tensor] = {}
-        # Without reuse and ghosts nothing needs the graph: a user's own shared= spares the walk.
-        graph = tape.graph() if ghost or everything else None
-        if graph is not None and ghost:
-            self._linear = linear_sites(graph, set(parameters), tasks, reused=everything)
+        self._linear: list[LinearSite] = linear_sites(graph, set(parameters), tasks, reused=everything) if ghost else []
         covered = {leaf for site in self._linear for leaf in site.leaves}
-        direct = [leaf for leaf in parameters if leaf not in covered and (graph is None or leaf in graph.leaves)]
+        direct = [leaf for leaf in parameters if leaf not in covered and leaf in graph.leaves]
         self.shared = len(self._linear) + len(direct)
-        if everything and graph is not None:
+        if everything:
             own = {*parameters, *covered}
             direct += [leaf for leaf in graph.leaves if leaf not in own]
         self._keys: list[Tensor | GradientEdge] = [*(site.edge for site in self._linear), *direct]
         self.leaves = (*(leaf for site in self._linear for leaf in site.leaves), *direct)
-        self._masks: list[int] | None = None
-        if graph is not None:
-            self._masks = [graph.masks[site.edge.node] for site in self._linear] + [graph.leaves[leaf] for leaf in direct]
+        self._masks = [graph.masks[site.edge.node] for site in self._linear] + [graph.leaves[leaf] for leaf in direct]
 
     def gradients(self, tape: Tape, task: int) -> Row:
         """Return the gradients of a task by site; sites that it does not reach are left out.
@@ -228,8 +232,7 @@ class Sites:
         Raises:
             GraphError: the graph of the task cannot be walked backward.
         """
-        masks = self._masks
-        sites = [site for site in range(len(self._keys)) if masks is None or masks[site] >> task & 1]
+        sites = [site for site, mask in enumerate(self._masks) if mask >> task & 1]
         loss = tape.losses[task]
         if loss is None or not sites:
             return {}

@@ -85,7 +85,7 @@ def linear_sites(graph: Graph, shared: set[Tensor], tasks: int, *, reused: bool)
         if node is None or type(node).__name__ != "AccumulateGrad" or parents[node] > 1:
             return None
         leaf: Tensor = node.variable
-        return leaf if leaf in shared else None
+        return leaf if leaf in shared and not leaf._backward_hooks else None
 
     sites = []
     for node in graph.masks:

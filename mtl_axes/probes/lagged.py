@@ -74,8 +74,8 @@ class Lagged(Probe):
         if not rows:
             return None
         norms = torch.stack([norms for norms, _ in rows])
-        here = torch.stack([torch.stack([norm > 0 for norm in norms.unbind()]) for norms, _ in rows])
-        # A non-finite norm has to stay visible, to be counted as dropped.
+        # A norm that is not finite has to stay visible, NaN included, to be counted as dropped.
+        here = norms != 0
         mean = torch.where(here, norms, 0.0).sum(0) / here.sum(0).clamp_min(1)
         return Measurement(mean, None, tuple(map(any, zip(*(flags for _, flags in rows), strict=True))))
 

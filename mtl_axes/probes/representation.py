@@ -11,6 +11,7 @@ from torch import Tensor
 from mtl_axes.probes.audit import Audit
 from mtl_axes.probes.base import Measurement, Probe, Tape
 from mtl_axes.probes.border import border_of, describe_border, norm_of_parts, recorded
+from mtl_axes.probes.observers import remember, retaining, unspoiled
 from mtl_axes.signals import Need
 
 __all__ = ["Representation"]
@@ -60,18 +61,22 @@ class Representation(Probe):
         if border is None:
             return None
         like = next(loss for loss in tape.losses if loss is not None)
-        norms = []
+        norms, retained = [], retaining(border.nodes, border.oldest)
         for task, loss in enumerate(tape.losses):
             if loss is None or task not in border.reads:
                 norms.append(norm_of_parts({}, like))
                 continue
-            with recorded(border, task) as parts:
+            with unspoiled(retained), recorded(border, task) as parts:
                 edges = [border.edges[position] for position in border.edges_of(task)]
                 torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
             norms.append(norm_of_parts(parts, like))
         measurement = Measurement(torch.stack(norms), None, tuple(loss is not None for loss in tape.losses))
         self._audit.compare(self._audit.exact(tape), measurement.norms)
         return measurement
+
+    def couple(self, tape: Tape, weights: Tensor, total: Tensor) -> Tensor:
+        remember()
+        return total
 
     def diagnostics(self) -> Mapping[str, Tensor]:
         return self._audit.diagnostics()

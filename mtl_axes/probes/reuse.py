@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import gc
-import sys
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils.hooks import RemovableHandle
 
 from mtl_axes.errors import GraphError
 from mtl_axes.probes.discovery import Graph
+from mtl_axes.probes.observers import Moment, is_hooked, now, retaining
 
-__all__ = ["Gradients", "hand_over", "handles_made", "why_not"]
+__all__ = ["Gradients", "hand_over", "why_not"]
 
 Row = Mapping[int, Tensor]
 Finish = Callable[[dict[int, Tensor]], Sequence[Tensor | None]]
@@ -24,13 +21,6 @@ Finish = Callable[[dict[int, Tensor]], Sequence[Tensor | None]]
 _HALF = (torch.float16, torch.bfloat16)
 # FSDP2 reduces gradients in a node on the inputs of a module, which a gradient that skips the module never reaches.
 _FSDP = "RegisterPostBackwardFunctionBackward"
-_MODULE_HOOK = "BackwardHookFunctionBackward"
-# Where garbage collection is switched off, young objects pile up and a look at all of them is no longer cheap.
-_YOUNG = 20_000
-# Modules that keep hooks of all modules, or all optimizers, at their top.
-_KEEPERS = ("torch.nn.modules.module", "torch.optim.optimizer")
-# The number of hooks registered when any probe last looked, in any criterion of this process.
-_handles: int | None = None
 
 
 class Gradients:
@@ -39,15 +29,18 @@ class Gradients:
     A site is a place where gradients are taken: a leaf, or a tensor from whose gradient those of leaves follow.
 
     Args:
+        graph: that the gradients were taken on.
         leaves: where the sum is handed over.
         finish: turns the weighted sum by site into the gradients of the leaves.
         weights: (K,) the weights, when they are known before the gradients: each gradient is then added up at once, and
             one buffer is all that is kept.
     """
 
-    def __init__(self, leaves: tuple[Tensor, ...], finish: Finish, weights: Tensor | None = None) -> None:
+    def __init__(self, graph: Graph, leaves: tuple[Tensor, ...], finish: Finish, weights: Tensor | None = None) -> None:
         self.leaves = leaves
+        self._graph: Graph | None = graph
         self._finish = finish
+        self._settled: Moment | None = None
         self._known = None if weights is None else weights.detach().unbind()
         self._rows: dict[int, Row] = {}
         self._sum: dict[int, Tensor] | None = {} if weights is not None else None
@@ -60,9 +53,31 @@ class Gradients:
             self._rows[task] = row
 
     def settle(self, weights: Tensor) -> None:
-        """Take note of the weights (K,) that multiply the losses."""
+        """Take note of the weights (K,) that multiply the losses, and of the moment, as the last thing in a call."""
         if self._known is None:
             self._known = weights.detach().unbind()
+        self._settled = now()
+
+    @property
+    def linked(self) -> bool:
+        """Whether the user's backward also walks the graph of the losses, so that it is freed as usual.
+
+        A node written in Python would be called with zeros there, and compute all that lies behind it with them.
+        """
+        return self._graph is not None and not self._graph.has_python_nodes
+
+    def unseen(self) -> str | None:
+        """Return what has come since the call that would miss its gradient in this backward, or None."""
+        graph, settled = self._graph, self._settled
+        if graph is None or settled is None:
+            return None
+        if not graph.runs_to_all_leaves():
+            return "it was asked for gradients at some tensors only"
+        if now().hook != settled.hook:
+            return "a hook was registered after the call"
+        if retaining(graph.masks, graph.oldest, settled):
+            return "an activation was told to retain its gradient after the call"
+        return None
 
     def take(self, scale: Tensor, *, keep: bool) -> Sequence[Tensor | None]:
         """Return the gradients of the leaves, times the scale that arrives from behind the loss.
@@ -84,7 +99,7 @@ class Gradients:
         for task, row in self._rows.items():
             _add_weighted(total, self._known[task] * scale, row)
         if not keep:
-            self._rows, self._sum = {}, None
+            self._rows, self._sum, self._graph = {}, None, None
         return self._finish(total)
 
 
@@ -102,13 +117,21 @@ def _add_weighted(total: dict[int, Tensor], coefficient: Tensor, row: Row) -> No
         here = [site for site, gradient in row.items() if (gradient.dtype, gradient.device) == (dtype, device)]
         fresh = [site for site in here if site not in total]
         known = [site for site in here if site in total]
-        if known and device.type == "cpu":
-            for site in known:  # one pass over memory, where the fused form below takes two
+        if device.type == "cpu" and not isinstance(factor, FakeTensor):
+            # One pass over memory, where the form below takes three; and reading a value waits for nothing here.
+            silent = bool(factor == 0)
+            for site in known if not silent else ():
                 total[site].addcmul_(row[site], factor)
-        elif known:
-            torch._foreach_add_([total[site] for site in known], torch._foreach_mul([row[site] for site in known], factor))
-        if fresh:
-            total.update(zip(fresh, torch._foreach_mul([row[site] for site in fresh], factor), strict=True))
+            for site in fresh:
+                total[site] = torch.zeros_like(row[site]) if silent else row[site] * factor
+            continue
+        # The product of 0 and a gradient that overflowed is NaN, where the plain sum has 0.
+        scaled = [torch.where(factor == 0, 0.0, each) for each in torch._foreach_mul([row[site] for site in here], factor)]
+        for site, gradient in zip(here, scaled, strict=True):
+            if site in total:
+                total[site].add_(gradient)
+            else:
+                total[site] = gradient
 
 
 class _HandOver(torch.autograd.Function):
@@ -134,30 +157,21 @@ class _HandOver(torch.autograd.Function):
                 "A backward through reused gradients should be a first and last one. Found create_graph=True, and measured "
                 "gradients have no graph behind them. Use probe=Exact(reuse=False)."
             )
+        if gradients.unseen() is not None and gradients.linked:
+            # The graph is still there: the gradient takes the ordinary way, past whoever waits for it.
+            return (scale, None, *(None for _ in gradients.leaves))
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         return (None, None, *gradients.take(scale, keep=keep))
 
 
-def hand_over(total: Tensor, gradients: Gradients, *, linked: bool) -> Tensor:
+def hand_over(total: Tensor, gradients: Gradients) -> Tensor:
     """Return ``total``, with a backward that hands the gradients over to their leaves."""
-    result: Tensor = _HandOver.apply(total if linked else total.detach(), gradients, *gradients.leaves)  # type: ignore[no-untyped-call]
+    result: Tensor = _HandOver.apply(total if gradients.linked else total.detach(), gradients, *gradients.leaves)  # type: ignore[no-untyped-call]
     return result
 
 
-def handles_made() -> int:
-    """Return a number that grows whenever a hook is registered anywhere, on a tensor, a node or a module."""
-    global _handles
-    _handles = RemovableHandle.next_id
-    return _handles
-
-
-def why_not(graph: Graph, handles: int | None) -> str | None:
-    """Return why measured gradients cannot stand for the user's backward on this graph, or None when they can.
-
-    Args:
-        graph: of the losses.
-        handles: value of :func:`handles_made` after the last call; None in the first one.
-    """
+def why_not(graph: Graph) -> str | None:
+    """Return why measured gradients cannot stand for the user's backward on this graph, or None when they can."""
     kinds = graph.kinds()
     opaque = graph.opaque()
     if opaque is not None:
@@ -170,42 +184,7 @@ def why_not(graph: Graph, handles: int | None) -> str | None:
             return reason
     if "ToCopyBackward0" in kinds and any(_is_float16(node) for node in graph.masks):
         return "gradients pass through float16, where they underflow before a loss scale arrives"
-    # Hooks sit on nodes of the graph, out of Python's sight. But what registers one takes a number, and a hook on an
-    # activation is as new as the activation; in the first call there is no number to compare with, only a longer search.
-    new = handles is None and RemovableHandle.next_id != _handles
-    objects = _objects(everything=new)
-    hooked = _orphaned_hooks(objects) if new else handles is not None and RemovableHandle.next_id != handles
-    if _MODULE_HOOK in kinds or hooked:
-        return "a hook was registered since the last call, which may sit on an activation"
-    return "an activation retains its gradient" if _retains(graph, objects) else None
-
-
-def _objects(*, everything: bool) -> list[object]:
-    """Return objects among which hooks and activations of the last forward pass are found."""
-    if everything:
-        return gc.get_objects()
-    return gc.get_objects(generation=0) + gc.get_objects(generation=1) if gc.get_count()[0] < _YOUNG else []
-
-
-def _orphaned_hooks(objects: list[object]) -> bool:
-    """Return whether hooks exist that belong to no module, optimizer or parameter, and so to a graph."""
-    found = [item for item in objects if type(item) is OrderedDict and item and _are_hooks(item)]
-    if not found:
-        return False
-    owned = {id(value) for name in _KEEPERS if name in sys.modules for value in vars(sys.modules[name]).values()}
-    with torch._C.DisableTorchFunctionSubclass():
-        for item in objects:
-            kind = type(item)
-            if issubclass(kind, (nn.Module, torch.optim.Optimizer)):
-                owned |= {id(value) for value in vars(item).values()}
-            elif issubclass(kind, Tensor) and item.is_leaf:  # type: ignore[attr-defined]
-                owned |= {id(item._backward_hooks), id(item._post_accumulate_grad_hooks)}  # type: ignore[attr-defined]
-    return any(id(item) not in owned for item in found)
-
-
-def _are_hooks(items: OrderedDict[object, object]) -> bool:
-    number, hook = next(iter(items.items()))
-    return type(number) is int and callable(hook)
+    return "a hook was registered since the last call, which may sit on an activation" if is_hooked(graph) else None
 
 
 def _unfit(leaf: Tensor) -> str | None:
@@ -224,12 +203,3 @@ def _is_float16(node: Any) -> bool:
     if type(node).__name__ != "ToCopyBackward0":
         return False
     return any(getattr(entry, "dtype", None) is torch.float16 for entry in getattr(node, "_input_metadata", ()))
-
-
-def _retains(graph: Graph, objects: list[object]) -> bool:
-    """Return whether a tensor of this graph retains its gradient. Whoever reads it later has kept it alive until now."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return any(
-            issubclass(type(item), Tensor) and item.retains_grad and item.grad_fn in graph.masks  # type: ignore[attr-defined]
-            for item in objects
-        )

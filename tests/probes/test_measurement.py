@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import pytest
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from probing import GramianRecorder, Recorder, f32, f64, names
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtl_axes import compose
 from mtl_axes.probes import Exact, Lagged, Probe, Representation
@@ -401,17 +402,30 @@ def test_rounding_where_the_gradients_of_samples_cancel(way: str) -> None:
         assert not (signals.gramian - signals.gramian.diag().diag()).any()
 
 
+class Products(TorchDispatchMode):
+    """Counts matrix products of the shape of one of some weights, transposed or not: their gradients, in these models."""
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.shapes = {shape for weight in weights for shape in (weight.shape, weight.T.shape)}
+        self.seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.seen += func is torch.ops.aten.mm.default and result.shape in self.shapes
+        return result
+
+
 @pytest.mark.parametrize("trunk", ["linear", "linear without bias", "sequences", "checkpointed", "unbatched"])
 def test_ghost_norms_take_no_weight_gradient(trunk: str) -> None:
     """Measuring by ghosts computes no gradient at the weights of Linear layers; measured directly it does, once per task."""
     for ghost, count in ((True, 0), (False, 3)):
-        model, seen = Model(trunk), []
-        for module in model.trunk.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.register_hook(lambda gradient, seen=seen: seen.append(gradient))
-        compose(Recorder(), tasks=TASKS, probe=Exact(ghost=ghost)).combine(model())
-        layers = sum(isinstance(module, nn.Linear) for module in model.trunk.modules())
-        assert len(seen) == count * layers
+        model = Model(trunk)
+        weights = {id(module.weight): module.weight for module in model.trunk.modules() if isinstance(module, nn.Linear)}
+        losses = model()
+        with Products(weights.values()) as products:
+            compose(Recorder(), tasks=TASKS, probe=Exact(ghost=ghost)).combine(losses)
+        assert products.seen == count * len(weights)
 
 
 HOOKED: dict[str, Callable[[Model], Tensor]] = {

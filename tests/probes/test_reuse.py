@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mtl_axes import compose
 from mtl_axes.errors import GraphError, MtlAxesError
-from mtl_axes.probes import Exact
+from mtl_axes.probes import Exact, Lagged, Representation
 
 TASKS = names(3)
 costly = pytest.mark.filterwarnings("ignore:.*plain step")
@@ -744,3 +744,40 @@ def test_tensor_subclasses_as_leaves_are_not_reused() -> None:
         assert not reused(total)
         total.backward()
     assert "Wrapped" in criterion.explain()
+
+
+OBSERVED_PROBES = {
+    "exact": Exact(),
+    "no reuse": Exact(reuse=False),
+    "rotate": Exact(rotate=True),
+    "ghost": Exact(ghost=True),
+    "representation": Representation(),
+    "lagged": Lagged(),
+}
+
+
+@pytest.mark.parametrize("where", ["trunk", "representation", "head"])
+@pytest.mark.parametrize("probe", OBSERVED_PROBES)
+def test_retained_gradients_are_those_of_the_weighted_sum(probe: str, where: str) -> None:
+    """What a measurement sends through an activation that retains its gradient does not stay there."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh()).double()
+    heads = nn.ModuleList(nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 1)) for _ in range(2)).double()
+    criterion = compose(Spread(), tasks=["a", "b"], probe=copy.deepcopy(OBSERVED_PROBES[probe]))
+    x = torch.randn(5, 6, dtype=torch.float64)
+
+    def observed() -> tuple[Tensor, dict[str, Tensor]]:
+        early = trunk[:2](x)
+        shared = trunk[2:](early)
+        inner = heads[0][:2](shared)
+        losses = {"a": heads[0][2](inner).square().mean(), "b": (heads[1](shared) - 3).square().mean()}
+        return {"trunk": early, "representation": shared, "head": inner}[where], losses
+
+    for _ in range(4):
+        kept, losses = observed()
+        kept.retain_grad()
+        criterion.combine(losses).backward()
+        twin, losses = observed()
+        weights = criterion.report.weights
+        (expected,) = torch.autograd.grad(sum(w * loss for w, loss in zip(weights, losses.values(), strict=True)), twin)
+        torch.testing.assert_close(kept.grad, expected, rtol=1e-12, atol=1e-15)
