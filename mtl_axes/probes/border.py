@@ -11,13 +11,33 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from mtl_axes.errors import GraphError
-from mtl_axes.probes.base import Tape
+from mtl_axes.probes.audit import Audit
+from mtl_axes.probes.base import Probe, Tape
 from mtl_axes.probes.discovery import Border, find_border
 from mtl_axes.signals import wide
 
-__all__ = ["border_of", "describe_border", "norm_of_parts", "record", "recorded"]
+__all__ = ["BorderProbe", "border_of", "describe_border", "norm_of_parts", "record", "recorded"]
 
 Parts = dict[int, Tensor]
+
+
+class BorderProbe(Probe):
+    """A probe that measures at the representation, and can be audited."""
+
+    def __init__(self, *, audit_every: int | None = None) -> None:
+        super().__init__()
+        self.audit_every = audit_every
+        self._audit = Audit(audit_every)
+        self._found = "not looked up yet"
+
+    def check(self, tape: Tape) -> bool:
+        border = None if len(tape.names) == 1 else border_of(tape)
+        if border is not None:
+            self._found = describe_border(border, tape.names)
+        return self._audit.check(tape) and (border is not None or len(tape.names) == 1)
+
+    def diagnostics(self) -> Mapping[str, Tensor]:
+        return self._audit.diagnostics()
 
 
 def border_of(tape: Tape) -> Border | None:

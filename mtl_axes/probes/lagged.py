@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from mtl_axes.probes.audit import Audit
-from mtl_axes.probes.base import Measurement, Probe, Tape
-from mtl_axes.probes.border import Parts, add_part, border_of, describe_border, norm_of_parts, record
+from mtl_axes.probes.base import Measurement, Tape
+from mtl_axes.probes.border import BorderProbe, Parts, add_part, border_of, norm_of_parts, record
 from mtl_axes.signals import Need
 
 __all__ = ["Lagged"]
 
 
-class Lagged(Probe):
+class Lagged(BorderProbe):
     """Norms of dL_i / dr at the representation r, as :class:`Representation` has them, without any backward of its own.
 
     Hooks on the graph of a call record the gradient that the user's backward sends over the border of each task's private
@@ -38,21 +38,11 @@ class Lagged(Probe):
     Lagged(audit_every=None)
     """
 
-    provides: ClassVar[frozenset[Need]] = frozenset({"norms"})
     same_step: ClassVar[bool] = False
 
     def __init__(self, *, audit_every: int | None = None) -> None:
-        super().__init__()
-        self.audit_every = audit_every
-        self._audit = Audit(audit_every)
+        super().__init__(audit_every=audit_every)
         self._records: list[_Record] = []
-        self._found = "not looked up yet"
-
-    def check(self, tape: Tape) -> bool:
-        border = None if len(tape.names) == 1 else border_of(tape)
-        if border is not None:
-            self._found = describe_border(border, tape.names)
-        return self._audit.check(tape) and (border is not None or len(tape.names) == 1)
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         border = border_of(tape)
@@ -89,9 +79,6 @@ class Lagged(Probe):
         self._records = [
             _Record.restored(norms, tuple(flags)) for norms, flags in zip(state["norms"], state["measured"], strict=True)
         ]
-
-    def diagnostics(self) -> Mapping[str, Tensor]:
-        return self._audit.diagnostics()
 
     def describe(self) -> str:
         return (

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
-from mtl_axes.probes.audit import Audit
-from mtl_axes.probes.base import Measurement, Probe, Tape
-from mtl_axes.probes.border import border_of, describe_border, norm_of_parts, recorded
+from mtl_axes.probes.base import Measurement, Tape
+from mtl_axes.probes.border import BorderProbe, border_of, norm_of_parts, recorded
 from mtl_axes.probes.observers import remember, retaining, unspoiled
 from mtl_axes.signals import Need
 
 __all__ = ["Representation"]
 
 
-class Representation(Probe):
+class Representation(BorderProbe):
     """Norms of dL_i / dr at the representation r: the tensors that the private part of a task reads from the shared one.
 
     r is found on the graph: the first tensors below the losses that two or more tasks reach. Where a private part also
@@ -41,21 +37,6 @@ class Representation(Probe):
         O. Sener, V. Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018, which bounds its objective there.
     """
 
-    provides: ClassVar[frozenset[Need]] = frozenset({"norms"})
-    same_step: ClassVar[bool] = True
-
-    def __init__(self, *, audit_every: int | None = None) -> None:
-        super().__init__()
-        self.audit_every = audit_every
-        self._audit = Audit(audit_every)
-        self._found = "not looked up yet"
-
-    def check(self, tape: Tape) -> bool:
-        border = None if len(tape.names) == 1 else border_of(tape)
-        if border is not None:
-            self._found = describe_border(border, tape.names)
-        return self._audit.check(tape) and (border is not None or len(tape.names) == 1)
-
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         border = border_of(tape)
         if border is None:
@@ -77,9 +58,6 @@ class Representation(Probe):
     def couple(self, tape: Tape, weights: Tensor, total: Tensor) -> Tensor:
         remember()
         return total
-
-    def diagnostics(self) -> Mapping[str, Tensor]:
-        return self._audit.diagnostics()
 
     def describe(self) -> str:
         return (
