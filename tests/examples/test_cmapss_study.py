@@ -123,7 +123,12 @@ def test_workers_do_not_outlive_a_killed_study(tmp_path: Path) -> None:
 
 def test_an_interrupt_keeps_finished_runs_and_says_how_to_go_on(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLE), "--quick", "--steps", "60", "--workers", "2", "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # A shell starts what it puts in the background deaf to interrupts, and so would be the study that such tests start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 240
     while not (tmp_path / "results.csv").exists():
         assert process.poll() is None and time.monotonic() < deadline
