@@ -395,12 +395,12 @@ class MultiTaskCriterion(WideState):
 
     def _fit_probe(self, state: dict[str, Any], prefix: str, *, other: bool) -> None:
         """Let a state load that was saved under another probe: that probe's own part is left out, this one's begins anew."""
-        for name in ("window.latest_norms", "window.known_norms"):
-            own = self.window._buffers.get(name.removeprefix("window."))
+        for name, fresh in (("latest_norms", 1), ("known_norms", 0)):
+            key, own = f"{prefix}window.{name}", self.window._buffers.get(name)
             if own is None:
-                state.pop(prefix + name, None)
-            elif prefix + name not in state:
-                state[prefix + name] = torch.full_like(own, name.endswith("latest_norms"))
+                state.pop(key, None)
+            elif key not in state:
+                state[key] = torch.full_like(own, fresh)
         if other:
             self.probe.collect()
             for name in [name for name in state if name.startswith(prefix + "probe.")]:

@@ -94,7 +94,7 @@ class Exact(Probe):
         retained = retaining(graph.masks, graph.oldest)
         reused = self._reusable(graph, parameters, retained)
         # A hook on a layer's output or weight may change what the ghost of its gradient would be taken from.
-        ghost = self.ghost and not is_hooked(graph)
+        ghost = self.ghost and (reused or not is_hooked(graph))
         sites = Sites(graph, parameters, tasks=len(tasks), ghost=ghost, everything=reused)
         # The weights of a sum that is known before it is measured let each gradient go as soon as it is added up; a
         # Gramian still has to see them all.

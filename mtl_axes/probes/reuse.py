@@ -66,18 +66,13 @@ class Gradients:
         """
         return self._graph is not None and not self._graph.has_python_nodes
 
-    def unseen(self) -> str | None:
-        """Return what has come since the call that would miss its gradient in this backward, or None."""
+    def observed(self) -> bool:
+        """Return whether a latecomer, or this backward itself, waits for a gradient inside the graph."""
         graph, settled = self._graph, self._settled
         if graph is None or settled is None:
-            return None
-        if not graph.runs_to_all_leaves():
-            return "it was asked for gradients at some tensors only"
-        if now().hook != settled.hook:
-            return "a hook was registered after the call"
-        if retaining(graph.masks, graph.oldest, settled):
-            return "an activation was told to retain its gradient after the call"
-        return None
+            return False
+        late = now().hook != settled.hook or bool(retaining(graph.masks, graph.oldest, settled))
+        return late or not graph.runs_to_all_leaves()
 
     def take(self, scale: Tensor, *, keep: bool) -> Sequence[Tensor | None]:
         """Return the gradients of the leaves, times the scale that arrives from behind the loss.
@@ -157,7 +152,7 @@ class _HandOver(torch.autograd.Function):
                 "A backward through reused gradients should be a first and last one. Found create_graph=True, and measured "
                 "gradients have no graph behind them. Use probe=Exact(reuse=False)."
             )
-        if gradients.unseen() is not None and gradients.linked:
+        if gradients.linked and gradients.observed():
             # The graph is still there: the gradient takes the ordinary way, past whoever waits for it.
             return (scale, None, *(None for _ in gradients.leaves))
         keep = torch._C._autograd._get_current_graph_task_keep_graph()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mtl_axes import compose
 from mtl_axes.errors import GraphError, MtlAxesError
-from mtl_axes.probes import Exact, Lagged, Representation
+from mtl_axes.probes import Exact
 
 TASKS = names(3)
 costly = pytest.mark.filterwarnings("ignore:.*plain step")
@@ -746,24 +746,14 @@ def test_tensor_subclasses_as_leaves_are_not_reused() -> None:
     assert "Wrapped" in criterion.explain()
 
 
-OBSERVED_PROBES = {
-    "exact": Exact(),
-    "no reuse": Exact(reuse=False),
-    "rotate": Exact(rotate=True),
-    "ghost": Exact(ghost=True),
-    "representation": Representation(),
-    "lagged": Lagged(),
-}
-
-
 @pytest.mark.parametrize("where", ["trunk", "representation", "head"])
-@pytest.mark.parametrize("probe", OBSERVED_PROBES)
+@pytest.mark.parametrize("probe", PROBES)
 def test_retained_gradients_are_those_of_the_weighted_sum(probe: str, where: str) -> None:
     """What a measurement sends through an activation that retains its gradient does not stay there."""
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh()).double()
     heads = nn.ModuleList(nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 1)) for _ in range(2)).double()
-    criterion = compose(Spread(), tasks=["a", "b"], probe=copy.deepcopy(OBSERVED_PROBES[probe]))
+    criterion = compose(Spread(), tasks=["a", "b"], **PROBES[probe])
     x = torch.randn(5, 6, dtype=torch.float64)
 
     def observed() -> tuple[Tensor, dict[str, Tensor]]:
