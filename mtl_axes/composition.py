@@ -18,7 +18,7 @@ from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Probe, Shared, create_probe
 from mtl_axes.registry import create
 from mtl_axes.tasks import Reduction, TaskSet
-from mtl_axes.window import Window
+from mtl_axes.window import Window, check_accumulate
 
 __all__ = ["compose"]
 
@@ -82,10 +82,7 @@ def compose(
     weighting = _strategy("outer", outer, OuterWeighting)
     shapes = _inner(inner)
     check_number("every", every, low=1, integer=True)
-    if accumulate != "manual":
-        if isinstance(accumulate, str):
-            raise OptionError(f'Option `accumulate` should be an integer >= 1 or "manual". Found accumulate={accumulate!r}.')
-        check_number("accumulate", accumulate, low=1, integer=True)
+    check_accumulate(accumulate)
     check_choice("normalise", normalise, (None, "sum1", "sumK"))
     check_choice("reduction", reduction, ("mean", "weighted_mean"))
     check_choice("missing", missing, ("error", "ignore"))

@@ -20,7 +20,7 @@ from mtl_axes.probes import Measurement, Probe, Shared, Tape, probe_config
 from mtl_axes.registry import name_of
 from mtl_axes.signals import Kind, StepReport, is_finite, wide
 from mtl_axes.tasks import TaskLosses, TaskSet
-from mtl_axes.window import Window
+from mtl_axes.window import Window, check_accumulate
 
 __all__ = ["MultiTaskCriterion"]
 
@@ -93,8 +93,20 @@ class MultiTaskCriterion(WideState):
 
     @property
     def accumulate(self) -> int | Literal["manual"]:
-        """Calls per optimizer step."""
+        """Calls per optimizer step. An adapter sets it to what its trainer does; not while a window is pending."""
         return self.window.accumulate
+
+    @accumulate.setter
+    def accumulate(self, calls: int | Literal["manual"]) -> None:
+        check_accumulate(calls)
+        if calls == self.window.accumulate:
+            return
+        if self.window.calls:
+            raise StateError(
+                f"The calls per optimizer step should change between two windows. Found {self.window.calls} calls pending. "
+                "Call criterion.step() after the optimizer step."
+            )
+        self.window.accumulate = calls
 
     @property
     def shapes(self) -> dict[str, InnerShape]:

@@ -15,13 +15,24 @@ from torch import Tensor
 
 from mtl_axes._state import WideState
 from mtl_axes.distributed import Sync, ranks, sum_over_ranks
+from mtl_axes.errors import OptionError
+from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.probes import Measurement, Probe
 from mtl_axes.signals import Need, Signals, is_finite
 
-__all__ = ["Window"]
+__all__ = ["Window", "check_accumulate"]
 
 _COUNT_AT = 64
+
+
+def check_accumulate(accumulate: int | str) -> None:
+    """Raise :class:`OptionError` unless ``accumulate`` is a number of calls per optimizer step, or ``"manual"``."""
+    if accumulate == "manual":
+        return
+    if isinstance(accumulate, str):
+        raise OptionError(f'Option `accumulate` should be an integer >= 1 or "manual". Found accumulate={accumulate!r}.')
+    check_number("accumulate", accumulate, low=1, integer=True)
 
 
 class _Seen(NamedTuple):

@@ -14,7 +14,7 @@ from strategies import OUTERS, batch_for, equal, model_for, quick, same, snapsho
 from torch import Tensor
 
 from mtl_axes import OuterWeighting, Probe, Signals, compose
-from mtl_axes.errors import DataError
+from mtl_axes.errors import DataError, OptionError, StateError
 from mtl_axes.probes import Exact, Measurement, Tape
 
 f64 = torch.float64
@@ -730,3 +730,21 @@ def test_explain_says_what_is_measured_and_when() -> None:
     assert "gradient norm" in run.criterion.explain()
     assert "at the floor" in run.criterion.explain()
     assert "no gradient is measured" in compose("fixed").explain()
+
+
+def test_calls_per_step_change_between_windows_only() -> None:
+    """``criterion.accumulate`` may be set while no window is pending, to what ``compose`` takes."""
+    kinds = {"a": "regression", "b": "regression"}
+    model, criterion = model_for(kinds), compose(quick("gaba"), tasks=list(kinds))
+    inputs, targets = batch_for(kinds)
+    criterion.accumulate = 2
+    criterion(model(inputs), targets).backward()
+    assert (criterion.accumulate, criterion.window.step, criterion.window.calls) == (2, 0, 1)
+    with pytest.raises(StateError, match=r"between two windows. Found 1 calls pending"):
+        criterion.accumulate = 4
+    criterion.step()
+    criterion.accumulate = 1
+    with pytest.raises(OptionError, match="`accumulate`"):
+        criterion.accumulate = 0
+    criterion(model(inputs), targets).backward()
+    assert criterion.window.step == 2
