@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from mtl_axes.errors import GraphError
 from mtl_axes.probes.audit import Audit
 from mtl_axes.probes.base import Probe, Tape
-from mtl_axes.probes.discovery import Border, find_border
+from mtl_axes.probes.discovery import Border, find_border, refuse_static_ddp
 from mtl_axes.signals import wide
 
 __all__ = ["BorderProbe", "border_of", "describe_border", "norm_of_parts", "record", "recorded"]
@@ -33,6 +33,7 @@ class BorderProbe(Probe):
     def check(self, tape: Tape) -> bool:
         border = None if len(tape.names) == 1 else border_of(tape)
         if border is not None:
+            refuse_static_ddp(border.static_ddp and self.same_step)
             self._found = describe_border(border, tape.names)
         return self._audit.check(tape) and (border is not None or len(tape.names) == 1)
 

@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 
 from mtl_axes.errors import GraphError, OptionError
 from mtl_axes.probes.base import Measurement, Probe, Tape
-from mtl_axes.probes.discovery import Graph
+from mtl_axes.probes.discovery import Graph, refuse_static_ddp
 from mtl_axes.probes.ghost import LinearSite, linear_sites, stacked
 from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
 from mtl_axes.probes.products import Products
@@ -75,11 +75,7 @@ class Exact(Probe):
 
     def check(self, tape: Tape) -> bool:
         present = tape.present()
-        if tape.graph().static_ddp:
-            raise GraphError(
-                "DistributedDataParallel should have static_graph=False: a gradient that is measured before its first "
-                "backward stops it from averaging gradients over ranks, without a word. Found static_graph=True."
-            )
+        refuse_static_ddp(tape.graph().static_ddp)
         if tape.graph().compiled:
             self._check_compiled(tape, present)
         return self._shared_parameters(tape, present) is not None
