@@ -185,18 +185,17 @@ class MultiTaskCriterion(WideState):
         """Return what runs a call in Python where torch.compile cannot trace it; else None."""
         from mtl_axes import uncompiled
 
-        window, needs = self.window, self.outer.needs
+        window, outer = self.window, self.outer
         if self.task_set.debug:
             return uncompiled.debugging
-        if not (legible and window.allocated):
-            return uncompiled.first_call
-        if not (self.training and torch.is_grad_enabled()) or self._held:
-            return None
-        if needs != "losses":
-            return uncompiled.measuring
-        if window.accumulate != 1:
-            return uncompiled.accumulating
-        return None if window.commits_alone(self.outer) else uncompiled.summing
+        if self.training and torch.is_grad_enabled() and not self._held:
+            if outer.needs != "losses":
+                return uncompiled.measuring
+            if window.accumulate != 1:
+                return uncompiled.accumulating
+            if not window.commits_alone(outer):
+                return uncompiled.summing
+        return None if legible and window.allocated else uncompiled.first_call
 
     def _total(self, found: TaskLosses) -> Tensor:
         values = found.values()
@@ -433,6 +432,7 @@ class MultiTaskCriterion(WideState):
                 if sums is not None:
                     self.window.follow(sums.to(self.window.loss_sum.device))
                 self.outer.tasks = self.task_set.infos() if self.outer.bound else ()
+                self._kinds_shown = dict(self.task_set.kinds)
             self._fit_probe(state_dict, prefix, other=saved.get("probe") != type(self.probe).__name__)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -557,8 +557,8 @@ class MultiTaskCriterion(WideState):
 
     def __getstate__(self) -> dict[str, Any]:
         self._make_report()
-        # A copy made within hold() is not held: nothing would ever release it.
-        return {**self.__dict__, "_held": 0, "_probed": False}
+        # A copy made within hold() is not held: nothing would ever release it. Nor is it compiled, as no module's copy is.
+        return {**self.__dict__, "_held": 0, "_probed": False, "_compiled_call_impl": None}
 
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:

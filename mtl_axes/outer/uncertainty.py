@@ -76,7 +76,7 @@ class Uncertainty(OuterWeighting):
     def weights(self) -> Tensor:
         precision = torch.exp(-self.log_variance)
         weights = precision * self._halves(precision)
-        if weights.requires_grad and self._windows <= _PATIENCE and not torch.compiler.is_compiling():
+        if weights.requires_grad and not torch.compiler.is_compiling() and self._windows <= _PATIENCE:
             weights.register_hook(self._note_gradient)  # type: ignore[no-untyped-call]
         return weights
 
