@@ -97,7 +97,8 @@ class Window(WideState):
         if self.compiled:
             self.tally.windows.add_(1)
         else:
-            self._step += 1
+            # Past the __setattr__ of a module, which costs more than a kernel.
+            self.__dict__["_step"] += 1
 
     @property
     def allocated(self) -> bool:
