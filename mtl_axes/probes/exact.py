@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch._functorch.config as functorch_config
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from mtl_axes.errors import GraphError, OptionError
 from mtl_axes.probes.base import Measurement, Probe, Tape
+from mtl_axes.probes.compiled import check_runs_twice, donated
 from mtl_axes.probes.discovery import Graph
 from mtl_axes.probes.ghost import LinearSite, linear_sites, stacked
 from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
@@ -81,7 +81,9 @@ class Exact(Probe):
                 "backward stops it from averaging gradients over ranks, without a word. Found static_graph=True."
             )
         if tape.graph().compiled:
-            self._check_compiled(tape, present)
+            loss = tape.losses[present[0]]
+            assert loss is not None
+            check_runs_twice(loss, list(tape.graph().leaves))
         return self._shared_parameters(tape, present) is not None
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
@@ -166,27 +168,6 @@ class Exact(Probe):
                 "share a trunk, and is it trainable? Pass shared=, a module or parameters."
             )
         return part.parameters
-
-    @staticmethod
-    def _check_compiled(tape: Tape, present: list[int]) -> None:
-        """Refuse a compiled backward that cannot run twice, or that gives another gradient when it does."""
-        if getattr(functorch_config, "donated_buffer", False):
-            raise GraphError(
-                "A compiled module should keep its buffers for a second backward, because gradients are measured before "
-                "yours. Found torch._functorch.config.donated_buffer = True. Set it to False before torch.compile."
-            )
-        inputs = list(tape.graph().leaves)
-        loss = tape.losses[present[0]]
-        assert loss is not None
-        first, second = (torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True) for _ in range(2))
-        pairs = zip(first, second, strict=True)
-        # Far above what nondeterministic kernels differ by; the fault replaces whole buffers. Not finite: no verdict.
-        if any(one is not None and bool((one - other).norm() > 0.01 * one.norm()) for one, other in pairs):
-            raise GraphError(
-                "A compiled backward should give the same gradient twice. Found another the second time: torch took it "
-                "from a cache on disk that was filled with donated_buffer = True. Clear that cache "
-                "(TORCHINDUCTOR_CACHE_DIR) or set TORCHINDUCTOR_FORCE_DISABLE_CACHES=1."
-            )
 
     def cost(self, tasks: int) -> float:
         # In units of a forward pass: it is 1, and a backward 2.
@@ -305,7 +286,7 @@ def _explained(error: RuntimeError, task: str) -> RuntimeError:
             f"The graph of task {task!r} should still be there when its gradient is measured. Found it freed by an earlier "
             "backward. Call the criterion before loss.backward(), once per forward pass."
         )
-    return error
+    return donated() if "donated buffers" in str(error) else error
 
 
 def _dense(gradient: Tensor, need: Need) -> Tensor:

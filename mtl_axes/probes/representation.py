@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mtl_axes.probes.base import Measurement, Tape
 from mtl_axes.probes.border import BorderProbe, border_of, norm_of_parts, recorded
+from mtl_axes.probes.compiled import check_runs_twice
 from mtl_axes.probes.observers import remember, retaining, unspoiled
 from mtl_axes.signals import Need
 
@@ -36,6 +37,15 @@ class Representation(BorderProbe):
     References:
         O. Sener, V. Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018, which bounds its objective there.
     """
+
+    def check(self, tape: Tape) -> bool:
+        border = border_of(tape) if len(tape.names) > 1 else None
+        if border is not None and border.compiled:
+            for task in border.reads:
+                loss = tape.losses[task]
+                assert loss is not None
+                check_runs_twice(loss, [border.edges[position] for position in border.edges_of(task)])
+        return super().check(tape)
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         border = border_of(tape)
