@@ -115,7 +115,10 @@ class MultiTaskCriterion(WideState):
 
     @property
     def report(self) -> StepReport | None:
-        """:class:`StepReport` of the last training call, or None. It is made when it is read; it costs nothing otherwise."""
+        """:class:`StepReport` of the last training call, or None. It is made when it is read; it costs nothing otherwise.
+
+        Making it reads the device only where calls were compiled, which count their steps there.
+        """
         self._make_report()
         return self._report
 
@@ -511,9 +514,8 @@ class MultiTaskCriterion(WideState):
         Args:
             model: names the parameters in the text, and adds those that no task reaches.
         """
-        return explain(
-            self.task_set, self.outer, self.probe, self.window, self._shared, self.report, self._steadiness.calls(self._tally()), model
-        )
+        steady = self._steadiness.calls(self._tally())
+        return explain(self.task_set, self.outer, self.probe, self.window, self._shared, self.report, steady, model)
 
     def param_groups(self, **options: Any) -> list[dict[str, Any]]:
         """Return parameter groups of the learnable parameters, without weight decay; an empty list when there are none.

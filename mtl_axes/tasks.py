@@ -333,7 +333,7 @@ class TaskSet(nn.Module):
     @property
     def legible(self) -> bool:
         """True when a call can do without reading values: every task was checked, or its kind came with a state."""
-        return 0 < len(self.names) and all(name in self._checked or name in self.known_kinds() for name in self.names)
+        return bool(self.names) and all(name in self._checked or name in self.known_kinds() for name in self.names)
 
     def snapshot(self) -> Snapshot:
         """Return what was learned of the tasks from the calls so far."""

@@ -23,7 +23,7 @@ def _outside(reason: str) -> Run:
 
     # Older versions of torch take no reason.
     takes_reason = "reason" in inspect.signature(torch.compiler.disable).parameters
-    disabled: Run = torch.compiler.disable(run, **({"reason": reason} if takes_reason else {}))
+    disabled: Run = torch.compiler.disable(run, **({"reason": reason} if takes_reason else {}))  # type: ignore[no-untyped-call]
     return disabled
 
 

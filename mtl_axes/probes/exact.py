@@ -19,7 +19,7 @@ from mtl_axes.probes.products import Products
 from mtl_axes.probes.reuse import Gradients, Row, hand_over, why_not
 from mtl_axes.signals import Need, wide
 
-__all__ = ["Exact"]
+__all__ = ["Exact", "explained"]
 
 
 class Exact(Probe):
@@ -221,7 +221,7 @@ class Sites:
             keys: Any = [self._keys[site] for site in sites]  # typed as all tensors or all edges, though a mixture is fine
             gradients = torch.autograd.grad(loss, keys, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
-            raise _explained(error, tape.names[task]) from error
+            raise explained(error, tape.names[task]) from error
         return {site: gradient for site, gradient in zip(sites, gradients, strict=True) if gradient is not None}
 
     def finish(self, total: dict[int, Tensor]) -> Sequence[Tensor | None]:
@@ -275,7 +275,8 @@ def _measurement(
     return Measurement(torch.stack([norms.get(index, zero).to(zero) for index in range(count)]), None, measured)
 
 
-def _explained(error: RuntimeError, task: str) -> RuntimeError:
+def explained(error: RuntimeError, task: str) -> RuntimeError:
+    """Return what to raise for an error of torch in the backward of a task: with advice where it is known."""
     if "use_reentrant" in str(error):
         return GraphError(
             f"The graph of task {task!r} should be free of reentrant activation checkpointing, which cannot be measured. "

@@ -8,6 +8,7 @@ from torch import Tensor
 from mtl_axes.probes.base import Measurement, Tape
 from mtl_axes.probes.border import BorderProbe, border_of, norm_of_parts, recorded
 from mtl_axes.probes.compiled import check_runs_twice
+from mtl_axes.probes.exact import explained
 from mtl_axes.probes.observers import remember, retaining, unspoiled
 from mtl_axes.signals import Need
 
@@ -59,7 +60,10 @@ class Representation(BorderProbe):
                 continue
             with unspoiled(retained), recorded(border, task) as parts:
                 edges = [border.edges[position] for position in border.edges_of(task)]
-                torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
+                try:
+                    torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
+                except RuntimeError as error:
+                    raise explained(error, tape.names[task]) from error
             norms.append(norm_of_parts(parts, like))
         measurement = Measurement(torch.stack(norms), None, tuple(loss is not None for loss in tape.losses))
         self._audit.compare(self._audit.exact(tape), measurement.norms)
