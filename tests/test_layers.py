@@ -30,9 +30,9 @@ ALLOWED: dict[str, set[str]] = {
     "uncompiled": set(),
     "inner": STRATEGY,
     "outer": STRATEGY | {"solvers"},
-    "probes": STRATEGY,
-    "tasks": STRATEGY | {"inner"},
-    "window": STRATEGY | {"distributed", "outer", "probes", "logs"},
+    "probes": STRATEGY | {"distributed"},
+    "tasks": STRATEGY | {"distributed", "inner"},
+    "window": STRATEGY | {"distributed", "logs", "outer", "probes"},
     "explain": STRATEGY | {"distributed", "inner", "outer", "probes", "tasks", "window"},
 }
 ALLOWED["criterion"] = ALLOWED["explain"] | {"explain", "logs", "uncompiled"}

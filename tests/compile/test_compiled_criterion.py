@@ -68,7 +68,10 @@ class Run:
         *,
         compiled: Callable[[int], bool] = lambda step: True,
         size: Callable[[int], int] = lambda step: 8,
-        change: Callable[[int, Tensor, Targets], tuple[Targets, dict[str, Any]]] = lambda step, inputs, targets: (targets, {}),
+        change: Callable[[int, Tensor, Targets], tuple[Targets, dict[str, Any]]] = lambda step, inputs, targets: (
+            targets,
+            {},
+        ),
     ) -> Run:
         for _ in range(steps):
             inputs, targets = batch_for(KINDS, seed=self.step, size=size(self.step))
@@ -262,7 +265,11 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "gaba": (quick("gaba"), {}, r"weighting measures gradients within the call.*call the criterion outside"),
     "gradnorm": (quick("gradnorm"), {"probe": "representation"}, r"weighting measures gradients within the call"),
     "lagged": (quick("gaba"), {"probe": "lagged"}, r"weighting measures gradients within the call"),
-    "accumulate": ({"name": "dwa", "window": 2}, {"accumulate": 2}, r"accumulate is not 1, and calls are counted on the host"),
+    "accumulate": (
+        {"name": "dwa", "window": 2},
+        {"accumulate": 2},
+        r"accumulate is not 1, and calls are counted on the host",
+    ),
     "debug": ("dwa", {"debug": True}, r"debug=True reads the values of every call. Leave it out"),
 }
 
