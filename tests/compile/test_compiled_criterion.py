@@ -1,4 +1,4 @@
-"""A compiled criterion: one graph for a weighting that needs losses alone, with the numbers and the state of an eager one."""
+"""A compiled criterion: one graph for a weighting that needs losses alone, with the numbers and state of an eager one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from strategies import Heads, batch_for, equal, model_for, quick
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from mtl_axes import MultiTaskCriterion, OuterWeighting, Signals, compose
 
@@ -194,7 +195,7 @@ def test_compiled_and_eager_calls_mix(outer: Any) -> None:
 @two_outers
 @pytest.mark.parametrize("resumes", ["compiled", "eager"])
 def test_a_state_goes_from_one_to_the_other(outer: Any, resumes: str, tmp_path: Path) -> None:
-    """A compiled run saved in mid-epoch resumes eagerly, and the other way round, bit for bit; the load settles the tasks."""
+    """A compiled run saved in mid-epoch resumes eagerly, and the other way round, bit for bit; a load settles the tasks."""
     first = never if resumes == "compiled" else (lambda step: True)
     second = never if resumes == "eager" else (lambda step: True)
     saved = Run(outer).advance(14, compiled=first)
@@ -298,6 +299,23 @@ def test_what_is_not_traced_works_behind_a_graph_break(case: str) -> None:
         assert equal(found, step(criteria[1], criteria[1], model, seed))
     assert equal(criteria[0].state_dict(), criteria[1].state_dict())
     assert counter.frame_count == (case == "first call")
+
+
+def test_among_ranks_only_what_must_agree_leaves_the_graph() -> None:
+    """Where losses are summed over ranks the error says so; constants, which need no other rank, are one graph still."""
+    model = model_for(KINDS)
+    criteria = {name: compose(OUTERS[name], "mse", tasks=list(KINDS)) for name in ("dwa by windows", "fixed")}
+    for criterion in criteria.values():
+        step(criterion, criterion, model, 0)
+    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        compiled = {name: torch.compile(each, backend="eager", fullgraph=True) for name, each in criteria.items()}
+        with pytest.raises(Exception, match=r"losses are summed over the ranks within the call.*call the criterion outside"):
+            step(criteria["dwa by windows"], compiled["dwa by windows"], model, 1)
+        step(criteria["fixed"], compiled["fixed"], model, 1)
+    finally:
+        distributed.destroy_process_group()
+    assert [each.report.step for each in criteria.values()] == [1, 2]
 
 
 def test_copies_of_a_criterion_compiled_in_place_are_their_own() -> None:
