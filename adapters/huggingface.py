@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtl_axes import MultiTaskCriterion
-from mtl_axes.errors import DataError, OptionError, StateError
+from mtl_axes.errors import DataError, GraphError, OptionError, StateError
 from mtl_axes.tasks import as_mapping
 
 try:
@@ -133,17 +133,29 @@ class MultiTaskMixin(_Base):
                 "as TaskCollator(tasks, collator)."
             )
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        loss = self.criterion(outputs, labels)
+        loss = self._loss(model, outputs, labels)
         if self._evaluated is not None:
             self._evaluated.add(outputs, labels, self._without_repetitions)
         return (loss, outputs) if return_outputs else loss
+
+    def _loss(self, model: torch.nn.Module, outputs: Any, labels: Mapping[str, Tensor | None]) -> Tensor:
+        try:
+            loss: Tensor = self.criterion(outputs, labels)
+        except GraphError as error:
+            if not getattr(model, "find_unused_parameters", False):
+                raise
+            raise GraphError(
+                f"{error} Or set ddp_find_unused_parameters=False in TrainingArguments, if a batch reaches all parameters."
+            ) from error
+        return loss
 
     def _without_repetitions(self, size: int) -> int:
         """Return how many samples of a batch count: the last ones of an evaluation may repeat the first ones, to fill it."""
         state = self.accelerator.gradient_state
         if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder < 1:
             return size
-        return min(max(int(state.remainder) - self.accelerator.process_index * size, 0), size)
+        before = int(self.accelerator.process_index) * size
+        return min(max(int(state.remainder) - before, 0), size)
 
     def evaluation_loop(
         self,
@@ -267,6 +279,7 @@ class _Steps(TrainerCallback):
 
     def __init__(self, trainer: MultiTaskMixin) -> None:
         self._trainer = trainer
+        self._scale_before = 1.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         criterion = self._trainer.criterion
@@ -277,9 +290,19 @@ class _Steps(TrainerCallback):
         criterion.accumulate = _accumulation(args, criterion)  # type: ignore[assignment]
         criterion.train()
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._scale_before = self._scale()
+
+    def _scale(self) -> float:
+        # Accelerate does not notice a step that was skipped by a fused optimizer, the Trainer's own choice.
+        scaler = self._trainer.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         criterion = self._trainer.criterion
-        criterion.step(skipped=self._trainer.accelerator.optimizer_step_was_skipped)
+        criterion.step(skipped=self._scale() < self._scale_before)
         criterion.zero_grad()
         # Before the Trainer saves, so that no checkpoint lies between the last step of an epoch and its end.
         if has_length(kwargs["train_dataloader"]) and state.epoch == int(state.epoch or 0):
