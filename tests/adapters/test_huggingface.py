@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch._functorch.config as functorch_config
+from accelerate.state import AcceleratorState
 from hf_models import CLASSES, TASKS, bert, images, texts, trainer_of, vit
 from mtl_axes.adapters.huggingface import FILE_NAME, MultiTaskMixin, TaskCollator, attach
 from strategies import equal, quick, same, snapshot
@@ -25,6 +27,17 @@ pytestmark = [
     # Deprecated names that both major versions know, and what the Trainer does to itself.
     pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    """TrainingArguments may write precision and compiler into the environment, and Accelerate keeps a state of its own."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
 
 MOVING = ("dwa", "gaba", "gradnorm", "uncertainty")
 
