@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtl_axes import MultiTaskCriterion
-from mtl_axes.errors import DataError, GraphError, OptionError, StateError
+from mtl_axes.errors import DataError, OptionError, StateError
 from mtl_axes.tasks import as_mapping
 
 try:
@@ -133,21 +133,10 @@ class MultiTaskMixin(_Base):
                 "as TaskCollator(tasks, collator)."
             )
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        loss = self._loss(model, outputs, labels)
+        loss = self.criterion(outputs, labels)
         if self._evaluated is not None:
             self._evaluated.add(outputs, labels, self._without_repetitions)
         return (loss, outputs) if return_outputs else loss
-
-    def _loss(self, model: torch.nn.Module, outputs: Any, labels: Mapping[str, Tensor | None]) -> Tensor:
-        try:
-            loss: Tensor = self.criterion(outputs, labels)
-        except GraphError as error:
-            if not getattr(model, "find_unused_parameters", False):
-                raise
-            raise GraphError(
-                f"{error} Or set ddp_find_unused_parameters=False in TrainingArguments, if a batch reaches all parameters."
-            ) from error
-        return loss
 
     def _without_repetitions(self, size: int) -> int:
         """Return how many samples of a batch count: the last ones of an evaluation may repeat the first ones, to fill it."""

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from hf_models import CLASSES, TASKS, bert, images, texts, trainer_of, vit
 from mtl_axes.adapters.huggingface import FILE_NAME, MultiTaskMixin, TaskCollator, attach
 from strategies import equal, quick, same, snapshot
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import SequentialSampler
@@ -137,7 +138,12 @@ def by_hand(outer: str, probe: str, accumulate: int, epochs: int) -> tuple[nn.Mo
 
 @pytest.mark.parametrize(
     ("outer", "probe", "accumulate"),
-    [*((outer, "exact", 1) for outer in MOVING), ("gaba", "lagged", 1), ("gaba", "exact", 4), ("dwa", "exact", 4)],
+    [
+        *((outer, "exact", 1) for outer in MOVING),
+        ("gaba", "lagged", 1),
+        *(("gaba", probe, 4) for probe in ("exact", "representation", "lagged")),
+        ("dwa", "exact", 4),
+    ],
 )
 def test_the_trainer_equals_the_loop_written_by_hand(outer: str, probe: str, accumulate: int, tmp_path: Path) -> None:
     """Model, learned weights and state are those of the written loop, bit for bit: windows, zeroing and epochs are right."""
@@ -253,14 +259,13 @@ def test_the_logged_losses_add_up_to_the_logged_loss(tmp_path: Path) -> None:
 
 def test_tensorboard_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The event file that the Trainer's own callback writes has a curve per task, of training and of evaluation."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     trainer = trainer_of(
         tmp_path, bert(), texts(), eval_dataset=texts(8, 1), report_to="tensorboard", max_steps=2, eval_strategy="steps"
     )
     attach(trainer, composed()).train()
     (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents*")}
-    events = accumulator.EventAccumulator(str(folder)).Reload()
+    events = EventAccumulator(str(folder)).Reload()
     tags = events.Tags()["scalars"]
     assert {"train/mtl/loss/score", "train/mtl/weight/score", "train/mtl/norm/score", "eval/loss_score"} <= set(tags)
     assert len(events.Scalars("train/mtl/weight/score")) == 2
@@ -501,15 +506,16 @@ def test_a_subclass_of_your_own(tmp_path: Path) -> None:
         assert left["mtl/weight/score"] == right["mtl/weight/score"]
 
 
-@pytest.mark.parametrize("options", [{}, {"bf16": True}], ids=["float32", "bf16"])
-def test_images_train_too(options: dict[str, Any], tmp_path: Path) -> None:
-    """A ViT with two heads learns, whatever the precision, and norms are measured in every step."""
+@pytest.mark.parametrize("probe", ["exact", "representation", "lagged"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_images_train_too(bf16: bool, probe: str, tmp_path: Path) -> None:
+    """A ViT with two heads learns, whatever the precision, and norms are there from the first step or the second on."""
     trainer = trainer_of(
-        tmp_path, vit(), images(), num_train_epochs=6, per_device_train_batch_size=8, lr_scheduler_type="constant", **options
+        tmp_path, vit(), images(), num_train_epochs=6, per_device_train_batch_size=8, lr_scheduler_type="constant", bf16=bf16
     )
-    attach(trainer, composed()).train()
+    attach(trainer, composed(probe=probe)).train()
     logs = train_logs(trainer)
-    assert all("mtl/norm/score" in row for row in logs)
+    assert all("mtl/norm/score" in row for row in logs[probe == "lagged" :])
     assert sum(row["loss"] for row in logs[-2:]) < 0.7 * sum(row["loss"] for row in logs[:2])
 
 
@@ -535,11 +541,12 @@ def test_activation_checkpointing(tmp_path: Path) -> None:
     for left, right in zip(train_logs(trainer), train_logs(plain), strict=True):
         assert left["mtl/norm/score"] == pytest.approx(right["mtl/norm/score"], rel=1e-4)
 
-    lagged = [checkpointed(tmp_path, "lagged", reentrant) for reentrant in (True, False)]
-    for each in lagged:
-        each.train()
-    assert lagged[0].criterion.window.step == 3
-    torch.testing.assert_close(*(each.criterion.outer.weights() for each in lagged))
+    for probe in ("lagged", "representation"):
+        pair = [checkpointed(tmp_path, probe, reentrant) for reentrant in (True, False)]
+        for each in pair:
+            each.train()
+        assert not torch.equal(pair[0].criterion.outer.weights(), composed().outer.weights())
+        torch.testing.assert_close(*(each.criterion.outer.weights() for each in pair))
 
     for shared in (False, True):
         with pytest.raises(GraphError, match="use_reentrant=False"):
@@ -577,6 +584,7 @@ def test_a_compiled_model_trains(kept_buffers: None, tmp_path: Path) -> None:
     [
         (True, "exact", r"donated_buffer = True. Set it to False before torch.compile"),
         (False, "exact", r"Found CompiledFunctionBackward .*Pass shared="),
+        (False, "representation", r'Found CompiledFunctionBackward, which hides it.*probe="exact" with shared='),
         (False, "lagged", r'Found CompiledFunctionBackward, which hides it.*probe="exact" with shared='),
     ],
 )
