@@ -78,6 +78,7 @@ class MultiTaskCriterion(WideState):
         self._shared = shared
         self._report: StepReport | None = None
         self._unread: _Unread | None = None
+        self._collected: Measurement | None = None
         self._kinds_shown: dict[str, Kind] = {}
         self._log = LossLog()
         self._steadiness = Steadiness()
@@ -206,7 +207,9 @@ class MultiTaskCriterion(WideState):
 
     def _train(self, found: TaskLosses, values: Tensor) -> Tensor:
         window, outer, probe = self.window, self.outer, self.probe
-        collected = window.commit(outer, probe) if window.full else None
+        if window.full:
+            self._collected = window.commit(outer, probe)
+        collected, self._collected = self._collected, None
         if window.commits_alone(outer):
             return self._train_on_losses(found, values)
         labelled, due, immediate = found.labelled(), window.due(outer), window.immediate(probe, outer.needs)
@@ -487,7 +490,8 @@ class MultiTaskCriterion(WideState):
         if self.window.calls and not self.probe.same_step:
             # What the commit collects may be dropped, and is not of the last call.
             self._make_report()
-        self.window.commit(self.outer, self.probe)
+        # Shown by the next call's report and log, as what a full window's commit collects there is.
+        self._collected = self.window.commit(self.outer, self.probe) or self._collected
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:

@@ -545,7 +545,7 @@ def test_activation_checkpointing(tmp_path: Path) -> None:
         pair = [checkpointed(tmp_path, probe, reentrant) for reentrant in (True, False)]
         for each in pair:
             each.train()
-        assert not torch.equal(pair[0].criterion.outer.weights(), composed().outer.weights())
+        assert pair[0].criterion.outer.weights().unique().numel() == 2
         torch.testing.assert_close(*(each.criterion.outer.weights() for each in pair))
 
     for shared in (False, True):
