@@ -682,6 +682,18 @@ def test_a_lagged_probe_is_collected_in_the_next_forward() -> None:
     assert exact.criterion.outer.ema.tolist() != [0.5, 0.5]
 
 
+def test_what_step_collects_is_shown_by_the_next_call() -> None:
+    """Committed by step() or by the next call, a lagged window's norms come into that call's report and into the log."""
+    by_step, by_call = (Run(quick("gaba"), probe=Lagged()) for _ in range(2))
+    for _ in range(3):
+        by_step.call()
+        by_step.criterion.step()
+        by_call.call()
+    for run in (by_step, by_call):
+        assert run.criterion.report.norms.tolist() == by_call.criterion.report.norms.tolist()
+    assert by_step.criterion.log_dict() == by_call.criterion.log_dict()
+
+
 def test_a_copy_made_under_hold_is_not_held() -> None:
     """A criterion that is copied or pickled within hold() trains on: nothing would ever release it."""
     criterion = compose("dwa")
