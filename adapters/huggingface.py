@@ -251,7 +251,7 @@ def _accumulation(args: TrainingArguments, criterion: MultiTaskCriterion) -> int
     if composed not in (1, steps, "manual"):
         raise OptionError(
             f"The criterion's accumulate should be 1 or the Trainer's gradient_accumulation_steps={steps}. "
-            f"Found accumulate={composed}. Leave it out of compose(): the Trainer sets it."
+            f"Found accumulate={composed}. Leave it out of compose(), or set criterion.accumulate = 1: the Trainer sets it."
         )
     return steps if composed != "manual" else composed
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -605,6 +607,14 @@ def test_a_compiled_model_that_cannot_be_measured_says_so_at_once(
 
 
 # Errors
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing the adapter alone needs transformers, and says where it comes from."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "mtl_axes.adapters.huggingface")
+    with pytest.raises(ImportError, match=r'needs transformers.*pip install "mtl_axes\[hf\]"'):
+        importlib.import_module("mtl_axes.adapters.huggingface")
 
 
 def pending() -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hf_models import TASKS, bert, texts
-from hf_ranks import EVALUATED, OUTERS
+from hf_ranks import EVALUATED, OUTERS, RESUMES
 from mtl_axes.adapters.huggingface import TaskCollator
 from strategies import equal
 from torch.nn import functional as F
@@ -32,7 +32,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", [*OUTERS, "used", "representation", "lagged", "resumed"])
+@pytest.mark.parametrize("case", [*OUTERS, "used", "representation", "lagged"])
 def test_ranks_hold_the_same(ranks: list[dict[str, Any]], case: str) -> None:
     """Model, state and learned weights agree bit for bit, though the ranks saw different rows."""
     first, second = (rank[case] for rank in ranks)
@@ -63,6 +63,7 @@ def test_evaluation_counts_every_row_once(ranks: list[dict[str, Any]]) -> None:
         assert rank["gaba"]["metrics"]["eval_loss_score"] == pytest.approx(float(score), rel=1e-5)
 
 
+@pytest.mark.skipif(not RESUMES, reason="version 4 of transformers cannot resume under DDP on the CPU")
 def test_a_resumed_training_equals_the_uninterrupted_one(ranks: list[dict[str, Any]]) -> None:
     """What rank 0 saved, every rank loads; the end is the same, bit for bit."""
     for rank in ranks:
