@@ -37,9 +37,8 @@ def attach(accelerator: Accelerator, criterion: MultiTaskCriterion, optimizer: A
     """
     if not isinstance(criterion, MultiTaskCriterion) or getattr(criterion, "_is_accelerate_prepared", False):
         raise OptionError(
-            "The criterion should not pass through accelerator.prepare(), which would wrap it, and save it as a model. "
-            f"Found a prepared {type(criterion).__name__}. Prepare the model, the optimizer and the data, and pass the result "
-            "of compose() to attach()."
+            "The criterion should not pass through accelerator.prepare(), which wraps and saves it as a model. Found a prepared "
+            f"{type(criterion).__name__}. Prepare model, optimizer and data, and pass what compose() returned to attach()."
         )
     if not isinstance(optimizer, AcceleratedOptimizer):
         raise OptionError(

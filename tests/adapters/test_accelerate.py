@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import GeneralTracker, on_main_process
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from mtl_axes.adapters.accelerate import attach
 from strategies import batch_for, equal, model_for, quick, snapshot
 from torch import distributed, multiprocessing, nn
@@ -46,7 +46,8 @@ def dataset(batches: int = BATCHES) -> TensorDataset:
 
 
 def criterion_for(outer: str, **options: Any) -> MultiTaskCriterion:
-    return compose(quick(outer, **({"window": None} if outer == "dwa" else {})), "failure_biased", tasks=list(KINDS), **options)
+    weighting = quick(outer, window=None) if outer == "dwa" else quick(outer)
+    return compose(weighting, "failure_biased", tasks=list(KINDS), **options)
 
 
 class Run:
@@ -98,6 +99,9 @@ class Run:
             self.scheduler.step()
             self.optimizer.zero_grad()
         self.weights.append(self.criterion.report.weights.tolist())
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def state(self) -> dict[str, Any]:
         return {
@@ -221,7 +225,9 @@ def test_a_resumed_run_is_the_uninterrupted_run(outer: str, steps: int, stop: in
     first = Run(outer, **options)
     first.epochs(2, stop=stop)
     first.accelerator.save_state(tmp_path)
-    gradients = [None if p.grad is None else p.grad.clone() for group in first.optimizer.param_groups for p in group["params"]]
+    gradients = [
+        None if p.grad is None else p.grad.clone() for group in first.optimizer.param_groups for p in group["params"]
+    ]
     assert any(gradient is not None for gradient in gradients) == bool(stop % steps)
     assert torch.load(tmp_path / "custom_checkpoint_0.pkl", weights_only=True)["_extra_state"]["tasks"] == list(KINDS)
     first.weights.clear()
@@ -230,9 +236,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(outer: str, steps: int, stop: in
 
     second = Run(outer, **options)
     second.accelerator.load_state(tmp_path)
-    for parameter, gradient in zip(
-        (p for group in second.optimizer.param_groups for p in group["params"]), gradients, strict=True
-    ):
+    for parameter, gradient in zip(second.parameters(), gradients, strict=True):
         parameter.grad = gradient
     second.epochs(1, begin=stop)
     second.epochs(1)
@@ -333,7 +337,8 @@ def test_without_accelerate_the_extra_is_named() -> None:
 def rank_of_two(rank: int, folder: str) -> None:
     """Train with DDP on this rank's part of the data; save after the first epoch, train on, resume in fresh objects."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "unused", "MASTER_PORT": "0"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "unused", "MASTER_PORT": "0"}  # Accelerate asks for them; the store needs none
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     result: dict[str, Any] = {}
     for outer in OUTERS:
