@@ -37,8 +37,8 @@ def attach(accelerator: Accelerator, criterion: MultiTaskCriterion, optimizer: A
     """
     if not isinstance(criterion, MultiTaskCriterion) or getattr(criterion, "_is_accelerate_prepared", False):
         raise OptionError(
-            "The criterion should not pass through accelerator.prepare(), which wraps and saves it as a model. Found a prepared "
-            f"{type(criterion).__name__}. Prepare model, optimizer and data, and pass what compose() returned to attach()."
+            "The criterion should not pass through accelerator.prepare(), which wraps and saves it as a model. Found a "
+            f"prepared {type(criterion).__name__}. Prepare model, optimizer and data, and attach what compose() returned."
         )
     if not isinstance(optimizer, AcceleratedOptimizer):
         raise OptionError(
