@@ -5,8 +5,8 @@
 
 Stopped and started again with ``--checkpoint FILE``, it goes on after the last whole epoch, to the same numbers.
 
-The data are simulated: readings of a machine, the thousands of hours that it still has (``rul``; an error near the end counts
-more), and whether it is degraded (``health``). Losses and norms are printed as rank 0 sees them; the weights are those of all.
+The data are simulated: readings of a machine, the thousands of hours that it still has (``rul``, where errors near the end
+count more), and whether it is degraded (``health``). Losses and norms are printed as rank 0 sees them, the weights are all's.
 """
 
 from __future__ import annotations
