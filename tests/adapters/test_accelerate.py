@@ -61,7 +61,6 @@ class Run:
         data: TensorDataset | None = None,
         accelerator: dict[str, Any] | None = None,
         scaler: torch.amp.GradScaler | None = None,
-        give_shared: bool = False,
         **options: Any,
     ) -> None:
         forget()
@@ -69,7 +68,7 @@ class Run:
         if scaler is not None:  # Accelerate has fp16 on accelerators only; these are its two switches
             self.accelerator.scaler, self.accelerator.native_amp = scaler, True
         model = model_for(KINDS)
-        self.criterion = criterion_for(outer, shared=model.trunk if give_shared else None, **options)
+        self.criterion = criterion_for(outer, **options)
         optimizer = torch.optim.AdamW([{"params": list(model.parameters())}, *self.criterion.param_groups()], lr=LR)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         batches = DataLoader(dataset() if data is None else data, batch_size=size)
@@ -347,14 +346,14 @@ def rank_of_two(rank: int, folder: str) -> None:
                 "kwargs_handlers": [DistributedDataParallelKwargs(find_unused_parameters=unused)],
                 "gradient_accumulation_steps": 2,
             }
-            run = Run(outer, data=dataset(10), accelerator=options, give_shared=unused)
+            run = Run(outer, data=dataset(10), accelerator=options)
             assert isinstance(run.model, nn.parallel.DistributedDataParallel)
             run.epochs(1)
             run.accelerator.save_state(f"{folder}/{outer}-{unused}")
             saved = run.state()
             run.weights.clear()
             run.epochs(1)
-            again = Run(outer, data=dataset(10), accelerator=options, give_shared=unused)
+            again = Run(outer, data=dataset(10), accelerator=options)
             again.accelerator.load_state(f"{folder}/{outer}-{unused}")
             again.epochs(1)
             losses = run.criterion.log_dict()["loss/rul"]
