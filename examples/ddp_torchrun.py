@@ -6,7 +6,7 @@
 Stopped and started again with ``--checkpoint FILE``, it goes on after the last whole epoch, to the same numbers.
 
 The data are simulated: readings of a machine, the thousands of hours that it still has (``rul``, where errors near the end
-count more), and whether it is degraded (``health``). Losses and norms are printed as rank 0 sees them, the weights are all's.
+count more), and whether it is degraded (``health``). Losses and norms are printed as rank 0 sees them.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def main() -> None:
     distributed.all_gather_object(held, criterion.outer.weights().tolist())
     if rank == 0:
         print(f"weights {held[0]}, the same on {held.count(held[0])} of {ranks} ranks")
+    distributed.barrier()  # carries no tensor: a gloo thread that still holds one when Python ends would abort the process
     distributed.destroy_process_group()
 
 

@@ -16,7 +16,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 def printed(*arguments: str) -> list[str]:
     """The lines that a run prints on its standard output."""
     done = subprocess.run(
-        [sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
