@@ -89,7 +89,7 @@ def main() -> None:
     held: list[list[float] | None] = [None] * ranks
     distributed.all_gather_object(held, criterion.outer.weights().tolist())
     if rank == 0:
-        print(f"weights {held[0]}, the same on {held.count(held[0])} of {ranks} ranks")
+        print(f"weights {held[0]}, the same on {held.count(held[0])} of {ranks} ranks", flush=True)
     distributed.barrier()  # rank 0 has printed and saved before anyone leaves
     distributed.destroy_process_group()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 EXAMPLE = str(Path(__file__).resolve().parents[2] / "examples" / "ddp_torchrun.py")
 TWO_RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-# DDP keeps gloo's threads beyond destroy_process_group(); now and then one of them, not ours, aborts a process that has ended.
+# DDP keeps gloo's threads beyond destroy_process_group(), and now and then one of them aborts a process that has ended.
 ABORTED_AT_EXIT = "terminate called without an active exception"
 
 
