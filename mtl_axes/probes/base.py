@@ -13,7 +13,7 @@ from mtl_axes.options import constructor_repr, read_options
 from mtl_axes.probes.discovery import Graph, Shared, SharedPart, walk
 from mtl_axes.signals import Need
 
-__all__ = ["Measurement", "Probe", "Tape"]
+__all__ = ["Measurement", "Probe", "Tape", "explained"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Tape:
             gradients through every head.
         weights: (K,) weights of this call's sum where they are known before it is measured, else None.
         turn: number of this window among those that are measured, counted from the first window of the run.
+        due: whether this call is measured, or only checked.
         kept: what a probe keeps from ``measure`` for ``couple``.
     """
 
@@ -51,11 +52,13 @@ class Tape:
         *,
         weights: Tensor | None = None,
         turn: int = 0,
+        due: bool = True,
     ) -> None:
         self.names = names
         self.losses = losses
         self.weights = weights
         self.turn = turn
+        self.due = due
         self.kept: object = None
         self._shared = shared
         self._graph: Graph | None = None
@@ -162,3 +165,24 @@ class Probe(nn.Module):
 
     def __repr__(self) -> str:
         return constructor_repr(self)
+
+
+def explained(error: RuntimeError, task: str) -> RuntimeError:
+    """Return what a backward of a task raised, in words that say what to do where that is known."""
+    if "fabric.backward" in str(error):
+        return GraphError(
+            f"The graph of task {task!r} should admit a backward before yours, to be measured. Found that it comes from a model "
+            'that Fabric has set up in a precision or strategy that admits fabric.backward(loss) only. Use probe="lagged", which '
+            "measures there."
+        )
+    if "use_reentrant" in str(error):
+        return GraphError(
+            f"The graph of task {task!r} should be free of reentrant activation checkpointing, which cannot be measured. "
+            "Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+        )
+    if "second time" in str(error):
+        return GraphError(
+            f"The graph of task {task!r} should still be there when its gradient is measured. Found it freed by an earlier "
+            "backward. Call the criterion before loss.backward(), once per forward pass."
+        )
+    return error

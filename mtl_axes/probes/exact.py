@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from mtl_axes.errors import GraphError, OptionError
-from mtl_axes.probes.base import Measurement, Probe, Tape
+from mtl_axes.probes.base import Measurement, Probe, Tape, explained
 from mtl_axes.probes.discovery import Graph
 from mtl_axes.probes.ghost import LinearSite, linear_sites, stacked
 from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
@@ -82,7 +82,12 @@ class Exact(Probe):
             )
         if tape.graph().compiled:
             self._check_compiled(tape, present)
-        return self._shared_parameters(tape, present) is not None
+        parameters = self._shared_parameters(tape, present)
+        if parameters and not tape.due and is_hooked(tape.graph()):
+            # A hook may refuse a backward that is not the user's.
+            with unspoiled(retaining(tape.graph().masks, tape.graph().oldest)):
+                Sites(tape.graph(), parameters, tasks=1, ghost=False, everything=False).gradients(tape, present[0])
+        return parameters is not None
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         present = tape.present()
@@ -240,7 +245,7 @@ class Sites:
             keys: Any = [self._keys[site] for site in sites]  # typed as all tensors or all edges, though a mixture is fine
             gradients = torch.autograd.grad(loss, keys, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
-            raise _explained(error, tape.names[task]) from error
+            raise explained(error, tape.names[task]) from error
         return {site: gradient for site, gradient in zip(sites, gradients, strict=True) if gradient is not None}
 
     def finish(self, total: dict[int, Tensor]) -> Sequence[Tensor | None]:
@@ -292,20 +297,6 @@ def _measurement(
         return Measurement(gramian.diagonal().clamp_min(0).sqrt(), gramian, measured)
     zero = torch.zeros((), dtype=dtype, device=first.device)
     return Measurement(torch.stack([norms.get(index, zero).to(zero) for index in range(count)]), None, measured)
-
-
-def _explained(error: RuntimeError, task: str) -> RuntimeError:
-    if "use_reentrant" in str(error):
-        return GraphError(
-            f"The graph of task {task!r} should be free of reentrant activation checkpointing, which cannot be measured. "
-            "Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-        )
-    if "second time" in str(error):
-        return GraphError(
-            f"The graph of task {task!r} should still be there when its gradient is measured. Found it freed by an earlier "
-            "backward. Call the criterion before loss.backward(), once per forward pass."
-        )
-    return error
 
 
 def _dense(gradient: Tensor, need: Need) -> Tensor:

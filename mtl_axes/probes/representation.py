@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtl_axes.probes.base import Measurement, Tape
+from mtl_axes.probes.base import Measurement, Tape, explained
 from mtl_axes.probes.border import BorderProbe, border_of, norm_of_parts, recorded
-from mtl_axes.probes.observers import remember, retaining, unspoiled
+from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
 from mtl_axes.signals import Need
 
 __all__ = ["Representation"]
@@ -37,6 +37,13 @@ class Representation(BorderProbe):
         O. Sener, V. Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018, which bounds its objective there.
     """
 
+    def check(self, tape: Tape) -> bool:
+        checked = super().check(tape)
+        if checked and not tape.due and is_hooked(tape.graph()):
+            # A hook may refuse a backward that is not the user's.
+            self.measure(tape, "norms")
+        return checked
+
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         border = border_of(tape)
         if border is None:
@@ -49,7 +56,10 @@ class Representation(BorderProbe):
                 continue
             with unspoiled(retained), recorded(border, task) as parts:
                 edges = [border.edges[position] for position in border.edges_of(task)]
-                torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
+                try:
+                    torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
+                except RuntimeError as error:
+                    raise explained(error, tape.names[task]) from error
             norms.append(norm_of_parts(parts, like))
         measurement = Measurement(torch.stack(norms), None, tuple(loss is not None for loss in tape.losses))
         self._audit.compare(self._audit.exact(tape), measurement.norms)
