@@ -77,6 +77,8 @@ class MultiTaskCriterion(WideState):
         self._shared = shared
         self._report: StepReport | None = None
         self._unread: _Unread | None = None
+        # By a commit between two calls: the next one tells of it.
+        self._collected: Measurement | None = None
         self._kinds_shown: dict[str, Kind] = {}
         self._log = LossLog()
         self._steadiness = Steadiness()
@@ -188,7 +190,9 @@ class MultiTaskCriterion(WideState):
 
     def _train(self, found: TaskLosses, values: Tensor) -> Tensor:
         window, outer, probe = self.window, self.outer, self.probe
-        collected = window.commit(outer, probe) if window.full else None
+        collected, self._collected = self._collected, None
+        if window.full:
+            collected = window.commit(outer, probe)
         if window.commits_alone(outer):
             return self._train_on_losses(found, values)
         labelled, due, immediate = found.labelled(), window.due(outer), window.immediate(probe, outer.needs)
@@ -452,7 +456,7 @@ class MultiTaskCriterion(WideState):
         if self.window.calls and not self.probe.same_step:
             # What the commit collects may be dropped, and is not of the last call.
             self._make_report()
-        self.window.commit(self.outer, self.probe)
+        self._collected = self.window.commit(self.outer, self.probe) or self._collected
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
