@@ -37,8 +37,8 @@ class MultiTaskCallback(Callback):
     """Tells the criteria among the submodules of a LightningModule what its trainer does.
 
     - Accumulation: ``criterion.accumulate`` follows ``accumulate_grad_batches``, also where a
-      ``GradientAccumulationScheduler`` changes it, and is put back after the run. A criterion composed with ``"manual"``, and
-      every criterion under manual optimization, keeps its own.
+      ``GradientAccumulationScheduler`` changes it, and is put back after the run. A criterion composed with ``"manual"``,
+      and every criterion under manual optimization, keeps its own.
     - Windows end with the batch in which an optimizer stepped. A step that a gradient scaler skipped drops its window.
     - Epochs end with their last batch, before its validation and before a checkpoint is written.
     - A closure that one step evaluates several times, as LBFGS does, is recorded once: ``criterion.hold()`` covers its
@@ -60,6 +60,7 @@ class MultiTaskCallback(Callback):
         self._holds = ExitStack()
         self._stepped = False
         self._scale: float | None = None
+        self._unended = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the criteria, and refuse what cannot be."""
@@ -73,7 +74,7 @@ class MultiTaskCallback(Callback):
             _Member(f"{name}/" if len(found) > 1 else "", criterion, criterion.accumulate)
             for name, criterion in found.items()
         ]
-        self._stepped = False
+        self._unended = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let a window that a checkpoint left pending go on under the trainer's number."""
@@ -116,6 +117,7 @@ class MultiTaskCallback(Callback):
             skipped = scale is not None and self._scale is not None and scale < self._scale
             for _, criterion, _ in self._members:
                 criterion.step(skipped=skipped)
+        self._unended = not trainer.is_last_batch
         if trainer.is_last_batch:
             for _, criterion, _ in self._members:
                 criterion.end_epoch()
@@ -124,6 +126,13 @@ class MultiTaskCallback(Callback):
         if (stepped or not pl_module.automatic_optimization) and every and logged % every == 0:
             for prefix, criterion, _ in self._members:
                 pl_module.log_dict({prefix + name: value for name, value in criterion.log_dict().items()})
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End an epoch of which the module skipped the rest, without the window whose optimizer step it skipped, too."""
+        if self._unended and trainer.is_last_batch:
+            for _, criterion, _ in self._members:
+                criterion.step(skipped=True)
+                criterion.end_epoch()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the criteria back as they were composed."""

@@ -171,9 +171,9 @@ def explained(error: RuntimeError, task: str) -> RuntimeError:
     """Return what a backward of a task raised, in words that say what to do where that is known."""
     if "fabric.backward" in str(error):
         return GraphError(
-            f"The graph of task {task!r} should admit a backward before yours, to be measured. Found that it comes from a model "
-            'that Fabric has set up in a precision or strategy that admits fabric.backward(loss) only. Use probe="lagged", which '
-            "measures there."
+            f"The graph of task {task!r} should admit a backward before yours, to be measured. Found a model that Fabric "
+            "has set up in a precision or strategy that admits fabric.backward(loss) only. Use "
+            'probe="lagged", which measures in there.'
         )
     if "use_reentrant" in str(error):
         return GraphError(
