@@ -121,9 +121,8 @@ class MultiTaskCallback(Callback):
         if trainer.is_last_batch:
             for _, criterion, _ in self._members:
                 criterion.end_epoch()
-        # The count by which Lightning decides whether it hands what was logged to the loggers.
-        logged, every = trainer.fit_loop.epoch_loop._batches_that_stepped + 1, trainer.log_every_n_steps
-        if (stepped or not pl_module.automatic_optimization) and every and logged % every == 0:
+        # Lightning's own decision, which others than its loggers see nowhere else: what is logged at other times is lost.
+        if (stepped or not pl_module.automatic_optimization) and trainer._logger_connector.should_update_logs:
             for prefix, criterion, _ in self._members:
                 pl_module.log_dict({prefix + name: value for name, value in criterion.log_dict().items()})
 
