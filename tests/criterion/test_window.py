@@ -683,7 +683,7 @@ def test_a_lagged_probe_is_collected_in_the_next_forward() -> None:
 
 
 def test_what_a_commit_between_two_calls_collects_is_told_by_the_next() -> None:
-    """Norms that step() collects from a lagged probe are in the next call's report and log, as those of a full window are."""
+    """Norms that step() collects from a lagged probe are in the next call's report and log, as a full window's are."""
     full, stepped = (Run(quick("gaba"), probe=Lagged()) for _ in range(2))
     for _ in range(3):
         full.call()
