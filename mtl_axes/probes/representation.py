@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtl_axes.distributed import norms_over_ranks
 from mtl_axes.probes.base import Measurement, Tape, explained
-from mtl_axes.probes.border import BorderProbe, border_of, norm_of_parts, recorded
+from mtl_axes.probes.border import BorderProbe, Parts, border_of, norm_of_parts, others_measure, recorded
+from mtl_axes.probes.discovery import Border
 from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
 from mtl_axes.signals import Need
 
@@ -39,29 +41,35 @@ class Representation(BorderProbe):
 
     def check(self, tape: Tape) -> bool:
         checked = super().check(tape)
-        if checked and not tape.due and is_hooked(tape.graph()):
+        border = border_of(tape) if checked and not tape.due and is_hooked(tape.graph()) else None
+        if border is not None:
             # A hook may refuse a backward that is not the user's.
-            self.measure(tape, "norms")
+            with unspoiled(retaining(border.nodes, border.oldest)):
+                _parts(tape, border, next(iter(border.reads)))
         return checked
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         border = border_of(tape)
-        if border is None:
+        if border is None and not others_measure(tape):
             return None
         like = next(loss for loss in tape.losses if loss is not None)
-        norms, retained = [], retaining(border.nodes, border.oldest)
+        norms: list[Tensor] = []
+        retained = [] if border is None else retaining(border.nodes, border.oldest)
         for task, loss in enumerate(tape.losses):
-            if loss is None or task not in border.reads:
+            if border is None and loss is not None:
+                # A task that is alone on this rank does not show what it shares; its norm is then not known on any.
+                norms.append(torch.full_like(loss, torch.nan))
+                continue
+            if loss is None or border is None or task not in border.reads:
                 norms.append(norm_of_parts({}, like))
                 continue
-            with unspoiled(retained), recorded(border, task) as parts:
-                edges = [border.edges[position] for position in border.edges_of(task)]
-                try:
-                    torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
-                except RuntimeError as error:
-                    raise explained(error, tape.names[task]) from error
-            norms.append(norm_of_parts(parts, like))
-        measurement = Measurement(torch.stack(norms), None, tuple(loss is not None for loss in tape.losses))
+            with unspoiled(retained):
+                norms.append(norm_of_parts(_parts(tape, border, task), like))
+        lengths = torch.stack(norms)
+        if tape.whole:
+            lengths = norms_over_ranks(lengths)
+        measured = tuple(tape.whole or loss is not None for loss in tape.losses)
+        measurement = Measurement(lengths, None, measured)
         self._audit.compare(self._audit.exact(tape), measurement.norms)
         return measurement
 
@@ -74,3 +82,16 @@ class Representation(BorderProbe):
             f"norms at the representation, {self._found}: one backward through each task's private part, beside your own; "
             f"hooks there fire once more. Another quantity than the exact norms{self._audit.describe()}"
         )
+
+
+def _parts(tape: Tape, border: Border, task: int) -> Parts:
+    """Return the gradients of a task at the edges that its private part reads."""
+    loss = tape.losses[task]
+    assert loss is not None
+    edges = [border.edges[position] for position in border.edges_of(task)]
+    with recorded(border, task) as parts:
+        try:
+            torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            raise explained(error, tape.names[task]) from error
+    return parts
