@@ -51,8 +51,7 @@ class MultiTaskCallback(Callback):
     Raises:
         OptionError: at the start of a run, the module has no criterion, or one was composed with another number of calls
             per optimizer step than the trainer has.
-
-    >>> Trainer(callbacks=[MultiTaskCallback()])  # doctest: +SKIP
+        StateError: the trainer's number changes while a window is pending.
     """
 
     def __init__(self) -> None:
