@@ -13,7 +13,7 @@ from mtl_axes.options import constructor_repr, read_options
 from mtl_axes.probes.discovery import Graph, Shared, SharedPart, walk
 from mtl_axes.signals import Need
 
-__all__ = ["Measurement", "Probe", "Tape", "explained"]
+__all__ = ["Measurement", "Probe", "Tape"]
 
 
 @dataclass(frozen=True)
@@ -168,24 +168,3 @@ class Probe(nn.Module):
 
     def __repr__(self) -> str:
         return constructor_repr(self)
-
-
-def explained(error: RuntimeError, task: str) -> RuntimeError:
-    """Return what a backward of a task raised, in words that say what to do where that is known."""
-    if "fabric.backward" in str(error):
-        return GraphError(
-            f"The graph of task {task!r} should admit a backward before yours, to be measured. Found a model that Fabric "
-            "has set up in a precision or strategy that admits fabric.backward(loss) only. Use "
-            'probe="lagged", which measures in there.'
-        )
-    if "use_reentrant" in str(error):
-        return GraphError(
-            f"The graph of task {task!r} should be free of reentrant activation checkpointing, which cannot be measured. "
-            "Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-        )
-    if "second time" in str(error):
-        return GraphError(
-            f"The graph of task {task!r} should still be there when its gradient is measured. Found it freed by an earlier "
-            "backward. Call the criterion before loss.backward(), once per forward pass."
-        )
-    return error

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from mtl_axes.distributed import norms_over_ranks
-from mtl_axes.probes.base import Measurement, Tape, explained
+from mtl_axes.probes.base import Measurement, Tape
 from mtl_axes.probes.border import BorderProbe, Parts, border_of, norm_of_parts, others_measure, recorded
+from mtl_axes.probes.compiled import check_runs_twice
 from mtl_axes.probes.discovery import Border
+from mtl_axes.probes.exact import explained
 from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
 from mtl_axes.signals import Need
 
@@ -40,9 +42,14 @@ class Representation(BorderProbe):
     """
 
     def check(self, tape: Tape) -> bool:
+        border = border_of(tape) if len(tape.names) > 1 else None
+        if border is not None and border.compiled:
+            for task in border.reads:
+                loss = tape.losses[task]
+                assert loss is not None
+                check_runs_twice(loss, [border.edges[position] for position in border.edges_of(task)])
         checked = super().check(tape)
-        border = border_of(tape) if checked and not tape.due and is_hooked(tape.graph()) else None
-        if border is not None:
+        if checked and border is not None and not tape.due and is_hooked(tape.graph()):
             # A hook may refuse a backward that is not the user's.
             with unspoiled(retaining(border.nodes, border.oldest)):
                 _parts(tape, border, next(iter(border.reads)))
