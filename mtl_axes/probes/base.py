@@ -40,6 +40,7 @@ class Tape:
             gradients through every head.
         weights: (K,) weights of this call's sum where they are known before it is measured, else None.
         turn: number of this window among those that are measured, counted from the first window of the run.
+        due: whether this call is measured, or only checked.
         whole: True when the gradients of the whole batch are measured: of the mean over ranks of these losses.
         kept: what a probe keeps from ``measure`` for ``couple``.
     """
@@ -52,12 +53,14 @@ class Tape:
         *,
         weights: Tensor | None = None,
         turn: int = 0,
+        due: bool = True,
         whole: bool = False,
     ) -> None:
         self.names = names
         self.losses = losses
         self.weights = weights
         self.turn = turn
+        self.due = due
         self.whole = whole
         self.kept: object = None
         self._shared = shared
