@@ -198,7 +198,7 @@ class MultiTaskCriterion(WideState):
         # Known before anything is measured, unless this very call's statistics move them.
         early = known and outer.needs != "losses" and not immediate
         held = self._weights() if early else None
-        tape = Tape(self.tasks, found.losses, self._shared, weights=held, turn=window.turn)
+        tape = Tape(self.tasks, found.losses, self._shared, weights=held, exponents=window.exponents, turn=window.turn)
         if not self._probed:
             # Also in a warm-up: a graph that cannot be measured should show now and not when the warm-up ends.
             self._probed = outer.needs == "losses" or probe.check(tape)

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.autograd.graph import GradientEdge
 
 from mtl_axes.errors import GraphError, OptionError
 
-__all__ = ["COMPILED", "Border", "Graph", "Losses", "Shared", "SharedPart", "find_border", "walk"]
+__all__ = ["COMPILED", "Border", "Graph", "Losses", "Shared", "SharedPart", "find_border", "passes_float16", "walk"]
 
 Losses = tuple[Tensor | None, ...]
 
@@ -29,6 +30,18 @@ _OPAQUE = {
     COMPILED: "a compiled module",
     "CheckpointFunctionBackward": "reentrant activation checkpointing, which use_reentrant=False avoids",
 }
+
+
+# Where float16 enters a graph. To ask every node would take half as long as the walk.
+_FLOAT16 = {"ToCopyBackward0", "AccumulateGrad", COMPILED}
+
+
+def passes_float16(nodes: Iterable[Any]) -> bool:
+    """Return whether gradients pass one of the nodes in float16, or may do so inside a compiled module."""
+    return any(
+        type(node).__name__ == COMPILED or any(entry.dtype is torch.float16 for entry in node._input_metadata)
+        for node in nodes
+    )
 
 
 def _several(mask: int) -> bool:
@@ -110,6 +123,11 @@ class Graph:
     def compiled(self) -> bool:
         """True when the graph passes through a compiled module."""
         return COMPILED in self.kinds()
+
+    @cached_property
+    def float16(self) -> bool:
+        """True when gradients pass through float16: where a tensor is cast to it, or a leaf has it."""
+        return passes_float16(node for node in self.masks if type(node).__name__ in _FLOAT16)
 
     @property
     def static_ddp(self) -> bool:

@@ -102,9 +102,10 @@ class Exact(Probe):
         kept = Gradients(graph, sites.leaves, sites.finish, known) if reused else None
         norms: dict[int, Tensor] = {}
         rows: dict[int, Row] = {}
+        scales = tape.scales() if graph.float16 else None
         for task in tasks:
             with unspoiled(retained):
-                row = sites.gradients(tape, task)
+                row = sites.gradients(tape, task, None if scales is None else scales[task])
             if kept is not None and any(gradient.is_sparse for gradient in row.values()):
                 kept, self._refusal = None, "a gradient is sparse"
             if kept is not None:
@@ -119,7 +120,9 @@ class Exact(Probe):
         if not (norms or rows) and self._is_another_model(tape, present, parameters) and tape.give_up_shared():
             return self.measure(tape, need)
         tape.kept = kept
-        return _measurement(tape, tasks, sites, norms, rows, need)
+        reached = norms.keys() | rows.keys()
+        measurement = _measurement(tape, tasks, sites, norms, rows, need)
+        return measurement.unscaled(scales, tuple(task in reached for task in range(len(tape.losses))))
 
     def couple(self, tape: Tape, weights: Tensor, total: Tensor) -> Tensor:
         kept = tape.kept
@@ -226,8 +229,8 @@ class Sites:
         self.leaves = (*(leaf for site in self._linear for leaf in site.leaves), *direct)
         self._masks = [graph.masks[site.edge.node] for site in self._linear] + [graph.leaves[leaf] for leaf in direct]
 
-    def gradients(self, tape: Tape, task: int) -> Row:
-        """Return the gradients of a task by site; sites that it does not reach are left out.
+    def gradients(self, tape: Tape, task: int, scale: Tensor | None) -> Row:
+        """Return the gradients of a task by site, times a 0-dim scale; sites that it does not reach are left out.
 
         Raises:
             GraphError: the graph of the task cannot be walked backward.
@@ -238,7 +241,8 @@ class Sites:
             return {}
         try:
             keys: Any = [self._keys[site] for site in sites]  # typed as all tensors or all edges, though a mixture is fine
-            gradients = torch.autograd.grad(loss, keys, retain_graph=True, allow_unused=True)
+            start = None if scale is None else scale.to(loss.dtype)
+            gradients = torch.autograd.grad(loss, keys, start, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
             raise _explained(error, tape.names[task]) from error
         return {site: gradient for site, gradient in zip(sites, gradients, strict=True) if gradient is not None}

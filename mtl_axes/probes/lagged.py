@@ -67,7 +67,10 @@ class Lagged(BorderProbe):
         # A norm that is not finite has to stay visible, NaN included, to be counted as dropped.
         here = norms != 0
         mean = torch.where(here, norms, 0.0).sum(0) / here.sum(0).clamp_min(1)
-        return Measurement(mean, None, tuple(map(any, zip(*(flags for _, flags in rows), strict=True))))
+        votes = [each.exact.votes for each in records if each.exact is not None and each.exact.votes is not None]
+        measured = tuple(map(any, zip(*(flags for _, flags in rows), strict=True)))
+        # The user's own loss scale is none of ours; what votes is the audit, which measures beforehand.
+        return Measurement(mean, None, measured, torch.stack(votes).sum(0) if votes else None)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what was recorded in the pending window: norms (K,) and which tasks, call by call."""
@@ -95,14 +98,14 @@ class Lagged(BorderProbe):
 class _Record:
     """What backwards show of one call. Holds no part of its graph: the graph holds the record, through its hooks."""
 
-    def __init__(self, tasks: int, exact: Tensor | None) -> None:
+    def __init__(self, tasks: int, exact: Measurement | None) -> None:
+        self.exact = exact
         self._norms: dict[int, Tensor] = {}
         self._parts: dict[int, Parts] = {}
         self._waiting: dict[int, set[int]] = {}
         self._scales: dict[int, Tensor] = {}
         self._backward: dict[int, int] = {}
         self._tasks = tasks
-        self._exact = exact
         self._closed = False
 
     @classmethod
@@ -156,5 +159,5 @@ class _Record:
         self._closed = True
         found = self.row()
         if found is not None:
-            audit.compare(self._exact, found[0])
+            audit.compare(self.exact, found[0])
         return found

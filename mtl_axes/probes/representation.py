@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mtl_axes.probes.base import Measurement, Tape
 from mtl_axes.probes.border import BorderProbe, border_of, norm_of_parts, recorded
+from mtl_axes.probes.discovery import passes_float16
 from mtl_axes.probes.observers import remember, retaining, unspoiled
 from mtl_axes.signals import Need
 
@@ -43,15 +44,19 @@ class Representation(BorderProbe):
             return None
         like = next(loss for loss in tape.losses if loss is not None)
         norms, retained = [], retaining(border.nodes, border.oldest)
+        scales = tape.scales() if passes_float16(border.nodes) else None
         for task, loss in enumerate(tape.losses):
             if loss is None or task not in border.reads:
                 norms.append(norm_of_parts({}, like))
                 continue
             with unspoiled(retained), recorded(border, task) as parts:
                 edges = [border.edges[position] for position in border.edges_of(task)]
-                torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
+                start = None if scales is None else scales[task].to(loss.dtype)
+                torch.autograd.grad(loss, edges, start, retain_graph=True, allow_unused=True)
             norms.append(norm_of_parts(parts, like))
+        reached = tuple(task in border.reads for task in range(len(tape.losses)))
         measurement = Measurement(torch.stack(norms), None, tuple(loss is not None for loss in tape.losses))
+        measurement = measurement.unscaled(scales, reached)
         self._audit.compare(self._audit.exact(tape), measurement.norms)
         return measurement
 

@@ -177,7 +177,7 @@ def why_not(graph: Graph) -> str | None:
         reason = _unfit(leaf)
         if reason is not None:
             return reason
-    if "ToCopyBackward0" in kinds and any(_is_float16(node) for node in graph.masks):
+    if graph.float16:
         return "gradients pass through float16, where they underflow before a loss scale arrives"
     return "a hook was registered since the last call, which may sit on an activation" if is_hooked(graph) else None
 
@@ -192,9 +192,3 @@ def _unfit(leaf: Tensor) -> str | None:
     if leaf.layout is not torch.strided:
         return "a parameter is not strided"
     return None
-
-
-def _is_float16(node: Any) -> bool:
-    if type(node).__name__ != "ToCopyBackward0":
-        return False
-    return any(getattr(entry, "dtype", None) is torch.float16 for entry in getattr(node, "_input_metadata", ()))
