@@ -309,7 +309,7 @@ WRONG = {
     "another weighting": (lambda: called("gradnorm"), "should be of GABA. Found one of GradNorm"),
     "before the first call": (lambda: called(calls=0), "saved before its first call"),
     "before the first call, tasks unknown": (lambda: compose(quick("gaba")), "saved before its first call"),
-    "another version": (lambda: called(), "version 1. Found version 0"),
+    "another version": (lambda: called(), "version 2. Found version 0. Go on with"),
 }
 
 
