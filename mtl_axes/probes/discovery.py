@@ -38,10 +38,19 @@ _FLOAT16 = {"ToCopyBackward0", "AccumulateGrad", COMPILED}
 
 def passes_float16(nodes: Iterable[Any]) -> bool:
     """Return whether gradients pass one of the nodes in float16, or may do so inside a compiled module."""
-    return any(
-        type(node).__name__ == COMPILED or any(entry.dtype is torch.float16 for entry in node._input_metadata)
-        for node in nodes
-    )
+    return any(map(_in_float16, nodes))
+
+
+def _in_float16(node: Any) -> bool:
+    kind = type(node).__name__
+    if kind == "AccumulateGrad":
+        return bool(node.variable.dtype is torch.float16)
+    entries = getattr(node, "_input_metadata", None)
+    if kind == COMPILED or entries is None:
+        # Nodes of an older torch do not tell their dtype. Every cast then counts as one to float16: a power of two as the
+        # scale changes nothing in another precision.
+        return kind in (COMPILED, "ToCopyBackward0")
+    return any(entry.dtype is torch.float16 for entry in entries)
 
 
 def _several(mask: int) -> bool:
