@@ -167,6 +167,8 @@ def hand_over(total: Tensor, gradients: Gradients) -> Tensor:
 
 def why_not(graph: Graph) -> str | None:
     """Return why measured gradients cannot stand for the user's backward on this graph, or None when they can."""
+    if not hasattr(torch._C._autograd, "_get_current_graph_task_keep_graph"):
+        return f"torch {torch.__version__} does not say whether a backward is the last one"
     kinds = graph.kinds()
     opaque = graph.opaque()
     if opaque is not None:
