@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_axes._state import WideState, vector
+from mtl_axes.distributed import check_alike, ranks
 from mtl_axes.errors import DataError, MtlAxesError, StateError
 from mtl_axes.explain import explain, mean_cost, often
 from mtl_axes.inner import InnerShape
@@ -84,6 +85,7 @@ class MultiTaskCriterion(WideState):
         self._held = 0
         self._on_trial = False
         self._probed = False
+        self._met = False
         self._warned: set[str] = set()
         if outer.learnable and task_set.names:
             self._bind(torch.float32)
@@ -180,13 +182,29 @@ class MultiTaskCriterion(WideState):
         values = found.values()
         training = self.training and torch.is_grad_enabled()
         if training and not self._held:
+            if ranks(self.window.sync) > 1 and self._must_agree():
+                found = self._over_ranks(found)
+                values = found.values()
             return self._train(found, values)
         self._prepare(values)
         if not training:
             weights = self.outer.weights() if self.eval_weights == "current" else self.outer.reference()
             # A copy, as in training: this loss may be differentiated after the buffer has moved.
             return self._sum(found, self._normalised(weights.clone()))
-        return self._penalised(found, self._sum(found, self._weights()))
+        weights = self._weights()
+        return self._penalised(found, self._sum(found, weights), weights)
+
+    def _must_agree(self) -> bool:
+        """Return whether other ranks matter: not to constants, where each rank's own mean is what counts."""
+        return self.outer.reads_signals or self.outer.learnable or self.window.sync == "gradients"
+
+    def _over_ranks(self, found: TaskLosses) -> TaskLosses:
+        """Compare notes with the other ranks in the first call, and add what all of them know of this call's losses."""
+        sync = self.window.sync
+        if not self._met:
+            check_alike(self.tasks, self.window.step)
+            self._met = True
+        return found.over_ranks(sync) if sync == "gradients" or self.outer.learnable else found
 
     def _train(self, found: TaskLosses, values: Tensor) -> Tensor:
         window, outer, probe = self.window, self.outer, self.probe
@@ -200,7 +218,15 @@ class MultiTaskCriterion(WideState):
         # Known before anything is measured, unless this very call's statistics move them.
         early = known and outer.needs != "losses" and not immediate
         held = self._weights() if early else None
-        tape = Tape(self.tasks, found.losses, self._shared, weights=held, exponents=window.exponents, turn=window.turn)
+        tape = Tape(
+            self.tasks,
+            found.losses,
+            self._shared,
+            weights=held,
+            exponents=window.exponents,
+            turn=window.turn,
+            whole=found.whole,
+        )
         if not self._probed:
             # Also in a warm-up: a graph that cannot be measured should show now and not when the warm-up ends.
             self._probed = outer.needs == "losses" or probe.check(tape)
@@ -225,7 +251,8 @@ class MultiTaskCriterion(WideState):
                 "Call it after each optimizer step.",
             )
         weights = self._weights() if held is None else held
-        total = self._penalised(found, probe.couple(tape, weights, self._sum(found, weights)))
+        constant = weights if found.together is None else weights.detach()
+        total = self._penalised(found, probe.couple(tape, constant, self._sum(found, constant)), weights)
         self._note(values, labelled, weights, measurement, collected)
         return total
 
@@ -236,7 +263,8 @@ class MultiTaskCriterion(WideState):
         window.see(values, labelled, None)
         window.commit_losses(self.outer, values, labelled)
         weights = self._weights()
-        total = self._penalised(found, self._sum(found, weights))
+        total = self._sum(found, weights if found.together is None else weights.detach())
+        total = self._penalised(found, total, weights)
         self._note(values, labelled, weights, None, None)
         return total
 
@@ -280,14 +308,29 @@ class MultiTaskCriterion(WideState):
             total = total + term
         return total
 
-    def _penalised(self, found: TaskLosses, total: Tensor) -> Tensor:
-        penalty = self.outer.penalty()
-        if penalty is None:
+    def _penalised(self, found: TaskLosses, total: Tensor, weights: Tensor) -> Tensor:
+        """Add the penalty; and, with several ranks, what learned weights learn from: the same on each of them.
+
+        A weight's own gradient is the loss that it multiplies. With the losses of all ranks in their place, which are known
+        before the backward, every rank comes to the same gradient and none has to be averaged.
+        """
+        penalty, together = self.outer.penalty(), found.together
+        if penalty is not None:
+            mine = penalty
+            if penalty.ndim:
+                labelled = found.labelled()
+                mine = (penalty if labelled is None else torch.where(labelled, penalty, 0.0)).sum()
+            total = total + (mine if together is None else mine.detach()).to(total.dtype)
+        if together is None or not self.outer.learnable:
             return total
-        if penalty.ndim:
-            labelled = found.labelled()
-            penalty = (penalty if labelled is None else torch.where(labelled, penalty, 0.0)).sum()
-        return total + penalty.to(total.dtype)
+        terms = weights * together.losses.to(weights)
+        if penalty is not None and penalty.ndim:
+            terms = terms + penalty
+        learned = torch.where(together.fraction > 0, terms * together.fraction, 0.0).sum()
+        if penalty is not None and not penalty.ndim:
+            learned = learned + penalty
+        # Worth nothing, so that the value stays that of this rank's own sum.
+        return total + (learned - learned.detach()).to(total.dtype)
 
     def _note(
         self,
@@ -416,7 +459,7 @@ class MultiTaskCriterion(WideState):
 
     def _prepare_to_load(self, state: dict[str, Any], prefix: str) -> None:
         """Become a criterion of the tasks that a state is of, and let it fit this criterion's probe."""
-        saved = state.get(prefix + "_extra_state")
+        saved: Any = state.get(prefix + "_extra_state")
         sums = state.get(prefix + "window.loss_sum")
         self._check_state(saved, called=sums is not None)
         if saved["tasks"]:
@@ -559,7 +602,7 @@ class MultiTaskCriterion(WideState):
     def __getstate__(self) -> dict[str, Any]:
         self._make_report()
         # A copy made within hold() is not held: nothing would ever release it.
-        return {**self.__dict__, "_held": 0, "_probed": False}
+        return {**self.__dict__, "_held": 0, "_probed": False, "_met": False}
 
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:

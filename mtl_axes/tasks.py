@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_axes._state import vector
+from mtl_axes.distributed import Sync, Together, ranks, sum_over_ranks
 from mtl_axes.errors import DataError, OptionError
 from mtl_axes.inner import BCE, MSE, CrossEntropy, InnerShape
 from mtl_axes.signals import Kind, TaskInfo, wide
@@ -184,8 +185,8 @@ def sample_losses(shape: InnerShape, prediction: Tensor, target: Tensor, valid: 
 
 def reduce_losses(
     losses: Tensor, valid: Tensor | None, sample_weight: Tensor | None, reduction: Reduction
-) -> tuple[Tensor, Tensor | None]:
-    """Return the loss of a task and its number of valid labels (None when all are valid).
+) -> tuple[Tensor, Tensor | None, Tensor | int]:
+    """Return the loss of a task, its number of valid labels (None when all are valid), and what the loss was divided by.
 
     ``"mean"`` divides by the number of valid labels, never by the sum of weights: a weight of 2 doubles a sample's
     gradient. ``"weighted_mean"`` divides by the sum of the weights of the valid labels. Without any valid label the loss is
@@ -197,27 +198,70 @@ def reduce_losses(
             weight = torch.where(valid, weight, 0.0)
         losses = losses * weight
     if valid is None and (reduction == "mean" or sample_weight is None):
-        return losses.mean(), None
+        return losses.mean(), None, losses.numel()
     count = valid.sum() if valid is not None else None
     if reduction == "weighted_mean" and sample_weight is not None:
         denominator = weight.sum()
         # All valid weights may be 0; the loss is then 0 too.
-        return losses.sum() / torch.where(denominator > 0, denominator, 1.0), count
+        return losses.sum() / torch.where(denominator > 0, denominator, 1.0), count, denominator
     assert count is not None
-    return losses.sum() / count.clamp_min(1), count
+    return losses.sum() / count.clamp_min(1), count, count
 
 
 class TaskLosses(NamedTuple):
-    """Losses of one call: K scalars with their graphs, None where a task is absent, and their numbers of valid labels.
+    """Losses of one call.
 
-    A count is None where every label of the task is valid.
+    Attributes:
+        losses: K scalars with their graphs, None where a task is absent.
+        counts: their numbers of valid labels, None where every label of the task is valid.
+        masses: what each loss was divided by, 1 for a loss computed elsewhere, 0 for an absent task.
+        together: what the ranks know together of this call, None on one rank and where they need not know.
     """
 
     losses: tuple[Tensor | None, ...]
     counts: tuple[Tensor | None, ...]
+    masses: tuple[Tensor | int, ...]
+    together: Together | None = None
+
+    @property
+    def whole(self) -> bool:
+        """True when the losses were scaled to the whole batch of all ranks."""
+        return self.together is not None and self.together.whole
+
+    def over_ranks(self, sync: Sync) -> TaskLosses:
+        """Return the same losses with what the ranks know together of them, in one collective.
+
+        With ``sync="gradients"`` each loss is scaled by W n_local / n_global, for W ranks and n labels: the mean over ranks
+        of its gradient is then that of the whole batch. Otherwise every rank that has a task counts alike, as it does in
+        the mean of gradients that DistributedDataParallel makes.
+        """
+        values, labelled, whole = self.values(), self.labelled(), sync == "gradients"
+        everyone = torch.ones_like(values) if labelled is None else labelled.to(values.dtype)
+        mass = self._mass(values) if whole else everyone
+        total, masses = sum_over_ranks(sync, torch.where(mass > 0, mass * values, 0.0), mass)
+        assert total is not None and masses is not None
+        anywhere = masses > 0
+        mean = total / torch.where(anywhere, masses, 1.0)
+        if not whole:
+            return self._replace(together=Together(mean, masses / ranks(sync), whole))
+        scales = (ranks(sync) * mass / torch.where(anywhere, masses, 1.0)).unbind()
+        losses = tuple(
+            None if loss is None else loss * scale.to(loss) for loss, scale in zip(self.losses, scales, strict=True)
+        )
+        return self._replace(losses=losses, together=Together(mean, anywhere.to(mean.dtype), whole))
+
+    def _mass(self, like: Tensor) -> Tensor:
+        known = [mass for mass in self.masses if not isinstance(mass, Tensor)]
+        if len(known) == len(self.masses):
+            return vector(known, like.dtype, like.device)
+        return torch.stack(
+            [mass.detach().to(like) if isinstance(mass, Tensor) else like.new_full((), mass) for mass in self.masses]
+        )
 
     def values(self) -> Tensor:
-        """Return the detached losses (K,), 0 where a task is absent."""
+        """Return the detached losses (K,), 0 where a task is absent: those of the whole batch where they are known."""
+        if self.together is not None and self.together.whole:
+            return self.together.losses
         present = [loss.detach() for loss in self.losses if loss is not None]
         dtype, device = present[0].dtype, present[0].device
         if any(loss.dtype is not dtype or loss.device != device for loss in present):
@@ -228,7 +272,12 @@ class TaskLosses(NamedTuple):
         return torch.stack([zero if loss is None else next(here) for loss in self.losses])
 
     def labelled(self) -> Tensor | None:
-        """Return which tasks have a label, as (K,) bools on the device of the losses; None when all of them do."""
+        """Return which tasks have a label, as (K,) bools on the device of the losses; None when all of them do.
+
+        With losses of the whole batch: which of them have one on any rank.
+        """
+        if self.together is not None and self.together.whole:
+            return self.together.fraction > 0
         partial = any(count is not None for count in self.counts)
         flags = tuple(loss is not None for loss in self.losses)
         if not partial and all(flags):
@@ -402,15 +451,19 @@ class TaskSet(nn.Module):
         twice = [name for name in extra if target_of.get(name) is not None]
         if twice:
             raise DataError(f"A task should have a target or an extra loss. Found both for {twice}.")
+        loss: Tensor | None
+        count: Tensor | None
+        mass: Tensor | int
         losses: list[Tensor | None] = []
         counts: list[Tensor | None] = []
+        masses: list[Tensor | int] = []
         read_values = False
         for name in self.names:
             target = target_of.get(name)
             if name in extra:
-                loss, count = self._scalar(name, extra[name]), None
+                loss, count, mass = self._scalar(name, extra[name]), None, 1
             elif target is None:
-                loss, count = None, None
+                loss, count, mass = None, None, 0
             else:
                 output = output_of.get(name)
                 if output is None:
@@ -419,10 +472,11 @@ class TaskSet(nn.Module):
                         f"Found outputs {list(output_of)}."
                     )
                 read_values = read_values or self.debug or name not in self._checked
-                loss, count = self._loss(name, output, target, _pick(mask, name), _pick(sample_weight, name))
+                loss, count, mass = self._loss(name, output, target, _pick(mask, name), _pick(sample_weight, name))
             losses.append(loss)
             counts.append(count)
-        found = TaskLosses(tuple(losses), tuple(counts))
+            masses.append(mass)
+        found = TaskLosses(tuple(losses), tuple(counts), tuple(masses))
         _require_present(found, self.names)
         if self.debug or (read_values and not self._called):
             labelled = found.labelled()
@@ -447,13 +501,13 @@ class TaskSet(nn.Module):
             self._name_from_call(tuple(loss_of), "loss")
         self._refuse_unknown("loss", loss_of)
         scalars = tuple(None if (loss := loss_of.get(name)) is None else self._scalar(name, loss) for name in self.names)
-        found = TaskLosses(scalars, (None,) * len(scalars))
+        found = TaskLosses(scalars, (None,) * len(scalars), tuple(int(loss is not None) for loss in scalars))
         _require_present(found, self.names)
         return found
 
     def _loss(
         self, name: str, prediction: Tensor, target: Tensor, mask: Tensor | None, sample_weight: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | int]:
         check_tensors(name, prediction, target)
         valid = valid_labels(name, target, mask, self.missing)
         weight = None if sample_weight is None else align("sample_weight", name, sample_weight, target.shape).detach()

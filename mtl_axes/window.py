@@ -143,7 +143,7 @@ class Window(WideState):
     def commits_alone(self, outer: OuterWeighting) -> bool:
         """Return whether every call is a window of its own, and its losses on this rank are all that it has to say."""
         alone = outer.needs == "losses" and self.accumulate == 1
-        return alone and (not outer.reads_signals or ranks(self.sync) == 1)
+        return alone and (not outer.reads_signals or self.sync == "gradients" or ranks(self.sync) == 1)
 
     def commit_losses(self, outer: OuterWeighting, losses: Tensor, labelled: Tensor | None) -> None:
         """Hand the losses of one call to the weighting as a window of their own: nothing is summed, nothing cleared."""
@@ -190,7 +190,8 @@ class Window(WideState):
             self._uncounted.append(_Seen(collected.norms, here, None))
             self._add_measurement(here, collected)
         if outer.moves and (outer.needs == "losses" or self.due(outer)):
-            signals = self._signals(outer.needs, self.sync if outer.reads_signals else None)
+            # With the gradients of the whole batch every statistic is that of all ranks already.
+            signals = self._signals(outer.needs, "norms" if self.sync == "norms" and outer.reads_signals else None)
             outer(signals)
             if outer.needs != "losses":
                 self.measured_at.copy_(torch.where(signals.active, self.step, self.measured_at))

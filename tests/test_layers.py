@@ -29,8 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     "logs": {"_state"},
     "inner": STRATEGY,
     "outer": STRATEGY | {"solvers"},
-    "probes": STRATEGY,
-    "tasks": STRATEGY | {"inner"},
+    "probes": STRATEGY | {"distributed"},
+    "tasks": STRATEGY | {"distributed", "inner"},
     "window": STRATEGY | {"distributed", "outer", "probes"},
     "explain": STRATEGY | {"distributed", "inner", "outer", "probes", "tasks", "window"},
 }

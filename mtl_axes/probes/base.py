@@ -59,6 +59,7 @@ class Tape:
         weights: (K,) weights of this call's sum where they are known before it is measured, else None.
         exponents: (K,) of the scales that losses are measured with in float16, None before there was a measurement.
         turn: number of this window among those that are measured, counted from the first window of the run.
+        whole: True when the gradients of the whole batch are measured: of the mean over ranks of these losses.
         kept: what a probe keeps from ``measure`` for ``couple``.
     """
 
@@ -71,12 +72,14 @@ class Tape:
         weights: Tensor | None = None,
         exponents: Tensor | None = None,
         turn: int = 0,
+        whole: bool = False,
     ) -> None:
         self.names = names
         self.losses = losses
         self.weights = weights
         self.exponents = exponents
         self.turn = turn
+        self.whole = whole
         self.kept: object = None
         self._shared = shared
         self._graph: Graph | None = None

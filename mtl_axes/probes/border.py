@@ -13,10 +13,10 @@ from torch.utils.hooks import RemovableHandle
 from mtl_axes.errors import GraphError
 from mtl_axes.probes.audit import Audit
 from mtl_axes.probes.base import Probe, Tape
-from mtl_axes.probes.discovery import Border, find_border
+from mtl_axes.probes.discovery import Border, find_border, refuse_static_ddp
 from mtl_axes.signals import wide
 
-__all__ = ["BorderProbe", "border_of", "describe_border", "norm_of_parts", "record", "recorded"]
+__all__ = ["BorderProbe", "border_of", "describe_border", "norm_of_parts", "others_measure", "record", "recorded"]
 
 Parts = dict[int, Tensor]
 
@@ -33,6 +33,7 @@ class BorderProbe(Probe):
     def check(self, tape: Tape) -> bool:
         border = None if len(tape.names) == 1 else border_of(tape)
         if border is not None:
+            refuse_static_ddp(border.static_ddp and self.same_step)
             self._found = describe_border(border, tape.names)
         return self._audit.check(tape) and (border is not None or len(tape.names) == 1)
 
@@ -68,6 +69,11 @@ def border_of(tape: Tape) -> Border | None:
             'parameters in common, as with an input per task. Use probe="exact".'
         )
     return border
+
+
+def others_measure(tape: Tape) -> bool:
+    """Return whether other ranks wait for the norms of this call, though this one sees no border."""
+    return tape.whole and len(tape.names) > 1 and not _is_frozen(tape)
 
 
 def _is_frozen(tape: Tape) -> bool:

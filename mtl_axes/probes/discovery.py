@@ -18,18 +18,31 @@ from torch.autograd.graph import GradientEdge
 
 from mtl_axes.errors import GraphError, OptionError
 
-__all__ = ["COMPILED", "Border", "Graph", "Losses", "Shared", "SharedPart", "find_border", "passes_float16", "walk"]
+__all__ = [
+    "COMPILED",
+    "Border",
+    "Graph",
+    "Losses",
+    "Shared",
+    "SharedPart",
+    "find_border",
+    "passes_float16",
+    "refuse_static_ddp",
+    "walk",
+]
 
 Losses = tuple[Tensor | None, ...]
 
 # Behind these nodes the walk sees another graph than the one that computes the gradients, and would be silently wrong.
 COMPILED = "CompiledFunctionBackward"
-_SINK = "_DDPSinkBackward"
 _OPAQUE = {
-    _SINK: "DistributedDataParallel with static_graph or find_unused_parameters",
     COMPILED: "a compiled module",
     "CheckpointFunctionBackward": "reentrant activation checkpointing, which use_reentrant=False avoids",
 }
+
+# DistributedDataParallel passes its outputs through it, each for itself and unchanged, with static_graph or
+# find_unused_parameters. The walk looks through it, or every task would seem to depend on every output.
+_SINK = "_DDPSinkBackward"
 
 
 # Where float16 enters a graph. To ask every node would take half as long as the walk.
@@ -117,12 +130,14 @@ class Graph:
         leaves: the same for the leaves, in the order in which the walk met them.
         present: mask of the tasks that have a graph.
         oldest: sequence number of the node that was made first.
+        static_ddp: True when it comes from a DistributedDataParallel with static_graph, in its first iteration.
     """
 
     masks: dict[Any, int]
     leaves: dict[Tensor, int]
     present: int
     oldest: int
+    static_ddp: bool = False
 
     def kinds(self) -> set[str]:
         """Return the names of the nodes' types."""
@@ -137,13 +152,6 @@ class Graph:
     def float16(self) -> bool:
         """True when gradients pass through float16: where a tensor is cast to it, or a leaf has it."""
         return passes_float16(node for node in self.masks if type(node).__name__ in _FLOAT16)
-
-    @property
-    def static_ddp(self) -> bool:
-        """True when the graph comes from a DistributedDataParallel with static_graph, in its first iteration."""
-        sinks = [node for node in self.masks if type(node).__name__ == _SINK]
-        wrappers = [sink.ddp_weakref() for sink in sinks if hasattr(sink, "ddp_weakref")]
-        return any(wrapper is not None and wrapper.static_graph for wrapper in wrappers)
 
     @property
     def has_python_nodes(self) -> bool:
@@ -165,9 +173,37 @@ class Graph:
     def edges(self) -> Iterator[tuple[Any, int, Any, int]]:
         """Iterate over all edges, as (node, slot, child, output of the child)."""
         for node in self.masks:
-            for slot, (child, output) in enumerate(node.next_functions):
+            for slot, (child, output) in enumerate(map(_through, node.next_functions)):
                 if child is not None:
                     yield node, slot, child, output
+
+
+def _through(edge: tuple[Any, int]) -> tuple[Any, int]:
+    """Return where an edge leads, behind sinks of DistributedDataParallel."""
+    node, output = edge
+    while type(node).__name__ == _SINK:
+        # Its first input is the wrapper; only inputs that require a gradient have a node behind them.
+        required = node.needs_input_grad[1:]
+        if not required[output]:
+            return None, 0
+        behind = [below for below in node.next_functions if below[0] is not None]
+        node, output = behind[sum(required[:output])]
+    return node, output
+
+
+def _is_static_sink(node: Any) -> bool:
+    wrapper = node.ddp_weakref() if type(node).__name__ == _SINK else None
+    return wrapper is not None and bool(wrapper.static_graph)
+
+
+def refuse_static_ddp(static: bool) -> None:
+    """Raise :class:`GraphError` where a gradient would be measured before the first backward of a static graph."""
+    if static:
+        raise GraphError(
+            "DistributedDataParallel should have static_graph=False: a gradient that is measured before its first "
+            "backward stops it from averaging gradients over ranks, without a word. Found static_graph=True. "
+            'probe="lagged" measures in your own backward and serves it.'
+        )
 
 
 def walk(losses: Losses) -> Graph:
@@ -190,25 +226,29 @@ def walk(losses: Losses) -> Graph:
             heapq.heappush(heap, (-node._sequence_nr(), ticket, node))
 
     present = 0
+    static = False
     for index, loss in enumerate(losses):
         if loss is None or not loss.requires_grad:
             continue
         present |= 1 << index
         if loss.grad_fn is not None:
-            reach(loss.grad_fn, 1 << index)
+            static = static or _is_static_sink(loss.grad_fn)
+            reach(_through((loss.grad_fn, loss.output_nr))[0], 1 << index)
         else:  # the loss is itself a leaf
             leaves[loss] = leaves.get(loss, 0) | 1 << index
     oldest = sys.maxsize
     while heap:
         number, _, node = heapq.heappop(heap)
         oldest = min(oldest, -number)
-        for child, _ in node.next_functions:
+        for edge in node.next_functions:
+            static = static or _is_static_sink(edge[0])
+            child = _through(edge)[0]
             if child is not None:
                 reach(child, masks[node])
     for node, mask in masks.items():
         if type(node).__name__ == "AccumulateGrad":
             leaves[node.variable] = leaves.get(node.variable, 0) | mask
-    return Graph(masks, leaves, present, oldest)
+    return Graph(masks, leaves, present, oldest, static)
 
 
 @dataclass
@@ -223,6 +263,7 @@ class Border:
         dependent: tasks whose loss is part of another task's.
         nodes: those that a backward down to the edges passes: of the private parts, and of the edges.
         oldest: sequence number of the one of them that was made first.
+        static_ddp: True when a DistributedDataParallel with static_graph, in its first iteration, is in between.
     """
 
     edges: list[GradientEdge] = field(default_factory=list)
@@ -232,6 +273,7 @@ class Border:
     dependent: set[int] = field(default_factory=set)
     nodes: set[Any] = field(default_factory=set)
     oldest: int = sys.maxsize
+    static_ddp: bool = False
 
     def edges_of(self, task: int) -> list[int]:
         """Return the positions of the edges that a task reads."""
@@ -260,7 +302,12 @@ def find_border(losses: Losses) -> Border:
 
     border = Border()
     visited: dict[Any, None] = {}  # in the order of the walk, on which the rounding of norms depends
-    roots = [(index, loss.grad_fn) for index, loss in enumerate(losses) if loss is not None and loss.grad_fn is not None]
+    roots: list[tuple[int, Any]] = []
+    for index, loss in enumerate(losses):
+        if loss is not None and loss.grad_fn is not None:
+            # A model that computes its losses itself may return them from within DistributedDataParallel.
+            border.static_ddp = border.static_ddp or _is_static_sink(loss.grad_fn)
+            roots.append((index, _through((loss.grad_fn, loss.output_nr))[0]))
     for index, root in roots:
         reach(root, 1 << index)
     # A skip path reaches past the first common node, so that common nodes are visited too until no private one waits.
@@ -268,7 +315,9 @@ def find_border(losses: Losses) -> Border:
         node = heapq.heappop(heap)[2]
         alone.discard(node)
         visited[node] = None
-        for child, _ in node.next_functions:
+        for edge in node.next_functions:
+            border.static_ddp = border.static_ddp or _is_static_sink(edge[0])
+            child = _through(edge)[0]
             if child is not None:
                 reach(child, masks[node])
     border.dependent = {index for index, root in roots if _several(masks[root])}
@@ -286,7 +335,7 @@ def _collect_reads(border: Border, masks: dict[Any, int], visited: dict[Any, Non
             continue
         border.nodes.add(node)
         task = mask.bit_length() - 1
-        for slot, (child, output) in enumerate(node.next_functions):
+        for slot, (child, output) in enumerate(map(_through, node.next_functions)):
             if child is None or not _several(masks[child]):
                 continue
             if type(child).__name__ == "AccumulateGrad":

@@ -10,9 +10,10 @@ import torch._functorch.config as functorch_config
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from mtl_axes.distributed import check_shared_alike, mean_over_ranks
 from mtl_axes.errors import GraphError, OptionError
 from mtl_axes.probes.base import Measurement, Probe, Tape
-from mtl_axes.probes.discovery import Graph
+from mtl_axes.probes.discovery import Graph, refuse_static_ddp
 from mtl_axes.probes.ghost import LinearSite, linear_sites, stacked
 from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
 from mtl_axes.probes.products import Products
@@ -63,6 +64,8 @@ class Exact(Probe):
         self.reuse = reuse
         self.ghost = ghost
         self._refusal: str | None = None
+        self._layout: tuple[Tensor, ...] | None = None
+        self._alike = False
 
     @property
     def provides(self) -> frozenset[Need]:  # type: ignore[override]
@@ -75,26 +78,29 @@ class Exact(Probe):
 
     def check(self, tape: Tape) -> bool:
         present = tape.present()
-        if tape.graph().static_ddp:
-            raise GraphError(
-                "DistributedDataParallel should have static_graph=False: a gradient that is measured before its first "
-                "backward stops it from averaging gradients over ranks, without a word. Found static_graph=True."
-            )
+        refuse_static_ddp(tape.graph().static_ddp)
         if tape.graph().compiled:
             self._check_compiled(tape, present)
-        return self._shared_parameters(tape, present) is not None
+        parameters = self._shared_parameters(tape, present)
+        if tape.whole and len(present) == len(tape.losses):
+            self._layout = parameters
+        return parameters is not None
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         present = tape.present()
         parameters = self._shared_parameters(tape, present)
+        if parameters and self._is_another_model(tape, present, parameters) and tape.give_up_shared():
+            parameters = self._shared_parameters(tape, present)
+        if tape.whole:
+            parameters = self._of_all_ranks(tape, present, parameters)
         if parameters is None:
             return None
-        tasks = [min(present, key=lambda task: (task - tape.turn) % len(tape.losses))] if self.rotate else present
+        tasks = self._tasks(tape, present)
         graph = tape.graph()
         retained = retaining(graph.masks, graph.oldest)
         reused = self._reusable(graph, parameters, retained)
         # A hook on a layer's output or weight may change what the ghost of its gradient would be taken from.
-        ghost = self.ghost and (reused or not is_hooked(graph))
+        ghost = self.ghost and not tape.whole and (reused or not is_hooked(graph))
         sites = Sites(graph, parameters, tasks=len(tasks), ghost=ghost, everything=reused)
         # The weights of a sum that is known before it is measured let each gradient go as soon as it is added up; a
         # Gramian still has to see them all.
@@ -110,15 +116,16 @@ class Exact(Probe):
                 kept, self._refusal = None, "a gradient is sparse"
             if kept is not None:
                 kept.add(task, row)
-            shared = {site: _dense(row[site], need) for site in row if site < sites.shared}
+            shared: Row = {site: row[site] for site in row if site < sites.shared}
+            if tape.whole:
+                shared = sites.over_ranks(shared, parameters)
+            shared = {site: _dense(gradient, need) for site, gradient in shared.items()}
             if shared and need == "gramian":
                 rows[task] = shared
             elif shared:
                 norms[task] = sites.norm(shared)
             # Not one gradient more than needed while the next one is taken.
             del row, shared
-        if not (norms or rows) and self._is_another_model(tape, present, parameters) and tape.give_up_shared():
-            return self.measure(tape, need)
         tape.kept = kept
         reached = norms.keys() | rows.keys()
         measurement = _measurement(tape, tasks, sites, norms, rows, need)
@@ -139,6 +146,28 @@ class Exact(Probe):
             return False
         self._refusal = "an activation retains its gradient" if retained else why_not(graph)
         return self._refusal is None
+
+    def _tasks(self, tape: Tape, present: list[int]) -> list[int]:
+        """Return the tasks to measure. For the whole batch all ranks take the same, whoever is present on them."""
+        count = len(tape.losses)
+        if self.rotate:
+            return [min(range(count) if tape.whole else present, key=lambda task: (task - tape.turn) % count)]
+        return list(range(count)) if tape.whole else present
+
+    def _of_all_ranks(
+        self, tape: Tape, present: list[int], parameters: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, ...] | None:
+        """Return the shared parameters in an order that the ranks have in common, whoever is absent here."""
+        if tape.shared_is_known() or len(present) == len(tape.losses):
+            self._layout = parameters
+        if not self._alike:
+            shapes = None if self._layout is None else [tuple(parameter.shape) for parameter in self._layout]
+            check_shared_alike(shapes)
+            self._alike = True
+        return self._layout
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_layout": None, "_alike": False}
 
     @staticmethod
     def _is_another_model(tape: Tape, present: list[int], parameters: tuple[Tensor, ...]) -> bool:
@@ -247,6 +276,11 @@ class Sites:
             raise _explained(error, tape.names[task]) from error
         return {site: gradient for site, gradient in zip(sites, gradients, strict=True) if gradient is not None}
 
+    def over_ranks(self, row: Row, parameters: tuple[Tensor, ...]) -> Row:
+        """Return the means over all ranks of a task's gradients at the shared parameters, by their position."""
+        here = {leaf: row.get(site) for site, leaf in enumerate(self.leaves[: self.shared])}
+        return dict(enumerate(mean_over_ranks([here.get(parameter) for parameter in parameters], parameters)))
+
     def finish(self, total: dict[int, Tensor]) -> Sequence[Tensor | None]:
         """Return the gradients of the leaves from those of the sites."""
         found: list[Tensor | None] = []
@@ -271,7 +305,7 @@ class Sites:
     def gramian(self, rows: Mapping[int, Row], tasks: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return the inner products (K, K) of the tasks' gradients over the shared sites."""
         products = Products(tasks, dtype, device)
-        for site in range(self.shared):
+        for site in sorted({site for row in rows.values() for site in row}):
             gradients = {task: row[site] for task, row in rows.items() if site in row}
             if gradients and site < len(self._linear):
                 products.add(self._linear[site].products(stacked(gradients, tasks), self._kernel(site)))

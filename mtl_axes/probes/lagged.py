@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mtl_axes.probes.audit import Audit
+from mtl_axes.distributed import norms_over_ranks
 from mtl_axes.probes.base import Measurement, Tape
-from mtl_axes.probes.border import BorderProbe, Parts, add_part, border_of, norm_of_parts, record
-from mtl_axes.signals import Need
+from mtl_axes.probes.border import BorderProbe, Parts, add_part, border_of, norm_of_parts, others_measure, record
+from mtl_axes.signals import Need, wide
 
 __all__ = ["Lagged"]
 
@@ -46,12 +46,16 @@ class Lagged(BorderProbe):
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         border = border_of(tape)
-        if border is None:
+        if border is None and not others_measure(tape):
             return None
         # Audited before the hooks are there, which would take its backwards for the user's.
-        call = _Record(len(tape.losses), self._audit.exact(tape))
+        like = next(loss for loss in tape.losses if loss is not None)
+        nothing = torch.zeros(len(tape.losses), dtype=wide(like.dtype), device=like.device)
+        call = _Record(nothing, self._audit.exact(tape), whole=tape.whole)
         for task, loss in enumerate(tape.losses):
-            if loss is not None and task in border.reads:
+            if loss is not None and border is None:
+                call.leave_unknown(task, loss)
+            elif loss is not None and border is not None and task in border.reads:
                 nodes = len({node for node, _ in border.reads[task]})
                 loss.register_hook(call.opener(task, nodes))  # type: ignore[no-untyped-call]
                 record(border, task, call.receiver(task, loss.detach()))
@@ -60,10 +64,15 @@ class Lagged(BorderProbe):
 
     def collect(self) -> Measurement | None:
         records, self._records = self._records, []
-        rows = [row for each in records if (row := each.close(self._audit)) is not None]
-        if not rows:
+        kept = [(each, row) for each in records if (row := each.close()) is not None]
+        if not kept:
             return None
+        rows = [row for _, row in kept]
         norms = torch.stack([norms for norms, _ in rows])
+        if kept[0][0].whole:
+            norms = norms_over_ranks(norms)
+        for (each, _), row in zip(kept, norms, strict=True):
+            self._audit.compare(each.exact, row)
         # A norm that is not finite has to stay visible, NaN included, to be counted as dropped.
         here = norms != 0
         mean = torch.where(here, norms, 0.0).sum(0) / here.sum(0).clamp_min(1)
@@ -74,14 +83,14 @@ class Lagged(BorderProbe):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what was recorded in the pending window: norms (K,) and which tasks, call by call."""
-        rows = [row for each in self._records if (row := each.row()) is not None]
-        return {"norms": [norms for norms, _ in rows], "measured": [list(flags) for _, flags in rows]}
+        rows = [(*row, each.whole) for each in self._records if (row := each.row()) is not None]
+        norms, measured, whole = zip(*rows, strict=True) if rows else ((), (), ())
+        return {"norms": list(norms), "measured": [list(flags) for flags in measured], "whole": list(whole)}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take over what was recorded in the pending window."""
-        self._records = [
-            _Record.restored(norms, tuple(flags)) for norms, flags in zip(state["norms"], state["measured"], strict=True)
-        ]
+        rows = zip(state["norms"], state["measured"], state["whole"], strict=True)
+        self._records = [_Record.restored(norms, tuple(flags), whole) for norms, flags, whole in rows]
 
     def describe(self) -> str:
         return (
@@ -91,29 +100,40 @@ class Lagged(BorderProbe):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy keeps what was recorded; the backward of a pending call belongs to the original.
-        rows = [row for each in self._records if (row := each.row()) is not None]
-        return {**self.__dict__, "_records": [_Record.restored(norms, flags) for norms, flags in rows]}
+        rows = [(*row, each.whole) for each in self._records if (row := each.row()) is not None]
+        return {**self.__dict__, "_records": [_Record.restored(*row) for row in rows]}
 
 
 class _Record:
-    """What backwards show of one call. Holds no part of its graph: the graph holds the record, through its hooks."""
+    """What backwards show of one call. Holds no part of its graph: the graph holds the record, through its hooks.
 
-    def __init__(self, tasks: int, exact: Measurement | None) -> None:
+    Args:
+        nothing: (K,) zeros.
+        exact: exact norms, to compare with; None when the call is not audited.
+        whole: True when every rank adds its part, also one that recorded nothing.
+    """
+
+    def __init__(self, nothing: Tensor, exact: Measurement | None, *, whole: bool) -> None:
         self.exact = exact
+        self.whole = whole
         self._norms: dict[int, Tensor] = {}
         self._parts: dict[int, Parts] = {}
         self._waiting: dict[int, set[int]] = {}
         self._scales: dict[int, Tensor] = {}
         self._backward: dict[int, int] = {}
-        self._tasks = tasks
+        self._nothing = nothing
         self._closed = False
 
     @classmethod
-    def restored(cls, norms: Tensor, flags: tuple[bool, ...]) -> _Record:
+    def restored(cls, norms: Tensor, flags: tuple[bool, ...], whole: bool) -> _Record:
         """Return a record of an earlier process, which nothing is added to."""
-        call = cls(len(flags), None)
+        call = cls(torch.zeros_like(norms), None, whole=whole)
         call._norms = {task: norm for task, (norm, flag) in enumerate(zip(norms.unbind(), flags, strict=True)) if flag}
         return call
+
+    def leave_unknown(self, task: int, loss: Tensor) -> None:
+        """Note that the norm of a task cannot be known, and so not on any rank."""
+        self._norms[task] = torch.full_like(loss.detach(), torch.nan)
 
     def opener(self, task: int, nodes: int) -> Callable[[Tensor], None]:
         """Return the hook of a task's loss: a backward begins, and forgets what an earlier one recorded."""
@@ -148,16 +168,13 @@ class _Record:
 
     def row(self) -> tuple[Tensor, tuple[bool, ...]] | None:
         """Return the norms (K,) and which of them were recorded, or None when there are none."""
-        if not self._norms:
+        if not self._norms and not self.whole:
             return None
-        zero = torch.zeros_like(next(iter(self._norms.values())))
-        norms = [self._norms.get(task, zero) for task in range(self._tasks)]
-        return torch.stack(norms), tuple(task in self._norms for task in range(self._tasks))
+        zeros = self._nothing.unbind()
+        norms = [self._norms.get(task, zero) for task, zero in enumerate(zeros)]
+        return torch.stack(norms), tuple(self.whole or task in self._norms for task in range(len(zeros)))
 
-    def close(self, audit: Audit) -> tuple[Tensor, tuple[bool, ...]] | None:
+    def close(self) -> tuple[Tensor, tuple[bool, ...]] | None:
         """Return the row for the last time; what arrives later is ignored."""
         self._closed = True
-        found = self.row()
-        if found is not None:
-            audit.compare(self.exact, found[0])
-        return found
+        return self.row()

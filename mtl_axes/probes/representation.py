@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mtl_axes.distributed import norms_over_ranks
 from mtl_axes.probes.base import Measurement, Tape
-from mtl_axes.probes.border import BorderProbe, border_of, norm_of_parts, recorded
+from mtl_axes.probes.border import BorderProbe, border_of, norm_of_parts, others_measure, recorded
 from mtl_axes.probes.discovery import passes_float16
 from mtl_axes.probes.observers import remember, retaining, unspoiled
 from mtl_axes.signals import Need
@@ -40,13 +41,19 @@ class Representation(BorderProbe):
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         border = border_of(tape)
-        if border is None:
+        if border is None and not others_measure(tape):
             return None
         like = next(loss for loss in tape.losses if loss is not None)
-        norms, retained = [], retaining(border.nodes, border.oldest)
-        scales = tape.scales() if passes_float16(border.nodes) else None
+        norms: list[Tensor] = []
+        retained = [] if border is None else retaining(border.nodes, border.oldest)
+        float16 = tape.graph().float16 if border is None else passes_float16(border.nodes)
+        scales = tape.scales() if float16 else None
         for task, loss in enumerate(tape.losses):
-            if loss is None or task not in border.reads:
+            if border is None and loss is not None:
+                # A task that is alone on this rank does not show what it shares; its norm is then not known on any.
+                norms.append(torch.full_like(loss, torch.nan))
+                continue
+            if loss is None or border is None or task not in border.reads:
                 norms.append(norm_of_parts({}, like))
                 continue
             with unspoiled(retained), recorded(border, task) as parts:
@@ -54,9 +61,12 @@ class Representation(BorderProbe):
                 start = None if scales is None else scales[task].to(loss.dtype)
                 torch.autograd.grad(loss, edges, start, retain_graph=True, allow_unused=True)
             norms.append(norm_of_parts(parts, like))
-        reached = tuple(task in border.reads for task in range(len(tape.losses)))
-        measurement = Measurement(torch.stack(norms), None, tuple(loss is not None for loss in tape.losses))
-        measurement = measurement.unscaled(scales, reached)
+        lengths = torch.stack(norms)
+        if tape.whole:
+            lengths = norms_over_ranks(lengths)
+        measured = tuple(tape.whole or loss is not None for loss in tape.losses)
+        reached = tuple(tape.whole or (border is not None and task in border.reads) for task in range(len(tape.losses)))
+        measurement = Measurement(lengths, None, measured).unscaled(scales, reached)
         self._audit.compare(self._audit.exact(tape), measurement.norms)
         return measurement
 

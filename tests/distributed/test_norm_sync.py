@@ -55,8 +55,8 @@ def rank_of_two(rank: int, folder: str) -> None:
         with torch.no_grad():
             criterion(model(inputs), targets)
         criterion.log_dict(), criterion.state_dict()
-        for outer in ("fixed", "uncertainty"):  # their weights depend on no statistics, so ranks may have uneven data
-            compose(outer, tasks=list(KINDS))(model(inputs), targets)
+        # Constant weights depend on no statistics, so that ranks may have uneven data.
+        compose("fixed", tasks=list(KINDS))(model(inputs), targets)
     distributed.barrier()
     torch.save(result, f"{folder}/rank{rank}.pt")
     distributed.destroy_process_group()

@@ -1,0 +1,37 @@
+"""Starting ranks for a test: processes that talk through gloo, with a bound on their time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, multiprocessing
+
+LIMIT = 240.0
+
+
+def _rank(rank: int, body: Callable[..., Any], folder: str, count: int, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
+    result = body(rank, *arguments)
+    torch.save(result, f"{folder}/{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def on_ranks(body: Callable[..., Any], folder: Path, count: int, *arguments: Any) -> list[Any]:
+    """Return ``body(rank, *arguments)`` of every rank, each in a process of its own."""
+    context = multiprocessing.start_processes(
+        _rank, (body, str(folder), count, arguments), nprocs=count, join=False, start_method="spawn"
+    )
+    assert context is not None
+    try:
+        # join() returns True once all have ended, and False whenever one of them has.
+        assert any(context.join(timeout=LIMIT) for _ in range(count + 1)), f"{count} ranks should end in {LIMIT:.0f} s"
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
