@@ -185,7 +185,8 @@ class MultiTaskCriterion(WideState):
             if ranks(self.window.sync) > 1 and self._must_agree():
                 found = self._over_ranks(found)
                 values = found.values()
-            return self._train(found, values)
+            with _no_autocast(values.device.type):
+                return self._train(found, values)
         self._prepare(values)
         if not training:
             weights = self.outer.weights() if self.eval_weights == "current" else self.outer.reference()
@@ -612,6 +613,12 @@ class MultiTaskCriterion(WideState):
     def __repr__(self) -> str:
         shapes = self.shapes or self.task_set.default
         return f"MultiTaskCriterion(outer={self.outer!r}, inner={shapes!r}, probe={self.probe!r})"
+
+
+def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
+    """Within this context autocast is off: it would run backwards and matrix products in half precision that are not."""
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
 def _active(losses: Tensor, labelled: Tensor | None) -> Tensor:

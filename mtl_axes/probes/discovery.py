@@ -37,7 +37,7 @@ Losses = tuple[Tensor | None, ...]
 COMPILED = "CompiledFunctionBackward"
 _OPAQUE = {
     COMPILED: "a compiled module",
-    "CheckpointFunctionBackward": "reentrant activation checkpointing, which use_reentrant=False avoids",
+    "CheckpointFunctionBackward": 'reentrant checkpointing, which use_reentrant=False avoids and probe="lagged" allows',
 }
 
 # DistributedDataParallel passes its outputs through it, each for itself and unchanged, with static_graph or

@@ -186,6 +186,24 @@ def test_scales_are_powers_of_two_and_only_in_float16() -> None:
     assert all(float(torch.tensor(value).log2()).is_integer() for value in seen)
 
 
+@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("dtype", [f16, bf16])
+def test_a_criterion_within_autocast_measures_as_one_outside(probe: str, dtype: torch.dtype) -> None:
+    """Autocast around the call does not round the gradients of layers that ran in float32, also where they are reused."""
+    found = []
+    for within in (False, True):
+        model = model_of()
+        criterion = compose(quick("gaba"), tasks=TASKS, **PROBES[probe])
+        for number in range(4):
+            losses = losses_of(model, TINY, seed=number)
+            with torch.autocast("cpu", dtype=dtype, enabled=within):
+                total = criterion.combine(losses)
+            model.zero_grad()
+            total.backward()
+        found.append([criterion.report.norms, criterion.report.weights, *(p.grad for p in model.parameters())])
+    assert equal(*found)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("probe", ["exact", "rotate", "representation"])
 def test_a_float16_run_resumes_bit_for_bit(probe: str, accumulate: int) -> None:
