@@ -617,7 +617,7 @@ class MultiTaskCriterion(WideState):
 
 def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
     """Within this context autocast is off: it would run backwards and matrix products in half precision that are not."""
-    on = torch.is_autocast_enabled(device)
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
