@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from mtl_axes.distributed import check_alike, ranks
 from mtl_axes.errors import DataError, MtlAxesError, StateError
 from mtl_axes.explain import explain, mean_cost, often
 from mtl_axes.inner import InnerShape
-from mtl_axes.logs import Call, LossLog, Steadiness
+from mtl_axes.logs import Call, LossLog, Steadiness, Tally
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Measurement, Probe, Shared, Tape, probe_config
 from mtl_axes.registry import name_of
@@ -40,7 +40,7 @@ class _Unread(NamedTuple):
     call: Call
     measurement: Measurement | None
     collected: Measurement | None
-    step: int
+    step: int | Tensor
     extra: Mapping[str, Tensor]
 
 
@@ -119,7 +119,10 @@ class MultiTaskCriterion(WideState):
 
     @property
     def report(self) -> StepReport | None:
-        """:class:`StepReport` of the last training call, or None. It is made when it is read; it costs nothing otherwise."""
+        """:class:`StepReport` of the last training call, or None. It is made when it is read; it costs nothing otherwise.
+
+        Making it reads the device only where calls were compiled, which count their steps there.
+        """
         self._make_report()
         return self._report
 
@@ -150,10 +153,14 @@ class MultiTaskCriterion(WideState):
             GraphError: gradients are to be measured and cannot be.
         """
         tasks = self.task_set
-        if tasks.settled:
-            return self._total(tasks.losses(outputs, targets, mask, sample_weight, extra))
-        with self._undone_by_errors():
-            return self._total(tasks.losses(outputs, targets, mask, sample_weight, extra))
+        if torch.compiler.is_compiling():
+            leave = self._leaves_graph(tasks.legible)
+            if leave is not None:
+                return leave(self.forward, outputs, targets, mask=mask, sample_weight=sample_weight, extra=extra)
+        elif not tasks.settled:
+            with self._undone_by_errors():
+                return self._total(tasks.losses(outputs, targets, mask, sample_weight, extra))
+        return self._total(tasks.losses(outputs, targets, mask, sample_weight, extra))
 
     def combine(self, losses: Mapping[str, Tensor | None] | Sequence[Tensor | None]) -> Tensor:
         """Return the scalar to call ``backward`` on, from task losses that were computed elsewhere.
@@ -175,8 +182,27 @@ class MultiTaskCriterion(WideState):
                 "or a tuple of scalars.",
             )
             losses = losses.unbind()
+        if torch.compiler.is_compiling():
+            leave = self._leaves_graph(True)
+            return self._total(self.task_set.scalars(losses)) if leave is None else leave(self.combine, losses)
         with self._undone_by_errors():
             return self._total(self.task_set.scalars(losses))
+
+    def _leaves_graph(self, legible: bool) -> Callable[..., Tensor] | None:
+        """Return what runs a call in Python where torch.compile cannot trace it; else None."""
+        from mtl_axes import uncompiled
+
+        window, outer = self.window, self.outer
+        if self.task_set.debug:
+            return uncompiled.debugging
+        if self.training and torch.is_grad_enabled() and not self._held:
+            if outer.needs != "losses":
+                return uncompiled.measuring
+            if window.accumulate != 1:
+                return uncompiled.accumulating
+            if ranks(window.sync) > 1 and self._must_agree():
+                return uncompiled.summing
+        return None if legible and window.allocated else uncompiled.first_call
 
     def _total(self, found: TaskLosses) -> Tensor:
         values = found.values()
@@ -261,8 +287,11 @@ class MultiTaskCriterion(WideState):
         """A window of one call whose weighting needs losses alone: no probe takes part, and nothing waits for a commit."""
         window, labelled = self.window, found.labelled()
         self._prepare(values)
-        window.see(values, labelled, None)
-        window.commit_losses(self.outer, values, labelled)
+        if torch.compiler.is_compiling():
+            window.commit_compiled(self.outer, values, labelled)
+        else:
+            window.see(values, labelled, None)
+            window.commit_losses(self.outer, values, labelled)
         weights = self._weights()
         total = self._sum(found, weights if found.together is None else weights.detach())
         total = self._penalised(found, total, weights)
@@ -347,9 +376,13 @@ class MultiTaskCriterion(WideState):
         call = Call(values, labelled, weights.detach(), norms, measured)
         # What the strategies tell is asked for now: a backward, an optimizer step or the end of an epoch may change it.
         extra = {**self.outer.diagnostics(), **self.probe.diagnostics()}
-        self._unread = _Unread(call, measurement, collected, self.window.step, extra)
-        self._log.add(call)
-        self._steadiness.add(call.weights)
+        if torch.compiler.is_compiling():
+            step: int | Tensor = self.window.note_compiled(call)
+        else:
+            step = self.window.clock()
+            self._log.add(call)
+            self._steadiness.add(call.weights)
+        self._unread = _Unread(call, measurement, collected, step, extra)
 
     def _make_report(self) -> None:
         unread, self._unread = self._unread, None
@@ -379,7 +412,7 @@ class MultiTaskCriterion(WideState):
             active=active,
             measured=vector(call.measured, torch.bool, values.device),
             dropped=self.window.count_dropped().clone(),
-            step=unread.step,
+            step=int(unread.step),
             extra=unread.extra,
         )
 
@@ -471,6 +504,7 @@ class MultiTaskCriterion(WideState):
             if sums is not None:
                 self.window.follow(sums.to(self.window.loss_sum.device))
             self.outer.tasks = self.task_set.infos() if self.outer.bound else ()
+            self._kinds_shown = dict(self.task_set.kinds)
         self._fit_probe(state, prefix, other=saved["probe"] != type(self.probe).__name__)
 
     def _fit_probe(self, state: dict[str, Any], prefix: str, *, other: bool) -> None:
@@ -545,7 +579,10 @@ class MultiTaskCriterion(WideState):
         The only method that synchronises with the device. A task's loss is averaged over the calls in which it was
         labelled, its norm over those that measured it; what never happened is left out.
         """
-        return self._log.drain(self.tasks)
+        return self._log.drain(self.tasks, self._tally())
+
+    def _tally(self) -> Tally | None:
+        return self.window.tally if self.window.compiled else None
 
     def explain(self, model: nn.Module | None = None) -> str:
         """Return a text: the tasks, what is shared, how gradients are measured, at what cost, and what the weights do.
@@ -556,9 +593,8 @@ class MultiTaskCriterion(WideState):
         Raises:
             DataError: ``model`` is no module.
         """
-        return explain(
-            self.task_set, self.outer, self.probe, self.window, self._shared, self.report, self._steadiness.calls(), model
-        )
+        steady = self._steadiness.calls(self._tally())
+        return explain(self.task_set, self.outer, self.probe, self.window, self._shared, self.report, steady, model)
 
     def param_groups(self, **options: Any) -> list[dict[str, Any]]:
         """Return parameter groups of the learnable parameters, without weight decay; an empty list when there are none.
@@ -602,8 +638,8 @@ class MultiTaskCriterion(WideState):
 
     def __getstate__(self) -> dict[str, Any]:
         self._make_report()
-        # A copy made within hold() is not held: nothing would ever release it.
-        return {**self.__dict__, "_held": 0, "_probed": False, "_met": False}
+        # A copy made within hold() is not held: nothing would ever release it. Nor is it compiled, as no module's copy is.
+        return {**self.__dict__, "_held": 0, "_probed": False, "_met": False, "_compiled_call_impl": None}
 
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:

@@ -115,13 +115,13 @@ class Signals:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def of_losses(cls, losses: Tensor, active: Tensor | None, step: int) -> Signals:
+    def of_losses(cls, losses: Tensor, active: Tensor | None, step: int | Tensor) -> Signals:
         """Return the signals of one call for a weighting that needs losses alone: what the constructor makes of them.
 
         Args:
             losses: (K,), detached and in float32 or wider.
             active: (K,) bool, True where the task took part. None means all.
-            step: number of windows committed before this one.
+            step: number of windows committed before this one, an int or a 0-dim integer tensor.
         """
         finite = is_finite(losses)
         active = finite if active is None else finite & active
@@ -134,7 +134,7 @@ class Signals:
             gramian=None,
             active=active,
             elapsed=ones,
-            step=torch.full((), step, device=losses.device),
+            step=step if isinstance(step, Tensor) else torch.full((), step, device=losses.device),
         )
         return signals
 

@@ -379,6 +379,11 @@ class TaskSet(nn.Module):
         """True when no call can teach anything new: every task was checked, and no value is read any more."""
         return 0 < len(self.names) == len(self._checked) and not self.debug
 
+    @property
+    def legible(self) -> bool:
+        """True when a call can do without reading values: every task was checked, or its kind came with a state."""
+        return bool(self.names) and all(name in self._checked or name in self.known_kinds() for name in self.names)
+
     def snapshot(self) -> Snapshot:
         """Return what was learned of the tasks from the calls so far."""
         return Snapshot(
@@ -478,11 +483,11 @@ class TaskSet(nn.Module):
             masses.append(mass)
         found = TaskLosses(tuple(losses), tuple(counts), tuple(masses))
         _require_present(found, self.names)
-        if self.debug or (read_values and not self._called):
+        if self.debug or (read_values and not self._called and not torch.compiler.is_compiling()):
             labelled = found.labelled()
             if labelled is not None and not bool(labelled.any()):
                 raise DataError(f"At least one of the tasks {list(self.names)} should have a valid label. Found all masked.")
-        if not self._called:
+        if not self._called and not torch.compiler.is_compiling():
             self._called = True
         return found
 
@@ -511,7 +516,8 @@ class TaskSet(nn.Module):
         check_tensors(name, prediction, target)
         valid = valid_labels(name, target, mask, self.missing)
         weight = None if sample_weight is None else align("sample_weight", name, sample_weight, target.shape).detach()
-        reads_values = self.debug or name not in self._checked
+        # A compiled call reads no value, and is left to Python where one would have to be read.
+        reads_values = self.debug or (name not in self._checked and not torch.compiler.is_compiling())
         labels = target if valid is None or not reads_values else target[valid]
         if reads_values:
             self._settle_kind(name, prediction, target, labels)
@@ -561,12 +567,14 @@ class TaskSet(nn.Module):
         if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.is_floating_point():
             found = f"a tensor {tuple(loss.shape)} of {loss.dtype}" if isinstance(loss, Tensor) else type(loss).__name__
             raise DataError(f"The loss of task {name!r} should be a 0-dim floating point tensor. Found {found}.")
-        if self.nonnegative and (self.debug or name not in self._checked) and bool(loss < 0):
+        reads_value = self.debug or (name not in self._checked and not torch.compiler.is_compiling())
+        if self.nonnegative and reads_value and bool(loss < 0):
             raise DataError(
                 f"The loss of task {name!r} should not be negative, because the weighting takes ratios of losses. "
                 f"Found {loss.item():.4g}. Choose a weighting that does not."
             )
-        self._checked.add(name)
+        if reads_value:
+            self._checked.add(name)
         dtype = wide(loss.dtype)
         return loss if loss.dtype is dtype else loss.to(dtype)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from mtl_axes._state import WideState
 from mtl_axes.distributed import Sync, ranks, sum_over_ranks
 from mtl_axes.errors import OptionError
+from mtl_axes.logs import Call, Tally
 from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.probes import Measurement, Probe
@@ -47,7 +48,12 @@ class _Seen(NamedTuple):
 class Window(WideState):
     """Collects the statistics of a window and commits them to the weighting.
 
-    The counts are host integers, so that nothing has to be read from the device; what is averaged are buffers.
+    The counts are host integers, so that nothing has to be read from the device; what is averaged are buffers. Calls within
+    a compiled graph count on the device instead, in ``tally``, and so does every call after the first of these: the host
+    integer is then a constant of the graph.
+
+    Attributes:
+        compiled: True once a call within a compiled graph has counted.
     """
 
     loss_sum: Tensor
@@ -68,9 +74,34 @@ class Window(WideState):
         self.every = every
         self.accumulate = accumulate
         self.sync = sync
-        self.step = 0
+        self.tally = Tally()
+        self.compiled = False
         self.calls = 0
+        self._step = 0
         self._uncounted: list[_Seen] = []
+
+    @property
+    def step(self) -> int:
+        """Number of committed windows. Reads the device once compiled calls have counted there."""
+        return int(self.clock())
+
+    @step.setter
+    def step(self, step: int) -> None:
+        if self.compiled:
+            self.tally.windows.fill_(step - self._step)
+        else:
+            self._step = step
+
+    def clock(self) -> int | Tensor:
+        """Return the number of committed windows without reading the device: as a tensor where it is counted there."""
+        return self._step + self.tally.windows if self.compiled else self._step
+
+    def _advance(self) -> None:
+        if self.compiled:
+            self.tally.windows.add_(1)
+        else:
+            # Past the __setattr__ of a module, which costs more than a kernel.
+            self.__dict__["_step"] += 1
 
     @property
     def allocated(self) -> bool:
@@ -82,6 +113,7 @@ class Window(WideState):
         self.register_buffer("loss_sum", torch.zeros(count, dtype=dtype))
         self.register_buffer("loss_count", torch.zeros(count, dtype=dtype))
         self.register_buffer("dropped", torch.zeros(count, dtype=torch.int64))
+        self.tally.bind(count, dtype)
         if need != "losses":
             self.register_buffer("norm_sum", torch.zeros(count, dtype=dtype))
             self.register_buffer("norm_count", torch.zeros(count, dtype=dtype))
@@ -149,12 +181,28 @@ class Window(WideState):
         """Hand the losses of one call to the weighting as a window of their own: nothing is summed, nothing cleared."""
         if outer.moves:
             dtype = self.loss_sum.dtype
-            outer(Signals.of_losses(losses if losses.dtype is dtype else losses.to(dtype), labelled, self.step))
-        self.step += 1
+            outer(Signals.of_losses(losses if losses.dtype is dtype else losses.to(dtype), labelled, self.clock()))
+        self._advance()
+
+    def commit_compiled(self, outer: OuterWeighting, losses: Tensor, labelled: Tensor | None) -> None:
+        """Do within a graph what :meth:`see` and :meth:`commit_losses` do."""
+        windows = self.tally.windows
+        if outer.moves:
+            outer(Signals(losses.to(self.loss_sum.dtype), active=labelled, step=self._step + windows))
+        dropped = ~is_finite(losses)
+        self.dropped.add_(dropped if labelled is None else labelled & dropped)
+        windows.add_(1)
+
+    def note_compiled(self, call: Call) -> Tensor:
+        """Add one call to the tally within a graph; return the number of committed windows."""
+        self.tally.add(call)
+        # Written and never read within a graph, which would otherwise be compiled again when it changes.
+        self.compiled = True
+        return self._step + self.tally.windows
 
     def skip(self) -> None:
         """Let one call pass as a window in which nothing is due."""
-        self.step += 1
+        self._advance()
 
     def add(self, losses: Tensor, active: Tensor, measurement: Measurement | None) -> None:
         """Add the statistics of one call to the pending window. Non-finite values are left out."""
@@ -194,8 +242,8 @@ class Window(WideState):
             signals = self._signals(outer.needs, "norms" if self.sync == "norms" and outer.reads_signals else None)
             outer(signals)
             if outer.needs != "losses":
-                self.measured_at.copy_(torch.where(signals.active, self.step, self.measured_at))
-        self.step += 1
+                self.measured_at.copy_(torch.where(signals.active, self.clock(), self.measured_at))
+        self._advance()
         self._begin()
         return collected
 
@@ -234,7 +282,7 @@ class Window(WideState):
             # Pairs that never met in one call have no inner product; 0 says the least about them.
             gramian = gramian_sum / gramian_count.clamp_min(1)
         losses = loss_sum / loss_count.clamp_min(1)
-        return Signals(losses, norms=norms, gramian=gramian, active=active, elapsed=self._elapsed(need), step=self.step)
+        return Signals(losses, norms=norms, gramian=gramian, active=active, elapsed=self._elapsed(need), step=self.clock())
 
     def _completed(self, norms: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         """Fill in the latest norms of the tasks whose turn it was not, after the ranks have agreed on this window's."""
@@ -245,7 +293,7 @@ class Window(WideState):
     def _elapsed(self, need: Need) -> Tensor | None:
         if need == "losses":
             return None
-        return torch.where(self.measured_at < 0, 1, self.step - self.measured_at)
+        return torch.where(self.measured_at < 0, 1, self.clock() - self.measured_at)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.allocated:

@@ -27,14 +27,15 @@ ALLOWED: dict[str, set[str]] = {
     "distributed": {"errors"},
     "solvers": BASE | {"signals"},
     "logs": {"_state"},
+    "uncompiled": set(),
     "inner": STRATEGY,
     "outer": STRATEGY | {"solvers"},
     "probes": STRATEGY | {"distributed"},
     "tasks": STRATEGY | {"distributed", "inner"},
-    "window": STRATEGY | {"distributed", "outer", "probes"},
+    "window": STRATEGY | {"distributed", "logs", "outer", "probes"},
     "explain": STRATEGY | {"distributed", "inner", "outer", "probes", "tasks", "window"},
 }
-ALLOWED["criterion"] = ALLOWED["explain"] | {"explain", "logs"}
+ALLOWED["criterion"] = ALLOWED["explain"] | {"explain", "logs", "uncompiled"}
 ALLOWED["composition"] = ALLOWED["criterion"] | {"criterion"}
 ALLOWED["testing"] = ALLOWED["composition"] | {"composition"}
 ALLOWED["__init__"] = ALLOWED["testing"]

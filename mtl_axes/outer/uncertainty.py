@@ -76,19 +76,24 @@ class Uncertainty(OuterWeighting):
     def weights(self) -> Tensor:
         precision = torch.exp(-self.log_variance)
         weights = precision * self._halves(precision)
-        if weights.requires_grad and self._windows <= _PATIENCE and not torch.compiler.is_compiling():
+        if weights.requires_grad and not torch.compiler.is_compiling() and self._windows <= _PATIENCE:
             weights.register_hook(self._note_gradient)  # type: ignore[no-untyped-call]
         return weights
 
     def _halves(self, like: Tensor) -> Tensor:
         """0.5 for a regression task, 1 for any other, made anew when the kinds, the device or the dtype have changed."""
+        if torch.compiler.is_compiling():
+            return self._new_halves(like)
         kept = self._factors
         if kept is None or kept[0] is not self.tasks or kept[1].device != like.device or kept[1].dtype is not like.dtype:
             # Outside inference mode: what an evaluation makes is used in training.
             with torch.inference_mode(False):
-                halves = [0.5 if task.kind == "regression" else 1.0 for task in self.tasks]
-                self._factors = kept = (self.tasks, vector(halves, like.dtype, like.device))
+                self._factors = kept = (self.tasks, self._new_halves(like))
         return kept[1]
+
+    def _new_halves(self, like: Tensor) -> Tensor:
+        halves = [0.5 if task.kind == "regression" else 1.0 for task in self.tasks]
+        return vector(halves, like.dtype, like.device)
 
     def penalty(self) -> Tensor:
         if self.variant == "revised":

@@ -275,6 +275,12 @@ class Border:
     oldest: int = sys.maxsize
     static_ddp: bool = False
 
+    @property
+    def compiled(self) -> bool:
+        """True when a private part is, or holds, a compiled module; what lies below the edges does not count."""
+        below = {edge.node for edge in self.edges}
+        return any(type(node).__name__ == COMPILED and node not in below for node in self.nodes)
+
     def edges_of(self, task: int) -> list[int]:
         """Return the positions of the edges that a task reads."""
         return sorted(set(self.reads.get(task, {}).values()))

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch._functorch.config as functorch_config
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from mtl_axes.distributed import check_shared_alike, mean_over_ranks
 from mtl_axes.errors import GraphError, OptionError
 from mtl_axes.probes.base import Measurement, Probe, Tape
+from mtl_axes.probes.compiled import check_runs_twice, donated
 from mtl_axes.probes.discovery import Graph, refuse_static_ddp
 from mtl_axes.probes.ghost import LinearSite, linear_sites, stacked
 from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
@@ -20,7 +20,7 @@ from mtl_axes.probes.products import Products
 from mtl_axes.probes.reuse import Gradients, Row, hand_over, why_not
 from mtl_axes.signals import Need, wide
 
-__all__ = ["Exact"]
+__all__ = ["Exact", "explained"]
 
 
 class Exact(Probe):
@@ -80,7 +80,9 @@ class Exact(Probe):
         present = tape.present()
         refuse_static_ddp(tape.graph().static_ddp)
         if tape.graph().compiled:
-            self._check_compiled(tape, present)
+            loss = tape.losses[present[0]]
+            assert loss is not None
+            check_runs_twice(loss, list(tape.graph().leaves))
         parameters = self._shared_parameters(tape, present)
         if tape.whole and len(present) == len(tape.losses):
             self._layout = parameters
@@ -199,27 +201,6 @@ class Exact(Probe):
             )
         return part.parameters
 
-    @staticmethod
-    def _check_compiled(tape: Tape, present: list[int]) -> None:
-        """Refuse a compiled backward that cannot run twice, or that gives another gradient when it does."""
-        if getattr(functorch_config, "donated_buffer", False):
-            raise GraphError(
-                "A compiled module should keep its buffers for a second backward, because gradients are measured before "
-                "yours. Found torch._functorch.config.donated_buffer = True. Set it to False before torch.compile."
-            )
-        inputs = list(tape.graph().leaves)
-        loss = tape.losses[present[0]]
-        assert loss is not None
-        first, second = (torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True) for _ in range(2))
-        pairs = zip(first, second, strict=True)
-        # Far above what nondeterministic kernels differ by; the fault replaces whole buffers. Not finite: no verdict.
-        if any(one is not None and bool((one - other).norm() > 0.01 * one.norm()) for one, other in pairs):
-            raise GraphError(
-                "A compiled backward should give the same gradient twice. Found another the second time: torch took it "
-                "from a cache on disk that was filled with donated_buffer = True. Clear that cache "
-                "(TORCHINDUCTOR_CACHE_DIR) or set TORCHINDUCTOR_FORCE_DISABLE_CACHES=1."
-            )
-
     def cost(self, tasks: int) -> float:
         # In units of a forward pass: it is 1, and a backward 2.
         extra = 2 if self.rotate else 2 * tasks
@@ -273,7 +254,7 @@ class Sites:
             start = None if scale is None else scale.to(loss.dtype)
             gradients = torch.autograd.grad(loss, keys, start, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
-            raise _explained(error, tape.names[task]) from error
+            raise explained(error, tape.names[task]) from error
         return {site: gradient for site, gradient in zip(sites, gradients, strict=True) if gradient is not None}
 
     def over_ranks(self, row: Row, parameters: tuple[Tensor, ...]) -> Row:
@@ -332,7 +313,8 @@ def _measurement(
     return Measurement(torch.stack([norms.get(index, zero).to(zero) for index in range(count)]), None, measured)
 
 
-def _explained(error: RuntimeError, task: str) -> RuntimeError:
+def explained(error: RuntimeError, task: str) -> RuntimeError:
+    """Return what to raise for an error of torch in the backward of a task: with advice where it is known."""
     if "use_reentrant" in str(error):
         return GraphError(
             f"The graph of task {task!r} should be free of reentrant activation checkpointing, which cannot be measured. "
@@ -343,7 +325,7 @@ def _explained(error: RuntimeError, task: str) -> RuntimeError:
             f"The graph of task {task!r} should still be there when its gradient is measured. Found it freed by an earlier "
             "backward. Call the criterion before loss.backward(), once per forward pass."
         )
-    return error
+    return donated() if "donated buffers" in str(error) else error
 
 
 def _dense(gradient: Tensor, need: Need) -> Tensor:

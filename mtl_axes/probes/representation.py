@@ -8,7 +8,9 @@ from torch import Tensor
 from mtl_axes.distributed import norms_over_ranks
 from mtl_axes.probes.base import Measurement, Tape
 from mtl_axes.probes.border import BorderProbe, border_of, norm_of_parts, others_measure, recorded
+from mtl_axes.probes.compiled import check_runs_twice
 from mtl_axes.probes.discovery import passes_float16
+from mtl_axes.probes.exact import explained
 from mtl_axes.probes.observers import remember, retaining, unspoiled
 from mtl_axes.signals import Need
 
@@ -39,6 +41,15 @@ class Representation(BorderProbe):
         O. Sener, V. Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018, which bounds its objective there.
     """
 
+    def check(self, tape: Tape) -> bool:
+        border = border_of(tape) if len(tape.names) > 1 else None
+        if border is not None and border.compiled:
+            for task in border.reads:
+                loss = tape.losses[task]
+                assert loss is not None
+                check_runs_twice(loss, [border.edges[position] for position in border.edges_of(task)])
+        return super().check(tape)
+
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         border = border_of(tape)
         if border is None and not others_measure(tape):
@@ -59,7 +70,10 @@ class Representation(BorderProbe):
             with unspoiled(retained), recorded(border, task) as parts:
                 edges = [border.edges[position] for position in border.edges_of(task)]
                 start = None if scales is None else scales[task].to(loss.dtype)
-                torch.autograd.grad(loss, edges, start, retain_graph=True, allow_unused=True)
+                try:
+                    torch.autograd.grad(loss, edges, start, retain_graph=True, allow_unused=True)
+                except RuntimeError as error:
+                    raise explained(error, tape.names[task]) from error
             norms.append(norm_of_parts(parts, like))
         lengths = torch.stack(norms)
         if tape.whole:

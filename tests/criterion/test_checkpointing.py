@@ -14,6 +14,7 @@ from mtl_axes import compose
 from mtl_axes.errors import GraphError
 
 KINDS = {"a": "regression", "b": "regression", "c": "multiclass"}
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast")  # torch's own, before 2.6
 ADVICE = r'use_reentrant=False avoids and probe="lagged" allows'
 
 

@@ -1,0 +1,75 @@
+"""Accelerate: one call, after ``prepare``, and the loop that you have stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+
+from mtl_axes import MultiTaskCriterion
+from mtl_axes.errors import OptionError
+
+try:
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
+except ImportError as error:
+    raise ImportError('This adapter needs accelerate. Install it with: pip install "mtl_axes[accelerate]"') from error
+
+__all__ = ["attach"]
+
+
+def attach(accelerator: Accelerator, criterion: MultiTaskCriterion, optimizer: AcceleratedOptimizer) -> None:
+    """Let an accelerator save and resume the criterion, and an optimizer's steps end the criterion's windows.
+
+    Call it once, after ``accelerator.prepare`` and before ``accelerator.load_state``. The criterion moves to the
+    accelerator's device, takes part in ``save_state`` and ``load_state``, and accumulates as the accelerator does. Every
+    ``optimizer.step()`` that synchronises gradients then commits the pending window, also an epoch's shorter last one, and
+    one that the GradScaler skips drops it. An epoch's end stays yours: ``criterion.end_epoch()``.
+
+    Args:
+        accelerator: with or without ``gradient_accumulation_steps``.
+        criterion: from ``compose``, not prepared: it belongs into no DistributedDataParallel, and all ranks hold the same
+            state without. ``accumulate="manual"`` is left as it is, for several calls of the criterion per batch.
+        optimizer: from ``accelerator.prepare``, with ``criterion.param_groups()`` among its groups.
+
+    Raises:
+        OptionError: the criterion was prepared, the optimizer was not, the criterion's parameters are not in it, or the
+            criterion was composed to accumulate otherwise than the accelerator.
+    """
+    if not isinstance(criterion, MultiTaskCriterion) or getattr(criterion, "_is_accelerate_prepared", False):
+        raise OptionError(
+            "The criterion should not pass through accelerator.prepare(), which wraps and saves it as a model. Found a "
+            f"prepared {type(criterion).__name__}. Prepare model, optimizer and data, and attach what compose() returned."
+        )
+    if not isinstance(optimizer, AcceleratedOptimizer):
+        raise OptionError(
+            f"The optimizer should be the one that accelerator.prepare() returned. Found {type(optimizer).__name__}."
+        )
+    optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if any(id(parameter) not in optimized for parameter in criterion.parameters()):
+        raise OptionError(
+            f"The parameters of {criterion.outer!r} should be in the optimizer. Found them missing. Add "
+            "criterion.param_groups() to its groups before accelerator.prepare()."
+        )
+    _accumulate(criterion, accelerator.gradient_accumulation_steps)
+    # Before a state is loaded: the optimizer's state goes to where its parameters are then.
+    criterion.to(accelerator.device)
+    accelerator.register_for_checkpointing(criterion)
+    step = optimizer.step
+
+    def step_and_commit(self: AcceleratedOptimizer, closure: Callable[[], float] | None = None) -> None:
+        step(closure)
+        if accelerator.sync_gradients:
+            criterion.step(skipped=self.step_was_skipped)
+
+    # Not a hook of the torch optimizer: a GradScaler that skips a step calls none. A method, as schedulers wrap it.
+    optimizer.step = MethodType(step_and_commit, optimizer)
+
+
+def _accumulate(criterion: MultiTaskCriterion, calls: int) -> None:
+    if criterion.accumulate not in (1, calls, "manual"):
+        raise OptionError(
+            f"The criterion and the accelerator should accumulate alike. Found accumulate={criterion.accumulate} and "
+            f"gradient_accumulation_steps={calls}. Leave accumulate= out of compose(): attach() sets it."
+        )
+    if criterion.accumulate == 1:
+        criterion.accumulate = calls
