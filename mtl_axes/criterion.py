@@ -211,6 +211,8 @@ class MultiTaskCriterion(WideState):
             if ranks(self.window.sync) > 1 and self._must_agree():
                 found = self._over_ranks(found)
                 values = found.values()
+            if self.outer.needs == "losses":
+                return self._train(found, values)
             with _no_autocast(values.device.type):
                 return self._train(found, values)
         self._prepare(values)
