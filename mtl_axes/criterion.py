@@ -79,6 +79,8 @@ class MultiTaskCriterion(WideState):
         self._shared = shared
         self._report: StepReport | None = None
         self._unread: _Unread | None = None
+        # By a commit between two calls: the next one tells of it.
+        self._collected: Measurement | None = None
         self._kinds_shown: dict[str, Kind] = {}
         self._log = LossLog()
         self._steadiness = Steadiness()
@@ -240,6 +242,7 @@ class MultiTaskCriterion(WideState):
         collected = window.commit(outer, probe) if window.full else None
         if window.commits_alone(outer):
             return self._train_on_losses(found, values)
+        collected, self._collected = collected or self._collected, None
         labelled, due, immediate = found.labelled(), window.due(outer), window.immediate(probe, outer.needs)
         known = window.allocated
         if known:
@@ -254,6 +257,7 @@ class MultiTaskCriterion(WideState):
             weights=held,
             exponents=window.exponents,
             turn=window.turn,
+            due=due,
             whole=found.whole,
         )
         if not self._probed:
@@ -564,7 +568,7 @@ class MultiTaskCriterion(WideState):
         if self.window.calls and not self.probe.same_step:
             # What the commit collects may be dropped, and is not of the last call.
             self._make_report()
-        self.window.commit(self.outer, self.probe)
+        self._collected = self.window.commit(self.outer, self.probe) or self._collected
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:

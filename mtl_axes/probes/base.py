@@ -59,6 +59,7 @@ class Tape:
         weights: (K,) weights of this call's sum where they are known before it is measured, else None.
         exponents: (K,) of the scales that losses are measured with in float16, None before there was a measurement.
         turn: number of this window among those that are measured, counted from the first window of the run.
+        due: whether this call is measured, or only checked.
         whole: True when the gradients of the whole batch are measured: of the mean over ranks of these losses.
         kept: what a probe keeps from ``measure`` for ``couple``.
     """
@@ -72,6 +73,7 @@ class Tape:
         weights: Tensor | None = None,
         exponents: Tensor | None = None,
         turn: int = 0,
+        due: bool = True,
         whole: bool = False,
     ) -> None:
         self.names = names
@@ -79,6 +81,7 @@ class Tape:
         self.weights = weights
         self.exponents = exponents
         self.turn = turn
+        self.due = due
         self.whole = whole
         self.kept: object = None
         self._shared = shared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -129,11 +130,14 @@ def recorded(border: Border, task: int) -> Iterator[Parts]:
 
 def norm_of_parts(parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
     """Return the norm of a task's gradient over its edges, 0 when there is none, in float32 or wider."""
+    dtype = wide(like.dtype)
     if not parts:
-        return torch.zeros((), dtype=wide(like.dtype), device=like.device)
-    norms = torch._foreach_norm(list(parts.values()), 2, wide(like.dtype))
+        return torch.zeros((), dtype=dtype, device=like.device)
+    # A model may be wider than the loss, as where its outputs are converted.
+    widest = functools.reduce(torch.promote_types, (part.dtype for part in parts.values()), dtype)
+    norms = torch._foreach_norm(list(parts.values()), 2, widest)
     length: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(like.device) for norm in norms]))
-    return length
+    return length.to(dtype)
 
 
 def describe_border(border: Border, names: tuple[str, ...]) -> str:

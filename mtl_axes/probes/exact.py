@@ -84,6 +84,10 @@ class Exact(Probe):
             assert loss is not None
             check_runs_twice(loss, list(tape.graph().leaves))
         parameters = self._shared_parameters(tape, present)
+        if parameters and not tape.due and is_hooked(tape.graph()):
+            # A hook may refuse a backward that is not the user's.
+            with unspoiled(retaining(tape.graph().masks, tape.graph().oldest)):
+                Sites(tape.graph(), parameters, tasks=1, ghost=False, everything=False).gradients(tape, present[0])
         if tape.whole and len(present) == len(tape.losses):
             self._layout = parameters
         return parameters is not None
@@ -315,6 +319,12 @@ def _measurement(
 
 def explained(error: RuntimeError, task: str) -> RuntimeError:
     """Return what to raise for an error of torch in the backward of a task: with advice where it is known."""
+    if "fabric.backward" in str(error):
+        return GraphError(
+            f"The graph of task {task!r} should admit a backward before yours, to be measured. Found a model that Fabric "
+            "has set up in a precision or strategy that admits fabric.backward(loss) only. Use "
+            'probe="lagged", which measures in there.'
+        )
     if "use_reentrant" in str(error):
         return GraphError(
             f"The graph of task {task!r} should be free of reentrant activation checkpointing, which cannot be measured. "

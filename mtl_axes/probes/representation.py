@@ -7,11 +7,11 @@ from torch import Tensor
 
 from mtl_axes.distributed import norms_over_ranks
 from mtl_axes.probes.base import Measurement, Tape
-from mtl_axes.probes.border import BorderProbe, border_of, norm_of_parts, others_measure, recorded
+from mtl_axes.probes.border import BorderProbe, Parts, border_of, norm_of_parts, others_measure, recorded
 from mtl_axes.probes.compiled import check_runs_twice
-from mtl_axes.probes.discovery import passes_float16
+from mtl_axes.probes.discovery import Border, passes_float16
 from mtl_axes.probes.exact import explained
-from mtl_axes.probes.observers import remember, retaining, unspoiled
+from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
 from mtl_axes.signals import Need
 
 __all__ = ["Representation"]
@@ -48,7 +48,12 @@ class Representation(BorderProbe):
                 loss = tape.losses[task]
                 assert loss is not None
                 check_runs_twice(loss, [border.edges[position] for position in border.edges_of(task)])
-        return super().check(tape)
+        checked = super().check(tape)
+        if checked and border is not None and not tape.due and is_hooked(tape.graph()):
+            # A hook may refuse a backward that is not the user's.
+            with unspoiled(retaining(border.nodes, border.oldest)):
+                _parts(tape, border, next(iter(border.reads)), None)
+        return checked
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         border = border_of(tape)
@@ -67,13 +72,8 @@ class Representation(BorderProbe):
             if loss is None or border is None or task not in border.reads:
                 norms.append(norm_of_parts({}, like))
                 continue
-            with unspoiled(retained), recorded(border, task) as parts:
-                edges = [border.edges[position] for position in border.edges_of(task)]
-                start = None if scales is None else scales[task].to(loss.dtype)
-                try:
-                    torch.autograd.grad(loss, edges, start, retain_graph=True, allow_unused=True)
-                except RuntimeError as error:
-                    raise explained(error, tape.names[task]) from error
+            with unspoiled(retained):
+                parts = _parts(tape, border, task, None if scales is None else scales[task])
             norms.append(norm_of_parts(parts, like))
         lengths = torch.stack(norms)
         if tape.whole:
@@ -93,3 +93,17 @@ class Representation(BorderProbe):
             f"norms at the representation, {self._found}: one backward through each task's private part, beside your own; "
             f"hooks there fire once more. Another quantity than the exact norms{self._audit.describe()}"
         )
+
+
+def _parts(tape: Tape, border: Border, task: int, scale: Tensor | None) -> Parts:
+    """Return the gradients of a task, times a 0-dim scale, at the edges that its private part reads."""
+    loss = tape.losses[task]
+    assert loss is not None
+    edges = [border.edges[position] for position in border.edges_of(task)]
+    with recorded(border, task) as parts:
+        try:
+            start = None if scale is None else scale.to(loss.dtype)
+            torch.autograd.grad(loss, edges, start, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            raise explained(error, tape.names[task]) from error
+    return parts

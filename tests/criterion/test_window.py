@@ -682,6 +682,19 @@ def test_a_lagged_probe_is_collected_in_the_next_forward() -> None:
     assert exact.criterion.outer.ema.tolist() != [0.5, 0.5]
 
 
+def test_what_a_commit_between_two_calls_collects_is_told_by_the_next() -> None:
+    """Norms that step() collects from a lagged probe are in the next call's report and log, as a full window's are."""
+    full, stepped = (Run(quick("gaba"), probe=Lagged()) for _ in range(2))
+    for _ in range(3):
+        full.call()
+        stepped.call()
+        norms = [run.criterion.report.norms for run in (full, stepped)]
+        assert norms[0] is norms[1] is None or torch.equal(*norms)
+        stepped.criterion.step()
+    assert full.criterion.report.norms is not None
+    assert stepped.criterion.log_dict() == full.criterion.log_dict()
+
+
 def test_a_copy_made_under_hold_is_not_held() -> None:
     """A criterion that is copied or pickled within hold() trains on: nothing would ever release it."""
     criterion = compose("dwa")
