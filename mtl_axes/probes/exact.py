@@ -243,7 +243,7 @@ class Sites:
         self.leaves = (*(leaf for site in self._linear for leaf in site.leaves), *direct)
         self._masks = [graph.masks[site.edge.node] for site in self._linear] + [graph.leaves[leaf] for leaf in direct]
 
-    def gradients(self, tape: Tape, task: int, scale: Tensor | None) -> Row:
+    def gradients(self, tape: Tape, task: int, scale: Tensor | None = None) -> Row:
         """Return the gradients of a task by site, times a 0-dim scale; sites that it does not reach are left out.
 
         Raises:

@@ -52,7 +52,7 @@ class Representation(BorderProbe):
         if checked and border is not None and not tape.due and is_hooked(tape.graph()):
             # A hook may refuse a backward that is not the user's.
             with unspoiled(retaining(border.nodes, border.oldest)):
-                _parts(tape, border, next(iter(border.reads)), None)
+                _parts(tape, border, next(iter(border.reads)))
         return checked
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
@@ -95,7 +95,7 @@ class Representation(BorderProbe):
         )
 
 
-def _parts(tape: Tape, border: Border, task: int, scale: Tensor | None) -> Parts:
+def _parts(tape: Tape, border: Border, task: int, scale: Tensor | None = None) -> Parts:
     """Return the gradients of a task, times a 0-dim scale, at the edges that its private part reads."""
     loss = tape.losses[task]
     assert loss is not None

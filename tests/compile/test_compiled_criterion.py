@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import shutil
 import warnings
@@ -275,6 +276,9 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.skipif(
+    "reason" not in inspect.signature(torch._dynamo.disable).parameters, reason="this torch passes no reason on"
+)
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_traced_says_why_with_fullgraph(case: str) -> None:
     """With fullgraph=True the error gives the reason and what to do."""
