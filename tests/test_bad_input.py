@@ -74,7 +74,7 @@ class NormsOnly(Probe):
         ({"reduction": "sum"}, r"`reduction` should be one of 'mean', 'weighted_mean'\. Found reduction='sum'\."),
         ({"missing": "drop"}, r"Option `missing` should be one of 'error', 'ignore'\. Found missing='drop'\."),
         ({"eval_weights": None}, r"should be one of 'reference', 'current'\. Found eval_weights=None\."),
-        ({"sync": "all"}, r"Option `sync` should be 'norms' or None\. Found sync='all'\."),
+        ({"sync": "all"}, r"Option `sync` should be 'norms', 'gradients' or None\. Found sync='all'\."),
         ({"shared": []}, r"Option `shared` should have parameters, frozen or not\. Found none\."),
         ({"shared": nn.ReLU()}, r"Option `shared` should have parameters, frozen or not\. Found none\."),
         ({"shared": torch.ones(2)}, r"Option `shared` should have parameters, frozen or not\. Found none\."),
