@@ -167,7 +167,11 @@ class Steadiness:
         last = self._calls[-1]
         rows = torch.stack([_as(weights, last) for weights in self._calls])
         anchor = last if self._anchor is None else self._anchor.to(last)
-        steady = torch.zeros((), device=last.device) if self._steady is None else self._steady.to(last.device)
+        steady = (
+            torch.zeros((), dtype=torch.float32, device=last.device)
+            if self._steady is None
+            else self._steady.to(last.device)
+        )
         self._anchor, self._steady = _steadier(rows, anchor, steady)
         self._calls = []
 

@@ -420,7 +420,8 @@ class Shared:
         if not self._items:
             return False
         warnings.warn(
-            "None of the parameters given as shared= is reached by the losses; they are searched on the graph instead.",
+            "None of the parameters given as shared= is reached by the losses; they are searched on the graph instead. Under"
+            " FSDP2 the graph holds others in the place of sharded parameters: leave shared= out there.",
             stacklevel=3,
         )
         self._items = ()
