@@ -159,11 +159,15 @@ def tables(found: list[dict[str, Any]], timed: list[dict[str, Any]]) -> str:
     for row in found:
         cells = " | ".join(f"{ratio:.2f}" for ratio in row["ratios"])
         lines.append(f"| {row['ranks']} | {row['batch']} | {cells} | {row['error']:.2f} |")
-    lines += ["", f"| K | shared parameters | plain | {' | '.join(STEPS)} |", "|---" * (len(STEPS) + 3) + "|"]
-    for row in timed:
-        cells = " | ".join(f"{row['ratios'][name].median:.2f}" for name in STEPS)
-        lines.append(f"| {row['tasks']} | {row['shared'] / 1e6:.2f} M | {row['ms']:.1f} ms | {cells} |")
+    lines += ["", _row("", [f"K = {row['tasks']}" for row in timed]), "|---" * (len(timed) + 1) + "|"]
+    lines.append(_row(PLAIN, [f"{row['ms']:.1f} ms" for row in timed]))
+    lines += [_row(name, [f"{row['ratios'][name].median:.2f}" for row in timed]) for name in STEPS]
+    lines += ["", f"Shared parameters: {timed[0]['shared'] / 1e6:.2f} million."]
     return "\n".join(lines)
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def main(arguments: list[str] | None = None) -> int:

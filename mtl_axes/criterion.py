@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -27,7 +28,7 @@ __all__ = ["MultiTaskCriterion"]
 
 Normalise = Literal["sum1", "sumK"] | None
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 _PATIENCE = 1_000
 # Times a plain step, above which a cheaper probe is worth a warning.
 _DEAR = 4.0
@@ -84,6 +85,7 @@ class MultiTaskCriterion(WideState):
         self._log = LossLog()
         self._steadiness = Steadiness()
         self._held = 0
+        self._on_trial = False
         self._probed = False
         self._met = False
         self._warned: set[str] = set()
@@ -200,6 +202,8 @@ class MultiTaskCriterion(WideState):
                 return uncompiled.measuring
             if window.accumulate != 1:
                 return uncompiled.accumulating
+            if outer.moves and not uncompiled.TRACES_STATE:
+                return uncompiled.moving
             if ranks(window.sync) > 1 and self._must_agree():
                 return uncompiled.summing
         return None if legible and window.allocated else uncompiled.first_call
@@ -211,7 +215,10 @@ class MultiTaskCriterion(WideState):
             if ranks(self.window.sync) > 1 and self._must_agree():
                 found = self._over_ranks(found)
                 values = found.values()
-            return self._train(found, values)
+            if self.outer.needs == "losses":
+                return self._train(found, values)
+            with _no_autocast(values.device.type):
+                return self._train(found, values)
         self._prepare(values)
         if not training:
             weights = self.outer.weights() if self.eval_weights == "current" else self.outer.reference()
@@ -245,7 +252,16 @@ class MultiTaskCriterion(WideState):
         # Known before anything is measured, unless this very call's statistics move them.
         early = known and outer.needs != "losses" and not immediate
         held = self._weights() if early else None
-        tape = Tape(self.tasks, found.losses, self._shared, weights=held, turn=window.turn, due=due, whole=found.whole)
+        tape = Tape(
+            self.tasks,
+            found.losses,
+            self._shared,
+            weights=held,
+            exponents=window.exponents,
+            turn=window.turn,
+            due=due,
+            whole=found.whole,
+        )
         if not self._probed:
             # Also in a warm-up: a graph that cannot be measured should show now and not when the warm-up ends.
             self._probed = outer.needs == "losses" or probe.check(tape)
@@ -461,21 +477,43 @@ class MultiTaskCriterion(WideState):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._make_report()  # it shows the counts that are replaced
-        saved = state_dict.get(prefix + "_extra_state")
-        if saved is not None:
-            sums = state_dict.get(prefix + "window.loss_sum")
-            self._check_state(saved, called=sums is not None)
-            if saved["tasks"]:
-                with self._undone_by_errors():
-                    self.task_set.restore(tuple(saved["tasks"]), saved["kinds"])
-                    if sums is not None and not self.window.allocated:
-                        self._bind(sums.dtype)
-                if sums is not None:
-                    self.window.follow(sums.to(self.window.loss_sum.device))
-                self.outer.tasks = self.task_set.infos() if self.outer.bound else ()
-                self._kinds_shown = dict(self.task_set.kinds)
-            self._fit_probe(state_dict, prefix, other=saved.get("probe") != type(self.probe).__name__)
+        own = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        # A state of the module around this one may leave it out, and that module then says so.
+        if own or not prefix:
+            if not self._on_trial:
+                self._try(own)
+            self._prepare_to_load(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _try(self, state: dict[str, Any]) -> None:
+        """Load a state into a copy, so that one that does not fit is an error before any of it is here."""
+        trial = copy.deepcopy(self)
+        trial._on_trial = True
+        try:
+            trial.load_state_dict(state)
+        except MtlAxesError:
+            raise
+        except Exception as error:
+            raise StateError(
+                "The state should be the whole state_dict() of a criterion of the same tasks and weighting. Found one that "
+                f"does not fit: {error}"
+            ) from error
+
+    def _prepare_to_load(self, state: dict[str, Any], prefix: str) -> None:
+        """Become a criterion of the tasks that a state is of, and let it fit this criterion's probe."""
+        saved: Any = state.get(prefix + "_extra_state")
+        sums = state.get(prefix + "window.loss_sum")
+        self._check_state(saved, called=sums is not None)
+        if saved["tasks"]:
+            with self._undone_by_errors():
+                self.task_set.restore(tuple(saved["tasks"]), saved["kinds"])
+                if sums is not None and not self.window.allocated:
+                    self._bind(sums.dtype)
+            if sums is not None:
+                self.window.follow(sums.to(self.window.loss_sum.device))
+            self.outer.tasks = self.task_set.infos() if self.outer.bound else ()
+            self._kinds_shown = dict(self.task_set.kinds)
+        self._fit_probe(state, prefix, other=saved["probe"] != type(self.probe).__name__)
 
     def _fit_probe(self, state: dict[str, Any], prefix: str, *, other: bool) -> None:
         """Let a state load that was saved under another probe: that probe's own part is left out, this one's begins anew."""
@@ -491,9 +529,17 @@ class MultiTaskCriterion(WideState):
                 del state[name]
             self.probe.state_dict(destination=state, prefix=prefix + "probe.")
 
-    def _check_state(self, saved: Mapping[str, Any], *, called: bool) -> None:
-        if saved.get("version") != _STATE_VERSION:
-            raise StateError(f"The state should be of version {_STATE_VERSION}. Found version {saved.get('version')!r}.")
+    def _check_state(self, saved: Any, *, called: bool) -> None:
+        if not isinstance(saved, Mapping) or "version" not in saved:
+            raise StateError(
+                "The state should be what criterion.state_dict() returned. Found one without the tasks and the version that "
+                'it names under "_extra_state". Pass the criterion\'s own part of a checkpoint.'
+            )
+        if saved["version"] != _STATE_VERSION:
+            raise StateError(
+                f"The state should be of version {_STATE_VERSION}. Found version {saved['version']!r}. Go on with the "
+                "mtl_axes that saved it, or begin anew: weights adapt again within a few hundred steps."
+            )
         if saved["outer"] != type(self.outer).__name__:
             raise StateError(f"The state should be of {type(self.outer).__name__}. Found one of {saved['outer']}.")
         if self.tasks and saved["tasks"] and list(self.tasks) != saved["tasks"]:
@@ -551,6 +597,9 @@ class MultiTaskCriterion(WideState):
 
         Args:
             model: names the parameters in the text, and adds those that no task reaches.
+
+        Raises:
+            DataError: ``model`` is no module.
         """
         steady = self._steadiness.calls(self._tally())
         return explain(self.task_set, self.outer, self.probe, self.window, self._shared, self.report, steady, model)
@@ -608,6 +657,12 @@ class MultiTaskCriterion(WideState):
     def __repr__(self) -> str:
         shapes = self.shapes or self.task_set.default
         return f"MultiTaskCriterion(outer={self.outer!r}, inner={shapes!r}, probe={self.probe!r})"
+
+
+def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
+    """Within this context autocast is off: it would run backwards and matrix products in half precision that are not."""
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
 def _active(losses: Tensor, labelled: Tensor | None) -> Tensor:

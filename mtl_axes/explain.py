@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mtl_axes.errors import DataError
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Probe, Shared, SharedPart
 from mtl_axes.signals import StepReport
@@ -38,6 +39,8 @@ def explain(
     model: nn.Module | None,
 ) -> str:
     """Return what a criterion does, as far as it is known yet."""
+    if model is not None and not isinstance(model, nn.Module):
+        raise DataError(f"explain(model) should be given the model itself, a module, or nothing. Found {model!r}.")
     lines = [f"outer   {outer!r}: needs {outer.needs}"]
     if not tasks.names:
         lines.append("tasks   taken from the targets of the first call")

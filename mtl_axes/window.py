@@ -20,6 +20,7 @@ from mtl_axes.logs import Call, Tally
 from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.probes import Measurement, Probe
+from mtl_axes.probes.scaling import fresh_exponents, moved_exponents
 from mtl_axes.signals import Need, Signals, is_finite
 
 __all__ = ["Window", "check_accumulate"]
@@ -64,6 +65,8 @@ class Window(WideState):
     measured_at: Tensor
     latest_norms: Tensor
     known_norms: Tensor
+    scale_exponents: Tensor
+    scale_votes: Tensor
     dropped: Tensor
 
     def __init__(self, *, every: int, accumulate: int | Literal["manual"], sync: Sync) -> None:
@@ -116,6 +119,8 @@ class Window(WideState):
             self.register_buffer("norm_count", torch.zeros(count, dtype=dtype))
             # On the device, because only there, and only after the ranks have agreed, it is known who was active.
             self.register_buffer("measured_at", torch.full((count,), -1, dtype=torch.int64))
+            self.register_buffer("scale_exponents", fresh_exponents(count))
+            self.register_buffer("scale_votes", torch.zeros(count, dtype=dtype))
             if partial:
                 self.register_buffer("latest_norms", torch.ones(count, dtype=dtype))
                 self.register_buffer("known_norms", torch.zeros(count, dtype=torch.bool))
@@ -131,6 +136,11 @@ class Window(WideState):
     def full(self) -> bool:
         """True when the pending window has all its calls."""
         return isinstance(self.accumulate, int) and self.calls >= self.accumulate
+
+    @property
+    def exponents(self) -> Tensor | None:
+        """Exponents (K,) of the scales that losses are measured with in float16; None while there are none."""
+        return self._buffers.get("scale_exponents")
 
     @property
     def turn(self) -> int:
@@ -204,6 +214,8 @@ class Window(WideState):
     def _add_measurement(self, active: Tensor, measurement: Measurement | None) -> None:
         if measurement is None:
             return
+        if measurement.votes is not None:
+            self.scale_votes.add_(measurement.votes)
         usable = active & is_finite(measurement.norms) & (measurement.norms > 0)
         self.norm_sum.add_(torch.where(usable, measurement.norms, 0.0))
         self.norm_count.add_(usable)
@@ -243,7 +255,7 @@ class Window(WideState):
 
     def _begin(self) -> None:
         self.calls = 0
-        for name in ("loss_sum", "loss_count", "norm_sum", "norm_count", "gramian_sum", "gramian_count"):
+        for name in ("loss_sum", "loss_count", "norm_sum", "norm_count", "scale_votes", "gramian_sum", "gramian_count"):
             pending = self._buffers.get(name)
             if pending is not None:
                 pending.zero_()
@@ -251,10 +263,11 @@ class Window(WideState):
     def _signals(self, need: Need, sync: Sync) -> Signals:
         norm_sum = self.norm_sum if need != "losses" else None
         norm_count = self.norm_count if need != "losses" else None
+        scale_votes = self.scale_votes if need != "losses" else None
         gramian_sum = self.gramian_sum if need == "gramian" else None
         gramian_count = self.gramian_count if need == "gramian" else None
-        loss_sum, loss_count, norm_sum, norm_count, gramian_sum, gramian_count = sum_over_ranks(
-            sync, self.loss_sum, self.loss_count, norm_sum, norm_count, gramian_sum, gramian_count
+        loss_sum, loss_count, norm_sum, norm_count, scale_votes, gramian_sum, gramian_count = sum_over_ranks(
+            sync, self.loss_sum, self.loss_count, norm_sum, norm_count, scale_votes, gramian_sum, gramian_count
         )
         assert loss_sum is not None and loss_count is not None
         norms, gramian, active = None, None, loss_count > 0
@@ -263,6 +276,8 @@ class Window(WideState):
             if "latest_norms" in self._buffers:
                 norms, known = self._completed(norms, known)
             active = active & known
+        if scale_votes is not None:
+            self.scale_exponents.copy_(moved_exponents(self.scale_exponents, scale_votes))
         if gramian_sum is not None and gramian_count is not None:
             # Pairs that never met in one call have no inner product; 0 says the least about them.
             gramian = gramian_sum / gramian_count.clamp_min(1)

@@ -28,6 +28,15 @@ SHAPED: dict[str, dict[str, Any]] = {
     "huber": {"delta": 0.7},
     "quantile": {"q": 0.2},
 }
+PROBES: dict[str, dict[str, Any]] = {
+    "exact": {"probe": "exact"},
+    "no reuse": {"probe": {"name": "exact", "reuse": False}},
+    "ghost": {"probe": {"name": "exact", "ghost": True}},
+    "rotate": {"probe": {"name": "exact", "rotate": True}},
+    "every": {"probe": "exact", "every": 3},
+    "representation": {"probe": "representation"},
+    "lagged": {"probe": "lagged"},
+}
 OUTERS = available("outer")
 INNERS = available("inner")
 

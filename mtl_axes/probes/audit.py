@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtl_axes.options import check_number
-from mtl_axes.probes.base import Tape
+from mtl_axes.probes.base import Measurement, Tape
 from mtl_axes.probes.exact import Exact
 
 __all__ = ["Audit"]
@@ -35,17 +35,15 @@ class Audit:
         """Check in the first calls that the exact norms can be measured; see :meth:`Probe.check`."""
         return self.every is None or self._exact.check(tape)
 
-    def exact(self, tape: Tape) -> Tensor | None:
-        """Return the exact norms (K,), in a window that is audited."""
-        if self.every is None or tape.turn % self.every:
-            return None
-        measurement = self._exact.measure(tape, "norms")
-        return None if measurement is None else measurement.norms
+    def exact(self, tape: Tape) -> Measurement | None:
+        """Return the exact norms, in a window that is audited."""
+        return None if self.every is None or tape.turn % self.every else self._exact.measure(tape, "norms")
 
-    def compare(self, exact: Tensor | None, cheap: Tensor) -> None:
+    def compare(self, measured: Measurement | None, cheap: Tensor) -> None:
         """Note the error of the cheap norms (K,)."""
-        if exact is None:
+        if measured is None:
             return
+        exact = measured.norms
         both = torch.isfinite(exact) & torch.isfinite(cheap) & (exact > 0) & (cheap > 0)
         ratio = torch.where(both, cheap, 1.0).log() - torch.where(both, exact, 1.0).log()
         mean = torch.where(both, ratio, 0.0).sum() / both.sum().clamp_min(1)

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from mtl_axes._state import vector
 from mtl_axes.errors import GraphError
 from mtl_axes.options import constructor_repr, read_options
 from mtl_axes.probes.discovery import Graph, Shared, SharedPart, walk
+from mtl_axes.probes.scaling import fresh_exponents, scales_of, vote
 from mtl_axes.signals import Need
 
 __all__ = ["Measurement", "Probe", "Tape"]
@@ -24,11 +27,26 @@ class Measurement:
         norms: (K,) L2 norms in float32 or wider; 0 for a task that was not measured.
         gramian: (K, K) inner products, or None when only norms were needed.
         measured: K host bools, True where the task was measured.
+        votes: (K,) which way the tasks' loss scales should go, 1, 0 or -1, or None when the losses were not scaled.
     """
 
     norms: Tensor
     gramian: Tensor | None
     measured: tuple[bool, ...]
+    votes: Tensor | None = None
+
+    def unscaled(self, scales: Tensor | None, reached: tuple[bool, ...]) -> Measurement:
+        """Return what the measurement would be of losses that were not scaled.
+
+        Args:
+            scales: (K,) float32 scales of the losses, or None when there were none.
+            reached: K host bools, True where the task had a gradient; the scale of another one has nothing to go by.
+        """
+        if scales is None:
+            return self
+        gramian = None if self.gramian is None else self.gramian / scales[:, None] / scales[None, :]
+        votes = vote(self.norms) * vector(reached, torch.int32, scales.device)
+        return Measurement(self.norms / scales, gramian, self.measured, votes)
 
 
 class Tape:
@@ -39,6 +57,7 @@ class Tape:
         losses: K scalar losses, None where the task is absent. Never stacked: indexing a stacked tensor would send zero
             gradients through every head.
         weights: (K,) weights of this call's sum where they are known before it is measured, else None.
+        exponents: (K,) of the scales that losses are measured with in float16, None before there was a measurement.
         turn: number of this window among those that are measured, counted from the first window of the run.
         due: whether this call is measured, or only checked.
         whole: True when the gradients of the whole batch are measured: of the mean over ranks of these losses.
@@ -52,6 +71,7 @@ class Tape:
         shared: Shared,
         *,
         weights: Tensor | None = None,
+        exponents: Tensor | None = None,
         turn: int = 0,
         due: bool = True,
         whole: bool = False,
@@ -59,6 +79,7 @@ class Tape:
         self.names = names
         self.losses = losses
         self.weights = weights
+        self.exponents = exponents
         self.turn = turn
         self.due = due
         self.whole = whole
@@ -71,6 +92,14 @@ class Tape:
         if self._graph is None:
             self._graph = walk(self.losses)
         return self._graph
+
+    def scales(self) -> Tensor:
+        """Return the scales (K,) in float32 for losses whose gradients pass through float16."""
+        exponents = self.exponents
+        if exponents is None:
+            device = next(loss.device for loss in self.losses if loss is not None)
+            exponents = fresh_exponents(len(self.losses), device)
+        return scales_of(exponents)
 
     def shared_part(self) -> SharedPart:
         """Return the shared parameters: those given by the user, or those found on this graph.

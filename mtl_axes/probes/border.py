@@ -149,7 +149,7 @@ def describe_border(border: Border, names: tuple[str, ...]) -> str:
     described = []
     for position, edge in enumerate(border.edges):
         entries = getattr(edge.node, "_input_metadata", None)
-        shape = tuple(entries[edge.output_nr].shape) if entries else ()
+        shape = tuple(entries[edge.output_nr].shape) if entries else "a tensor"
         described.append(f"{shape} read by {', '.join(readers.get(position, []))}")
     more = "; one lies above another (skip path or several depths), each counts directly" if border.skips else ""
     return f"{len(border.edges)} tensors: {'; '.join(described)}{more}" if len(described) > 1 else described[0]

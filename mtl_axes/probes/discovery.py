@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,18 @@ from torch.autograd.graph import GradientEdge
 
 from mtl_axes.errors import GraphError, OptionError
 
-__all__ = ["COMPILED", "Border", "Graph", "Losses", "Shared", "SharedPart", "find_border", "refuse_static_ddp", "walk"]
+__all__ = [
+    "COMPILED",
+    "Border",
+    "Graph",
+    "Losses",
+    "Shared",
+    "SharedPart",
+    "find_border",
+    "passes_float16",
+    "refuse_static_ddp",
+    "walk",
+]
 
 Losses = tuple[Tensor | None, ...]
 
@@ -25,12 +37,33 @@ Losses = tuple[Tensor | None, ...]
 COMPILED = "CompiledFunctionBackward"
 _OPAQUE = {
     COMPILED: "a compiled module",
-    "CheckpointFunctionBackward": "reentrant activation checkpointing, which use_reentrant=False avoids",
+    "CheckpointFunctionBackward": 'reentrant checkpointing, which use_reentrant=False avoids and probe="lagged" allows',
 }
 
 # DistributedDataParallel passes its outputs through it, each for itself and unchanged, with static_graph or
 # find_unused_parameters. The walk looks through it, or every task would seem to depend on every output.
 _SINK = "_DDPSinkBackward"
+
+
+# Where float16 enters a graph. To ask every node would take half as long as the walk.
+_FLOAT16 = {"ToCopyBackward0", "AccumulateGrad", COMPILED}
+
+
+def passes_float16(nodes: Iterable[Any]) -> bool:
+    """Return whether gradients pass one of the nodes in float16, or may do so inside a compiled module."""
+    return any(map(_in_float16, nodes))
+
+
+def _in_float16(node: Any) -> bool:
+    kind = type(node).__name__
+    if kind == "AccumulateGrad":
+        return bool(node.variable.dtype is torch.float16)
+    entries = getattr(node, "_input_metadata", None)
+    if kind == COMPILED or entries is None:
+        # Nodes of an older torch do not tell their dtype. Every cast then counts as one to float16: a power of two as the
+        # scale changes nothing in another precision.
+        return kind in (COMPILED, "ToCopyBackward0")
+    return any(entry.dtype is torch.float16 for entry in entries)
 
 
 def _several(mask: int) -> bool:
@@ -114,6 +147,11 @@ class Graph:
     def compiled(self) -> bool:
         """True when the graph passes through a compiled module."""
         return COMPILED in self.kinds()
+
+    @cached_property
+    def float16(self) -> bool:
+        """True when gradients pass through float16: where a tensor is cast to it, or a leaf has it."""
+        return passes_float16(node for node in self.masks if type(node).__name__ in _FLOAT16)
 
     @property
     def has_python_nodes(self) -> bool:

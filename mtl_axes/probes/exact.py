@@ -114,9 +114,10 @@ class Exact(Probe):
         kept = Gradients(graph, sites.leaves, sites.finish, known) if reused else None
         norms: dict[int, Tensor] = {}
         rows: dict[int, Row] = {}
+        scales = tape.scales() if graph.float16 else None
         for task in tasks:
             with unspoiled(retained):
-                row = sites.gradients(tape, task)
+                row = sites.gradients(tape, task, None if scales is None else scales[task])
             if kept is not None and any(gradient.is_sparse for gradient in row.values()):
                 kept, self._refusal = None, "a gradient is sparse"
             if kept is not None:
@@ -132,7 +133,9 @@ class Exact(Probe):
             # Not one gradient more than needed while the next one is taken.
             del row, shared
         tape.kept = kept
-        return _measurement(tape, tasks, sites, norms, rows, need)
+        reached = norms.keys() | rows.keys()
+        measurement = _measurement(tape, tasks, sites, norms, rows, need)
+        return measurement.unscaled(scales, tuple(task in reached for task in range(len(tape.losses))))
 
     def couple(self, tape: Tape, weights: Tensor, total: Tensor) -> Tensor:
         kept = tape.kept
@@ -240,8 +243,8 @@ class Sites:
         self.leaves = (*(leaf for site in self._linear for leaf in site.leaves), *direct)
         self._masks = [graph.masks[site.edge.node] for site in self._linear] + [graph.leaves[leaf] for leaf in direct]
 
-    def gradients(self, tape: Tape, task: int) -> Row:
-        """Return the gradients of a task by site; sites that it does not reach are left out.
+    def gradients(self, tape: Tape, task: int, scale: Tensor | None = None) -> Row:
+        """Return the gradients of a task by site, times a 0-dim scale; sites that it does not reach are left out.
 
         Raises:
             GraphError: the graph of the task cannot be walked backward.
@@ -252,7 +255,8 @@ class Sites:
             return {}
         try:
             keys: Any = [self._keys[site] for site in sites]  # typed as all tensors or all edges, though a mixture is fine
-            gradients = torch.autograd.grad(loss, keys, retain_graph=True, allow_unused=True)
+            start = None if scale is None else scale.to(loss.dtype)
+            gradients = torch.autograd.grad(loss, keys, start, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
             raise explained(error, tape.names[task]) from error
         return {site: gradient for site, gradient in zip(sites, gradients, strict=True) if gradient is not None}

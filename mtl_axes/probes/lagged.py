@@ -76,7 +76,10 @@ class Lagged(BorderProbe):
         # A norm that is not finite has to stay visible, NaN included, to be counted as dropped.
         here = norms != 0
         mean = torch.where(here, norms, 0.0).sum(0) / here.sum(0).clamp_min(1)
-        return Measurement(mean, None, tuple(map(any, zip(*(flags for _, flags in rows), strict=True))))
+        votes = [each.exact.votes for each in records if each.exact is not None and each.exact.votes is not None]
+        measured = tuple(map(any, zip(*(flags for _, flags in rows), strict=True)))
+        # The user's own loss scale is none of ours; what votes is the audit, which measures beforehand.
+        return Measurement(mean, None, measured, torch.stack(votes).sum(0) if votes else None)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what was recorded in the pending window: norms (K,) and which tasks, call by call."""
@@ -106,11 +109,11 @@ class _Record:
 
     Args:
         nothing: (K,) zeros.
-        exact: (K,) exact norms, to compare with; None when the call is not audited.
+        exact: exact norms, to compare with; None when the call is not audited.
         whole: True when every rank adds its part, also one that recorded nothing.
     """
 
-    def __init__(self, nothing: Tensor, exact: Tensor | None, *, whole: bool) -> None:
+    def __init__(self, nothing: Tensor, exact: Measurement | None, *, whole: bool) -> None:
         self.exact = exact
         self.whole = whole
         self._norms: dict[int, Tensor] = {}

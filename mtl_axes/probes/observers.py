@@ -14,7 +14,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -95,9 +95,16 @@ def _has_orphaned_hooks(graph: Graph, before: Moment | None) -> bool:
             kind = type(item)
             if issubclass(kind, (nn.Module, torch.optim.Optimizer)):
                 owned |= {id(value) for value in vars(item).values()}
-            elif issubclass(kind, Tensor) and item.grad_fn not in graph.masks:
+            elif issubclass(kind, Tensor) and _read(item, "grad_fn") not in graph.masks:
                 owned |= {id(item._backward_hooks), id(item._post_accumulate_grad_hooks)}
     return any(id(item) not in owned for item in found)
+
+
+def _read(tensor: Tensor, name: Literal["grad_fn", "retains_grad"]) -> object:
+    try:
+        return getattr(tensor, name)
+    except RuntimeError:  # the garbage collector of an older torch also shows tensors that are undefined
+        return None
 
 
 def _are_hooks(items: OrderedDict[object, object]) -> bool:
@@ -119,7 +126,7 @@ def retaining(nodes: Container[Any], oldest: int, since: Moment | None = None) -
     kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, Tensor)}
     with torch._C.DisableTorchFunctionSubclass():
         tensors = [item for item in objects if type(item) in kinds]
-        return [item for item in tensors if item.retains_grad and item.grad_fn in nodes]
+        return [item for item in tensors if _read(item, "retains_grad") and item.grad_fn in nodes]
 
 
 @contextmanager

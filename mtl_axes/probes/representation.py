@@ -9,7 +9,7 @@ from mtl_axes.distributed import norms_over_ranks
 from mtl_axes.probes.base import Measurement, Tape
 from mtl_axes.probes.border import BorderProbe, Parts, border_of, norm_of_parts, others_measure, recorded
 from mtl_axes.probes.compiled import check_runs_twice
-from mtl_axes.probes.discovery import Border
+from mtl_axes.probes.discovery import Border, passes_float16
 from mtl_axes.probes.exact import explained
 from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
 from mtl_axes.signals import Need
@@ -62,6 +62,8 @@ class Representation(BorderProbe):
         like = next(loss for loss in tape.losses if loss is not None)
         norms: list[Tensor] = []
         retained = [] if border is None else retaining(border.nodes, border.oldest)
+        float16 = tape.graph().float16 if border is None else passes_float16(border.nodes)
+        scales = tape.scales() if float16 else None
         for task, loss in enumerate(tape.losses):
             if border is None and loss is not None:
                 # A task that is alone on this rank does not show what it shares; its norm is then not known on any.
@@ -71,12 +73,14 @@ class Representation(BorderProbe):
                 norms.append(norm_of_parts({}, like))
                 continue
             with unspoiled(retained):
-                norms.append(norm_of_parts(_parts(tape, border, task), like))
+                parts = _parts(tape, border, task, None if scales is None else scales[task])
+            norms.append(norm_of_parts(parts, like))
         lengths = torch.stack(norms)
         if tape.whole:
             lengths = norms_over_ranks(lengths)
         measured = tuple(tape.whole or loss is not None for loss in tape.losses)
-        measurement = Measurement(lengths, None, measured)
+        reached = tuple(tape.whole or (border is not None and task in border.reads) for task in range(len(tape.losses)))
+        measurement = Measurement(lengths, None, measured).unscaled(scales, reached)
         self._audit.compare(self._audit.exact(tape), measurement.norms)
         return measurement
 
@@ -91,14 +95,15 @@ class Representation(BorderProbe):
         )
 
 
-def _parts(tape: Tape, border: Border, task: int) -> Parts:
-    """Return the gradients of a task at the edges that its private part reads."""
+def _parts(tape: Tape, border: Border, task: int, scale: Tensor | None = None) -> Parts:
+    """Return the gradients of a task, times a 0-dim scale, at the edges that its private part reads."""
     loss = tape.losses[task]
     assert loss is not None
     edges = [border.edges[position] for position in border.edges_of(task)]
     with recorded(border, task) as parts:
         try:
-            torch.autograd.grad(loss, edges, retain_graph=True, allow_unused=True)
+            start = None if scale is None else scale.to(loss.dtype)
+            torch.autograd.grad(loss, edges, start, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
             raise explained(error, tape.names[task]) from error
     return parts

@@ -167,6 +167,8 @@ def hand_over(total: Tensor, gradients: Gradients) -> Tensor:
 
 def why_not(graph: Graph) -> str | None:
     """Return why measured gradients cannot stand for the user's backward on this graph, or None when they can."""
+    if not hasattr(torch._C._autograd, "_get_current_graph_task_keep_graph"):
+        return f"torch {torch.__version__} does not say whether a backward is the last one"
     kinds = graph.kinds()
     opaque = graph.opaque()
     if opaque is not None:
@@ -177,7 +179,7 @@ def why_not(graph: Graph) -> str | None:
         reason = _unfit(leaf)
         if reason is not None:
             return reason
-    if "ToCopyBackward0" in kinds and any(_is_float16(node) for node in graph.masks):
+    if graph.float16:
         return "gradients pass through float16, where they underflow before a loss scale arrives"
     return "a hook was registered since the last call, which may sit on an activation" if is_hooked(graph) else None
 
@@ -192,9 +194,3 @@ def _unfit(leaf: Tensor) -> str | None:
     if leaf.layout is not torch.strided:
         return "a parameter is not strided"
     return None
-
-
-def _is_float16(node: Any) -> bool:
-    if type(node).__name__ != "ToCopyBackward0":
-        return False
-    return any(getattr(entry, "dtype", None) is torch.float16 for entry in getattr(node, "_input_metadata", ()))

@@ -12,12 +12,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+if not hasattr(torch.nn.utils, "get_total_norm"):
+    pytest.skip("the benchmarks need torch >= 2.6", allow_module_level=True)
+
 try:
     from benchmarks.__main__ import PARTS, main
 except SystemExit as missing:  # what the command itself says where its extra is not installed
     pytest.skip(str(missing), allow_module_level=True)
 
-from benchmarks import gpu, memory, steps
+from benchmarks import gpu, memory, ranks, steps
 from benchmarks.methods import PLAIN, Run, methods, quiet, row
 from benchmarks.models import Workload, cnn_bilstm, large_transformer, mlp, transformer
 from benchmarks.profiling import peak_bytes
@@ -182,6 +185,18 @@ def test_the_large_model_is_large_and_trains_in_bfloat16() -> None:
         run = row(name).build(workload)
         run()
         assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
+
+
+def test_ranks_are_simulated_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The noise of a mean of norms is 1 without noise, grows with the ranks, and both tables are printed."""
+    ranks.draw(few := ranks.noise((2, 16), (8,), draws=3), tmp_path / "noise.png")
+    assert (tmp_path / "noise.png").stat().st_size > 0
+    pure = len(ranks.TASKS) - 1
+    two, sixteen = (row["ratios"] for row in few)
+    assert 1 < two[pure] < 2**0.5 + 0.5 < sixteen[pure] < 16**0.5 + 2 and sixteen[0] < sixteen[1] < sixteen[pure]
+    assert ranks.main(["--quick"]) == 0
+    printed = capsys.readouterr().out
+    assert "error of a weight" in printed and "| gaba exact, gradients |" in printed and "| plain weighted sum |" in printed
 
 
 def _flat(value: Any) -> list[float]:

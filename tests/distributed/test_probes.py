@@ -107,7 +107,8 @@ def test_ranks_have_the_mean_gradient(ranks: list[dict[str, Any]], probe: str, w
         assert float(error) < 1e-6
     assert one["weights"][0].tolist() != one["weights"][-1].tolist()
     # In the first call a graph of an earlier run may still be there with hooks; the wrapper itself is no reason to refuse.
-    assert all(one["reused"][1:]) is (probe in ("exact", "ghost"))
+    may = hasattr(torch._C._autograd, "_get_current_graph_task_keep_graph")  # not in an older torch
+    assert all(one["reused"][1:]) is (may and probe in ("exact", "ghost"))
 
 
 @pytest.mark.parametrize("probe", [probe for probe in PROBES if probe != "lagged"])

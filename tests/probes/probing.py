@@ -6,21 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from strategies import PROBES as PROBES
 from torch import Tensor, nn
 
 from mtl_axes import OuterWeighting, Signals
 
 f32, f64 = torch.float32, torch.float64
 
-PROBES: dict[str, dict[str, Any]] = {
-    "exact": {"probe": "exact"},
-    "no reuse": {"probe": {"name": "exact", "reuse": False}},
-    "ghost": {"probe": {"name": "exact", "ghost": True}},
-    "rotate": {"probe": {"name": "exact", "rotate": True}},
-    "every": {"probe": "exact", "every": 3},
-    "representation": {"probe": "representation"},
-    "lagged": {"probe": "lagged"},
-}
+# Without this an older torch is never trusted with reused gradients.
+REUSES = hasattr(torch._C._autograd, "_get_current_graph_task_keep_graph")
 BASE = (7.0, 40.0, 0.0, 1e-3, 0.5, 3.0, 11.0, 0.02)
 
 

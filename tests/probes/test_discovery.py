@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch._functorch.config as functorch_config
+from probing import REUSES
 from torch import Tensor, nn
 
 from mtl_axes import compose
@@ -15,6 +16,9 @@ from mtl_axes.errors import GraphError
 from mtl_axes.probes.discovery import find_border, walk
 
 GABA = {"name": "gaba", "warmup": 0}
+# What an older torch lets be seen and done.
+REUSED, ON_AVERAGE = ("2.33", "1.13") if REUSES else ("3.00", "1.20")
+TELLS_SHAPES = hasattr(torch.ones(1, requires_grad=True).sum().grad_fn, "_input_metadata")
 
 
 class Net(nn.Module):
@@ -206,7 +210,7 @@ def test_explain_says_who_shares_what() -> None:
 
 def test_explain_shows_the_representation() -> None:
     """The tensors of the representation are listed with their shapes and readers."""
-    assert "(5, 6) read by" in explained(plain, probe="representation")
+    assert ("(5, 6) read by" if TELLS_SHAPES else "a tensor read by") in explained(plain, probe="representation")
     text = explained(skip, probe="lagged")
     assert "2 tensors: " in text and "each counts directly" in text and "recorded in your own backward" in text
 
@@ -214,13 +218,13 @@ def test_explain_shows_the_representation() -> None:
 @pytest.mark.parametrize(
     ("options", "cost", "lag"),
     [
-        ({}, "about 2.33 plain ones", False),
+        ({}, f"about {REUSED} plain ones", False),
         ({"probe": {"name": "exact", "reuse": False}}, "about 3.00 plain ones", False),
         ({"probe": {"name": "exact", "rotate": True}}, "about 1.67 plain ones", False),
-        ({"every": 10}, "about 2.33 plain ones, 1.13 on average over 10 windows", False),
+        ({"every": 10}, f"about {REUSED} plain ones, {ON_AVERAGE} on average over 10 windows", False),
         ({"probe": "representation"}, "about 1.00 plain ones", False),
         ({"probe": "lagged"}, "about 1.00 plain ones", True),
-        ({"accumulate": 2}, "about 2.33 plain ones", True),
+        ({"accumulate": 2}, f"about {REUSED} plain ones", True),
     ],
 )
 def test_explain_says_what_it_costs_and_whether_it_lags(options: dict[str, Any], cost: str, lag: bool) -> None:

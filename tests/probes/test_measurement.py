@@ -252,6 +252,8 @@ class Single(Trunk):
         return self.row(x)
 
 
+# Torch's own checkpointing warns of itself before 2.6.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast")
 TRUNKS: dict[str, Callable[[], Trunk]] = {
     "linear": layers(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 10)),
     "linear without bias": layers(nn.Linear(12, 16, bias=False), nn.Tanh(), nn.Linear(16, 10, bias=False)),
