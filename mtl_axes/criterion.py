@@ -202,6 +202,8 @@ class MultiTaskCriterion(WideState):
                 return uncompiled.measuring
             if window.accumulate != 1:
                 return uncompiled.accumulating
+            if outer.moves and not uncompiled.TRACES_STATE:
+                return uncompiled.moving
             if ranks(window.sync) > 1 and self._must_agree():
                 return uncompiled.summing
         return None if legible and window.allocated else uncompiled.first_call

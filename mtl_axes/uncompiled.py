@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["accumulating", "debugging", "first_call", "measuring", "summing"]
+__all__ = ["TRACES_STATE", "accumulating", "debugging", "first_call", "measuring", "moving", "summing"]
 
 Run = Callable[..., Tensor]
+# Torch 2.4 loses, in silence, some of what a traced call writes to the state of a weighting. Where that ended is not known;
+# a torch that lets a graph break have a reason was seen to do it right.
+TRACES_STATE = "reason" in inspect.signature(torch.compiler.disable).parameters
 
 
 def _outside(reason: str) -> Run:
     def run(call: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
         return call(*args, **options)
 
-    # Older versions of torch take no reason.
-    takes_reason = "reason" in inspect.signature(torch.compiler.disable).parameters
-    disabled: Run = torch.compiler.disable(run, **({"reason": reason} if takes_reason else {}))  # type: ignore[no-untyped-call]
+    disabled: Run = torch.compiler.disable(run, **({"reason": reason} if TRACES_STATE else {}))  # type: ignore[no-untyped-call]
     return disabled
 
 
@@ -35,4 +36,5 @@ first_call = _outside(
 measuring = _outside(f"the weighting measures gradients within the call, which cannot be traced. {_ELSE}")
 accumulating = _outside(f"accumulate is not 1, and calls are counted on the host. {_ELSE}")
 summing = _outside(f"losses are summed over the ranks within the call. {_ELSE}")
+moving = _outside(f"this version of torch does not trace the state of a weighting. {_ELSE}")
 debugging = _outside("debug=True reads the values of every call. Leave it out.")

@@ -25,6 +25,7 @@ from mtl_axes.errors import OptionError
 
 KINDS = {"rul": "regression", "health": "multiclass"}
 OUTERS = ("gaba", "gradnorm", "dwa", "uncertainty")
+PROBES = ("exact", "representation", "lagged")
 BATCHES, SIZE, LR = 7, 4, 0.05
 
 
@@ -140,7 +141,7 @@ def by_hand(outer: str, epochs: int, steps: int, *, over_epochs: bool = False, *
 
 @pytest.mark.parametrize("outer", OUTERS)
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("probe", ["exact", "lagged"])
+@pytest.mark.parametrize("probe", PROBES)
 def test_the_loop_equals_one_by_hand(outer: str, steps: int, probe: str) -> None:
     """Model, criterion, optimizer and scheduler agree bit for bit, the last window of each epoch being shorter."""
     run = Run(outer, probe=probe, accelerator={"gradient_accumulation_steps": steps})
@@ -175,7 +176,7 @@ def test_two_small_batches_are_one_large_batch(outer: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-@pytest.mark.parametrize("probe", ["exact", "lagged"])
+@pytest.mark.parametrize("probe", PROBES)
 def test_a_skipped_step_drops_its_window(steps: int, probe: str) -> None:
     """fp16: what a window saw whose step the scaler skipped is forgotten, except where the call itself committed it."""
     first_overflows = torch.amp.GradScaler("cpu", init_scale=2.0**126, backoff_factor=2.0**-116)
@@ -199,12 +200,12 @@ def test_a_skipped_step_drops_its_window(steps: int, probe: str) -> None:
     assert equal(run.criterion.outer.state_dict(), other.criterion.outer.state_dict()) == pending
 
 
-@pytest.mark.parametrize("outer", OUTERS)
-def test_bf16_keeps_a_wide_state_and_the_weights(outer: str) -> None:
+@pytest.mark.parametrize(("outer", "probe"), [*((outer, "exact") for outer in OUTERS), *(("gaba", p) for p in PROBES[1:])])
+def test_bf16_keeps_a_wide_state_and_the_weights(outer: str, probe: str) -> None:
     """Under bf16 the weights are those of float32 within a few percent, and the state stays in float32."""
     weights = []
     for precision in ("no", "bf16"):
-        run = Run(outer, accelerator={"mixed_precision": precision})
+        run = Run(outer, probe=probe, accelerator={"mixed_precision": precision})
         run.epochs(3)
         weights.append(torch.tensor(run.weights))
     states = (*run.criterion.buffers(), *run.criterion.parameters())
@@ -332,6 +333,8 @@ def test_without_accelerate_the_extra_is_named() -> None:
 
 # Two processes
 
+RANKED = [*((outer, "exact") for outer in OUTERS), ("gaba", "representation"), ("gaba", "lagged")]
+
 
 def rank_of_two(rank: int, folder: str) -> None:
     """Train with DDP on this rank's part of the data; save after the first epoch, train on, resume in fresh objects."""
@@ -340,24 +343,24 @@ def rank_of_two(rank: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "unused", "MASTER_PORT": "0"}  # Accelerate asks for them; the store needs none
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     result: dict[str, Any] = {}
-    for outer in OUTERS:
+    for outer, probe in RANKED:
         for unused in (False, True):
             options: dict[str, Any] = {
                 "kwargs_handlers": [DistributedDataParallelKwargs(find_unused_parameters=unused)],
                 "gradient_accumulation_steps": 2,
             }
-            run = Run(outer, data=dataset(10), accelerator=options)
+            run = Run(outer, data=dataset(10), probe=probe, accelerator=options)
             assert isinstance(run.model, nn.parallel.DistributedDataParallel)
             run.epochs(1)
-            run.accelerator.save_state(f"{folder}/{outer}-{unused}")
+            run.accelerator.save_state(f"{folder}/{outer}-{probe}-{unused}")
             saved = run.state()
             run.weights.clear()
             run.epochs(1)
-            again = Run(outer, data=dataset(10), accelerator=options)
-            again.accelerator.load_state(f"{folder}/{outer}-{unused}")
+            again = Run(outer, data=dataset(10), probe=probe, accelerator=options)
+            again.accelerator.load_state(f"{folder}/{outer}-{probe}-{unused}")
             again.epochs(1)
             losses = run.criterion.log_dict()["loss/rul"]
-            result[f"{outer} {unused}"] = {
+            result[f"{outer} {probe} {unused}"] = {
                 "saved": saved,
                 "through": run.state(),
                 "resumed": again.state(),
@@ -389,23 +392,24 @@ def without_own_counts(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "criterion": {k: v for k, v in state["criterion"].items() if not k.endswith("dropped")}}
 
 
-@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.parametrize(("outer", "probe"), RANKED)
 @pytest.mark.parametrize("unused", [False, True])
-def test_two_ranks_hold_the_same(ranks: tuple[Path, list[dict[str, Any]]], outer: str, unused: bool) -> None:
+def test_two_ranks_hold_the_same(ranks: tuple[Path, list[dict[str, Any]]], outer: str, probe: str, unused: bool) -> None:
     """On different data both ranks have the same weights, model, optimizer, criterion state and learnable parameters."""
-    first, second = (rank[f"{outer} {unused}"] for rank in ranks[1])
+    first, second = (rank[f"{outer} {probe} {unused}"] for rank in ranks[1])
     assert first["losses"] != second["losses"], "the ranks should see different data"
     assert first["weights"] == second["weights"]
     assert len({tuple(weights) for weights in first["weights"]}) > (1 if outer != "dwa" else 0)
     assert equal(without_own_counts(first["through"]), without_own_counts(second["through"]))
 
 
-@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.parametrize(("outer", "probe"), RANKED)
 @pytest.mark.parametrize("unused", [False, True])
-def test_two_ranks_resume(ranks: tuple[Path, list[dict[str, Any]]], outer: str, unused: bool) -> None:
+def test_two_ranks_resume(ranks: tuple[Path, list[dict[str, Any]]], outer: str, probe: str, unused: bool) -> None:
     """What the main process saved resumes both ranks bit for bit."""
     for rank in ranks[1]:
-        assert equal(rank[f"{outer} {unused}"]["resumed"], rank[f"{outer} {unused}"]["through"])
+        run = rank[f"{outer} {probe} {unused}"]
+        assert equal(run["resumed"], run["through"])
 
 
 @pytest.mark.parametrize("outer", OUTERS)
@@ -413,7 +417,7 @@ def test_one_rank_takes_over_from_two(ranks: tuple[Path, list[dict[str, Any]]], 
     """A checkpoint of two ranks loads into one, before its first call."""
     folder, (first, _) = ranks
     run = Run(outer, accelerator={"gradient_accumulation_steps": 2})
-    run.accelerator.load_state(folder / f"{outer}-False")
-    assert equal(snapshot(run.criterion), first[f"{outer} False"]["saved"]["criterion"])
+    run.accelerator.load_state(folder / f"{outer}-exact-False")
+    assert equal(snapshot(run.criterion), first[f"{outer} exact False"]["saved"]["criterion"])
     run.epochs(1)
     assert run.criterion.window.step == 3 + 4

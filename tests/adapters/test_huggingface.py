@@ -512,20 +512,22 @@ def test_a_subclass_of_your_own(tmp_path: Path) -> None:
         assert left["mtl/weight/score"] == right["mtl/weight/score"]
 
 
-@pytest.mark.parametrize("probe", ["exact", "representation", "lagged"])
+@pytest.mark.parametrize(
+    ("outer", "probe"), [("dwa", "exact"), ("gaba", "exact"), ("gaba", "representation"), ("gaba", "lagged")]
+)
 @pytest.mark.parametrize("bf16", [False, True])
-def test_images_train_too(bf16: bool, probe: str, tmp_path: Path) -> None:
+def test_images_train_too(bf16: bool, outer: str, probe: str, tmp_path: Path) -> None:
     """A ViT with two heads learns, whatever the precision, and norms are there from the first step or the second on."""
     trainer = trainer_of(
         tmp_path, vit(), images(), num_train_epochs=6, per_device_train_batch_size=8, lr_scheduler_type="constant", bf16=bf16
     )
-    attach(trainer, composed(probe=probe)).train()
+    attach(trainer, composed(outer, probe=probe)).train()
     logs = train_logs(trainer)
-    assert all("mtl/norm/score" in row for row in logs[probe == "lagged" :])
+    assert all(("mtl/norm/score" in row) is (outer == "gaba") for row in logs[probe == "lagged" :])
     assert sum(row["loss"] for row in logs[-2:]) < 0.7 * sum(row["loss"] for row in logs[:2])
 
 
-def checkpointed(tmp_path: Path, probe: str, reentrant: bool, *, shared: bool = False) -> Any:
+def checkpointed(tmp_path: Path, probe: str, reentrant: bool, *, outer: str = "gaba", shared: bool = False) -> Any:
     model = bert()
     trainer = trainer_of(
         tmp_path,
@@ -535,7 +537,7 @@ def checkpointed(tmp_path: Path, probe: str, reentrant: bool, *, shared: bool = 
         gradient_checkpointing=True,
         gradient_checkpointing_kwargs={"use_reentrant": reentrant},
     )
-    return attach(trainer, composed(probe=probe, shared=model.trunk if shared else None))
+    return attach(trainer, composed(outer, probe=probe, shared=model.trunk if shared else None))
 
 
 def test_activation_checkpointing(tmp_path: Path) -> None:
@@ -547,8 +549,8 @@ def test_activation_checkpointing(tmp_path: Path) -> None:
     for left, right in zip(train_logs(trainer), train_logs(plain), strict=True):
         assert left["mtl/norm/score"] == pytest.approx(right["mtl/norm/score"], rel=1e-4)
 
-    for probe in ("lagged", "representation"):
-        pair = [checkpointed(tmp_path, probe, reentrant) for reentrant in (True, False)]
+    for outer, probe in (("uncertainty", "exact"), ("gaba", "lagged"), ("gaba", "representation")):
+        pair = [checkpointed(tmp_path, probe, reentrant, outer=outer) for reentrant in (True, False)]
         for each in pair:
             each.train()
         assert pair[0].criterion.outer.weights().unique().numel() == 2

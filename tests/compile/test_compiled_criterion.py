@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import pickle
 import shutil
 import warnings
@@ -19,9 +18,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from mtl_axes import MultiTaskCriterion, OuterWeighting, Signals, compose
+from mtl_axes.uncompiled import TRACES_STATE
 
 # Of torch, which looks at the gradient of every input of a graph.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+    pytest.mark.skipif(not TRACES_STATE, reason="this torch does not trace the state of a weighting"),
+]
 
 KINDS = {"rul": "regression", "health": "multiclass"}
 OUTERS: dict[str, Any] = {
@@ -276,9 +279,6 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.skipif(
-    "reason" not in inspect.signature(torch._dynamo.disable).parameters, reason="this torch passes no reason on"
-)
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_traced_says_why_with_fullgraph(case: str) -> None:
     """With fullgraph=True the error gives the reason and what to do."""

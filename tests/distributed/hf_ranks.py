@@ -49,8 +49,9 @@ def main(folder: Path) -> None:
     result: dict[str, Any] = {outer: run(folder / "out", outer) for outer in OUTERS}
     result["ones"] = run(folder / "out", {"name": "fixed", "weights": [1.0, 1.0]})
     result["used"] = run(folder / "out", "gaba", ddp_find_unused_parameters=False)
-    result["representation"] = run(folder / "out", "gaba", probe="representation", ddp_find_unused_parameters=False)
-    result["lagged"] = run(folder / "out", "gaba", probe="lagged")
+    for probe in ("representation", "lagged"):
+        result[probe] = run(folder / "out", "gaba", probe=probe)
+        result[f"{probe} used"] = run(folder / "out", "gaba", probe=probe, ddp_find_unused_parameters=False)
     result["whole"] = run(folder / "saved", "uncertainty", save_strategy="steps", save_steps=4)
     if RESUMES:
         result["resumed"] = run(folder / "saved", "uncertainty", resume=str(folder / "saved" / "checkpoint-4"))

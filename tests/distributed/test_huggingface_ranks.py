@@ -32,7 +32,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", [*OUTERS, "used", "representation", "lagged"])
+@pytest.mark.parametrize("case", [*OUTERS, "used", "representation", "representation used", "lagged", "lagged used"])
 def test_ranks_hold_the_same(ranks: list[dict[str, Any]], case: str) -> None:
     """Model, state and learned weights agree bit for bit, though the ranks saw different rows."""
     first, second = (rank[case] for rank in ranks)
