@@ -28,6 +28,14 @@ def save(state: Any, file: Path) -> None:
     os.replace(unfinished, file)
 
 
+def start(script: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start a script, in which warnings are errors and the modules of the tests are found; its output is piped."""
+    paths = [str(script.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-W", "error", str(script), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
 def train_through_kills(
     script: Path, folder: Path, *arguments: str, kills: int, steps: int, seed: int = 0, timeout: float = 120.0
 ) -> None:
@@ -43,11 +51,8 @@ def train_through_kills(
         timeout: seconds that one life may take.
     """
     moments = random.Random(seed)
-    paths = [str(script.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-W", "error", str(script), str(folder), *arguments]
     for life in range(kills + 1):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        process = start(script, str(folder), *arguments)
         watchdog = threading.Timer(timeout, process.kill)
         watchdog.start()
         last, delay = moments.randint(1, max(1, steps // (kills + 2))), moments.uniform(0.0, 0.05)
