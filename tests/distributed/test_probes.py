@@ -80,6 +80,10 @@ def rank_of_two(rank: int) -> dict[str, Any]:
             train(rank, probe, 1, shared=True, static_graph=True)
         except GraphError as error:
             result[f"{name} static"] = str(error)
+    try:
+        train(rank, {"name": "lagged", "audit_every": 2}, 1, static_graph=True)
+    except GraphError as error:
+        result["audited static"] = str(error)
     return result
 
 
@@ -111,3 +115,8 @@ def test_a_static_graph_is_refused_before_it_goes_wrong(ranks: list[dict[str, An
     """static_graph=True would stop the averaging of gradients silently: the first call refuses it."""
     for rank in ranks:
         assert 'Found static_graph=True. probe="lagged" measures' in rank[f"{probe} static"]
+
+
+def test_an_audit_of_a_static_graph_is_refused(ranks: list[dict[str, Any]]) -> None:
+    """The lagged probe itself would do; what cannot be is its audit."""
+    assert all("Found static_graph=True. Leave out audit_every" in rank["audited static"] for rank in ranks)
