@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_axes._state import WideState, vector
-from mtl_axes.distributed import check_alike, ranks
+from mtl_axes.distributed import Notes, agree, ranks
 from mtl_axes.errors import DataError, MtlAxesError, StateError
 from mtl_axes.explain import explain, mean_cost, often
 from mtl_axes.inner import InnerShape
@@ -197,24 +197,25 @@ class MultiTaskCriterion(WideState):
         window, outer = self.window, self.outer
         if self.task_set.debug:
             return uncompiled.debugging
-        if self.training and torch.is_grad_enabled() and not self._held:
+        training = self.training and torch.is_grad_enabled()
+        if training and not self._held:
             if outer.needs != "losses":
                 return uncompiled.measuring
             if window.accumulate != 1:
                 return uncompiled.accumulating
             if outer.moves and not uncompiled.TRACES_STATE:
                 return uncompiled.moving
-            if ranks(window.sync) > 1 and self._must_agree():
-                return uncompiled.summing
+        if training and ranks(window.sync) > 1 and self._must_agree():
+            return uncompiled.summing
         return None if legible and window.allocated else uncompiled.first_call
 
     def _total(self, found: TaskLosses) -> Tensor:
         values = found.values()
         training = self.training and torch.is_grad_enabled()
+        if training and ranks(self.window.sync) > 1 and self._must_agree():
+            found = self._over_ranks(found)
+            values = found.values()
         if training and not self._held:
-            if ranks(self.window.sync) > 1 and self._must_agree():
-                found = self._over_ranks(found)
-                values = found.values()
             if self.outer.needs == "losses":
                 return self._train(found, values)
             with _no_autocast(values.device.type):
@@ -224,20 +225,27 @@ class MultiTaskCriterion(WideState):
             weights = self.outer.weights() if self.eval_weights == "current" else self.outer.reference()
             # A copy, as in training: this loss may be differentiated after the buffer has moved.
             return self._sum(found, self._normalised(weights.clone()))
-        weights = self._weights()
-        return self._penalised(found, self._sum(found, weights), weights)
+        return self._assemble(found, self._weights())
+
+    def _assemble(self, found: TaskLosses, weights: Tensor) -> Tensor:
+        constant = weights if found.together is None else weights.detach()
+        return self._penalised(found, self._sum(found, constant), weights)
 
     def _must_agree(self) -> bool:
-        """Return whether other ranks matter: not to constants, where each rank's own mean is what counts."""
-        return self.outer.reads_signals or self.outer.learnable or self.window.sync == "gradients"
+        """Return whether other ranks matter to this call."""
+        if self.window.sync == "gradients" or self.outer.learnable:
+            return True
+        # Constants need no one else; statistics are of no use to a held call.
+        return self.outer.reads_signals and not self._held
 
     def _over_ranks(self, found: TaskLosses) -> TaskLosses:
-        """Compare notes with the other ranks in the first call, and add what all of them know of this call's losses."""
-        sync = self.window.sync
+        """Compare notes with the other ranks in the first calls, and add what all of them know of this call's losses."""
+        window, tasks = self.window, self.task_set
         if not self._met:
-            check_alike(self.tasks, self.window.step)
-            self._met = True
-        return found.over_ranks(sync) if sync == "gradients" or self.outer.learnable else found
+            options = {"every": window.every, "accumulate": window.accumulate, "sync": window.sync}
+            kinds = agree(Notes(tasks.names, window.step, options, tasks.settled_kinds()))
+            self._met = tasks.adopt(kinds)
+        return found.over_ranks(window.sync) if window.sync == "gradients" or self.outer.learnable else found
 
     def _train(self, found: TaskLosses, values: Tensor) -> Tensor:
         window, outer, probe = self.window, self.outer, self.probe
@@ -301,8 +309,7 @@ class MultiTaskCriterion(WideState):
             window.see(values, labelled, None)
             window.commit_losses(self.outer, values, labelled)
         weights = self._weights()
-        total = self._sum(found, weights if found.together is None else weights.detach())
-        total = self._penalised(found, total, weights)
+        total = self._assemble(found, weights)
         self._note(values, labelled, weights, None, None)
         return total
 
@@ -464,6 +471,12 @@ class MultiTaskCriterion(WideState):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what is not a tensor: the tasks, their kinds, the class of the weighting."""
+        if self.window.calls and ranks(self.window.sync) > 1:
+            self._warn_once(
+                "pending",
+                "The state holds a window that is pending, and what is pending is this rank's own. Loaded on every rank it "
+                "would count as that of all. Call criterion.step() on every rank before one of them saves.",
+            )
         return {
             "version": _STATE_VERSION,
             "tasks": list(self.tasks),
@@ -483,6 +496,7 @@ class MultiTaskCriterion(WideState):
             if not self._on_trial:
                 self._try(own)
             self._prepare_to_load(state_dict, prefix)
+            self._met = False
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _try(self, state: dict[str, Any]) -> None:
@@ -524,7 +538,7 @@ class MultiTaskCriterion(WideState):
             elif key not in state:
                 state[key] = torch.full_like(own, fresh)
         if other:
-            self.probe.collect()
+            self.probe.discard()
             for name in [name for name in state if name.startswith(prefix + "probe.")]:
                 del state[name]
             self.probe.state_dict(destination=state, prefix=prefix + "probe.")

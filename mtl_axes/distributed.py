@@ -1,8 +1,8 @@
-"""Agreement between ranks. Called in training calls only, so that no evaluation and no held call runs a collective."""
+"""Agreement between ranks, in training calls and in commits. Evaluation runs no collective, nor does saving or loading."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Literal, NamedTuple, TypeVar
 
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, distributed
 
 from mtl_axes.errors import DataError, GraphError, OptionError, StateError
+from mtl_axes.signals import Kind
 
 __all__ = [
+    "Notes",
     "Sync",
     "Together",
-    "check_alike",
+    "agree",
     "check_shared_alike",
     "check_sync",
     "mean_over_ranks",
@@ -72,24 +74,56 @@ def _gather(value: _T) -> list[_T]:
     return values
 
 
-def check_alike(names: tuple[str, ...], step: int) -> None:
-    """Check in the first call that the ranks mean the same by position, and are equally far.
+class Notes(NamedTuple):
+    """What a rank tells the others in its first calls.
+
+    Attributes:
+        tasks: names of the tasks, in order.
+        step: windows committed so far.
+        options: of the schedule.
+        kinds: of the tasks of which nothing more is to be learned, None for one without a kind.
+    """
+
+    tasks: tuple[str, ...]
+    step: int
+    options: Mapping[str, object]
+    kinds: dict[str, Kind | None]
+
+
+def agree(notes: Notes) -> dict[str, Kind | None]:
+    """Check that the ranks mean the same by position and are equally far, and return the kinds that any of them knows.
 
     Raises:
-        DataError: they have other tasks, or another order.
+        DataError: they have other tasks, another order, or tell another kind from their labels.
+        OptionError: they were composed with another schedule.
         StateError: some have loaded a state that others have not.
     """
-    found = _gather((names, step))
-    if any(other != names for other, _ in found):
-        shown = "; ".join(f"rank {rank}: {list(other)}" for rank, (other, _) in enumerate(found))
+    found = _gather(notes)
+    if any(other.tasks != notes.tasks for other in found):
+        shown = "; ".join(f"rank {rank}: {list(other.tasks)}" for rank, other in enumerate(found))
         raise DataError(
             f"All ranks should have the same tasks in the same order. Found {shown}. Pass tasks=[...] to compose everywhere."
         )
-    if any(other != step for _, other in found):
+    if any(other.options != notes.options for other in found):
+        raise OptionError(
+            f"All ranks should be composed with the same schedule. Found {[other.options for other in found]}."
+        )
+    if any(other.step != notes.step for other in found):
         raise StateError(
-            f"All ranks should have committed the same number of windows. Found {[other for _, other in found]}. Load the "
+            f"All ranks should have committed the same number of windows. Found {[other.step for other in found]}. Load the "
             "criterion's state on every rank, also where the model is loaded on one and broadcast."
         )
+    kinds: dict[str, Kind | None] = {}
+    for other in found:
+        for name, kind in other.kinds.items():
+            known = kinds.get(name)
+            if known is not None and kind is not None and kind != known:
+                raise DataError(
+                    f"Task {name!r} should be of one kind on all ranks. Found {known} and {kind}, told from the labels of "
+                    f"the first calls. Name the task's shape: inner={{{name!r}: ...}}."
+                )
+            kinds[name] = known if kind is None else kind
+    return kinds
 
 
 def check_shared_alike(shapes: list[tuple[int, ...]] | None) -> None:

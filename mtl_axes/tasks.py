@@ -411,6 +411,20 @@ class TaskSet(nn.Module):
         """Return the kinds that were inferred from labels, for the state."""
         return {name: kind for name, kind in self.kinds.items() if name not in self._guessed}
 
+    def settled_kinds(self) -> dict[str, Kind | None]:
+        """Return the kinds of the tasks of which nothing more is to be learned; None for a task without one."""
+        known = self.known_kinds()
+        return {name: known.get(name) for name in self.names if name in known or name in self._checked}
+
+    def adopt(self, kinds: Mapping[str, Kind | None]) -> bool:
+        """Take over kinds that other ranks have told from their labels; return whether all tasks are settled."""
+        known = self.known_kinds()
+        for name, kind in kinds.items():
+            if kind is not None and name not in known:
+                self._settle(name, kind)
+                self._guessed.discard(name)
+        return len(kinds) == len(self.names)
+
     def restore(self, names: tuple[str, ...], kinds: Mapping[str, Kind]) -> None:
         """Take over names and kinds from a saved state."""
         if not self.names:

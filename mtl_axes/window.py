@@ -250,7 +250,7 @@ class Window(WideState):
     def drop(self, probe: Probe) -> None:
         """Forget the pending window, as when its optimizer step was skipped: it does not count as a window."""
         if self.calls:
-            probe.collect()
+            probe.discard()
             self._begin()
 
     def _begin(self) -> None:

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "signals": {"errors"},
     "_state": {"errors", "signals"},
     "registry": {"errors"},
-    "distributed": {"errors"},
+    "distributed": {"errors", "signals"},
     "solvers": BASE | {"signals"},
     "logs": {"_state"},
     "uncompiled": set(),

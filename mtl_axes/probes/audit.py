@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtl_axes.options import check_number
 from mtl_axes.probes.base import Measurement, Tape
+from mtl_axes.probes.discovery import refuse_static_ddp
 from mtl_axes.probes.exact import Exact
 
 __all__ = ["Audit"]
@@ -33,7 +34,10 @@ class Audit:
 
     def check(self, tape: Tape) -> bool:
         """Check in the first calls that the exact norms can be measured; see :meth:`Probe.check`."""
-        return self.every is None or self._exact.check(tape)
+        if self.every is None:
+            return True
+        refuse_static_ddp(tape.graph().static_ddp, "Leave out audit_every, or static_graph.")
+        return self._exact.check(tape)
 
     def exact(self, tape: Tape) -> Measurement | None:
         """Return the exact norms, in a window that is audited."""

@@ -183,6 +183,9 @@ class Probe(nn.Module):
         """Return what arrived since the last commit, for a probe that measures during the user's backward."""
         return None
 
+    def discard(self) -> None:
+        """Forget what arrived since the last commit. Runs no collective, because a rank may come here alone."""
+
     def cost(self, tasks: int) -> float:
         """Return the expected time of a measured step over that of a plain one, where the shared part takes all of it."""
         return 1.0

@@ -31,8 +31,9 @@ class Exact(Probe):
     ``.grad``. Hooks on activations fire once more per measurement.
 
     Args:
-        rotate: measure one task per measured window, in turn (an absent one passes its turn on), and complete its norm with
-            the latest ones of the others. A task is inactive until its first turn. Norms only.
+        rotate: measure one task per measured window, in turn, and complete its norm with the latest ones of the others. An
+            absent task passes its turn on; with ``sync="gradients"`` it keeps it, because no rank knows who is absent on
+            all. A task is inactive until its first turn. Norms only.
         reuse: take the K gradients at all leaves, and let the user's backward hand over their weighted sum instead of
             computing it again: one backward less, for the memory of K gradients, or of one where the weights are known
             before (``accumulate > 1``). ``.grad`` is the same up to rounding. Off by itself, with the reason in
@@ -163,9 +164,22 @@ class Exact(Probe):
     def _of_all_ranks(
         self, tape: Tape, present: list[int], parameters: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, ...] | None:
-        """Return the shared parameters in an order that the ranks have in common, whoever is absent here."""
-        if tape.shared_is_known() or len(present) == len(tape.losses):
+        """Return the shared parameters in an order that the ranks have in common, whoever is absent here.
+
+        Those that are found stay what they were in the first measured call: a rank cannot see whether the others find
+        others now.
+
+        Raises:
+            GraphError: they differ between ranks, are not known on one, or are not those of the first call any more.
+        """
+        complete = len(present) == len(tape.losses)
+        if tape.shared_is_known() or (complete and not self._alike):
             self._layout = parameters
+        elif complete and not {*(parameters or ())} <= {*(self._layout or ())}:
+            raise GraphError(
+                'With sync="gradients" the tasks should share what they shared in the first measured call. Found other '
+                "parameters, as with layers that are dropped or thawed. Pass shared=, a module or parameters."
+            )
         if not self._alike:
             shapes = None if self._layout is None else [tuple(parameter.shape) for parameter in self._layout]
             check_shared_alike(shapes)

@@ -81,6 +81,11 @@ class Lagged(BorderProbe):
         # The user's own loss scale is none of ours; what votes is the audit, which measures beforehand.
         return Measurement(mean, None, measured, torch.stack(votes).sum(0) if votes else None)
 
+    def discard(self) -> None:
+        for each in self._records:
+            each.close()
+        self._records = []
+
     def get_extra_state(self) -> dict[str, Any]:
         """Return what was recorded in the pending window: norms (K,) and which tasks, call by call."""
         rows = [(*row, each.whole) for each in self._records if (row := each.row()) is not None]

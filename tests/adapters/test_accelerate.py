@@ -16,8 +16,9 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import GeneralTracker, on_main_process
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from mtl_axes.adapters.accelerate import attach
+from spawning import on_ranks
 from strategies import batch_for, equal, model_for, quick, snapshot
-from torch import distributed, multiprocessing, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mtl_axes import MultiTaskCriterion, compose
@@ -336,12 +337,10 @@ def test_without_accelerate_the_extra_is_named() -> None:
 RANKED = [*((outer, "exact") for outer in OUTERS), ("gaba", "representation"), ("gaba", "lagged")]
 
 
-def rank_of_two(rank: int, folder: str) -> None:
+def rank_of_two(rank: int, folder: str) -> dict[str, Any]:
     """Train with DDP on this rank's part of the data; save after the first epoch, train on, resume in fresh objects."""
-    torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "unused", "MASTER_PORT": "0"}  # Accelerate asks for them; the store needs none
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     result: dict[str, Any] = {}
     for outer, probe in RANKED:
         for unused in (False, True):
@@ -367,24 +366,14 @@ def rank_of_two(rank: int, folder: str) -> None:
                 "weights": run.weights,
                 "losses": losses,
             }
-    torch.save(result, f"{folder}/rank{rank}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
+    return result
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of the checkpoints, and what each of two processes ended with."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.start_processes(rank_of_two, (str(folder),), nprocs=2, join=False, start_method="spawn")
-    assert context is not None
-    try:
-        assert context.join(timeout=90) or context.join(timeout=60), "the two ranks should end in time"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    return folder, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return folder, on_ranks(rank_of_two, folder, 2, str(folder))
 
 
 def without_own_counts(state: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from spawning import on_ranks
 from strategies import batch_for, equal, model_for, quick, same, snapshot
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, nn
 
 from mtl_axes import MultiTaskCriterion, compose
 from mtl_axes.errors import GraphError, OptionError, StateError
@@ -554,11 +555,9 @@ RUNS = [
 ]
 
 
-def rank_of_two(rank: int, folder: str) -> None:
+def rank_of_two(rank: int) -> dict[str, Any]:
     """Train every run on this rank's own data."""
-    torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     result: dict[str, Any] = {}
     for run in RUNS:
         strategy, outer, calls, sync = run.split()
@@ -578,23 +577,13 @@ def rank_of_two(rank: int, folder: str) -> None:
             weights, state = module.weights, module.state_dict()
         state = {key: value.clone() for key, value in state.items() if isinstance(value, Tensor)}
         result[run] = {"weights": torch.stack(weights), "state": state}
-    torch.save(result, f"{folder}/rank{rank}.pt")
-    distributed.destroy_process_group()
+    return result
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes saw."""
-    folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.start_processes(rank_of_two, (str(folder),), nprocs=RANKS, join=False, start_method="spawn")
-    assert context is not None
-    try:
-        assert context.join(timeout=120) or context.join(timeout=30), "the two ranks should end in time"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return on_ranks(rank_of_two, tmp_path_factory.mktemp("ranks"), RANKS)
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ def error_of(rank: int, **options: Any) -> str:
     """The error of a first call in which the ranks differ."""
     differs = options.pop("differs")
     names = ["a", "b", "c"]
+    if differs == "schedule":
+        options["every"] = 2 + rank
     criterion = compose(quick("gaba"), tasks=["b", "a", "c"] if rank and differs == "names" else names, **options)
     model = model_for(KINDS)
     inputs, targets = batch_for(KINDS, seed=rank)
@@ -34,6 +38,8 @@ def error_of(rank: int, **options: Any) -> str:
             alone = compose(quick("gaba"), tasks=names, sync=None)
             alone(model(inputs), targets)
             criterion.load_state_dict(alone.state_dict())
+    if differs == "kinds" and rank:
+        targets = {**targets, "a": targets["a"] > 0}
     if differs == "tasks" and rank:
         targets = {**targets, "b": None, "c": None}
     try:
@@ -76,6 +82,90 @@ def learned(rank: int, sync: str | None) -> dict[str, Any]:
             (3 * loss).backward()
             found.append({"loss": loss.detach(), "gradient": criterion.outer.log_variance.grad})
     return {"found": found}
+
+
+def late_labels(rank: int, sync: str) -> dict[str, Any]:
+    """Learned weights where rank 1 has no label of "b" at all in its first calls, and none of "c" ever."""
+    model = model_for(KINDS)
+    criterion = compose("uncertainty", tasks=list(KINDS), sync=sync)
+    optimizer = torch.optim.SGD([*model.parameters(), *criterion.parameters()], lr=0.1)
+    for step in range(5):
+        inputs, targets = batch_for(KINDS, seed=10 * rank + step)
+        targets = {**targets, "b": targets["b"] if not rank or step > 2 else None, "c": None if rank else targets["c"]}
+        optimizer.zero_grad()
+        criterion(model(inputs), targets).backward()
+        optimizer.step()
+    return {"log variance": criterion.outer.log_variance.detach(), "kinds": [info.kind for info in criterion.outer.tasks]}
+
+
+def held(rank: int, outer: str, sync: str) -> dict[str, Any]:
+    """Averaged gradients of a call, and of the same call held; labels of "b" are few on rank 1."""
+    model = model_for(KINDS)
+    wrapped = DistributedDataParallel(model)
+    criterion = compose(outer, tasks=list(KINDS), sync=sync, missing="ignore")
+    inputs, targets = batch_for(KINDS, seed=rank)
+    if rank:
+        targets["b"][1:] = torch.nan
+    found = []
+    for hold in (False, True):
+        model.zero_grad()
+        criterion.zero_grad()
+        with criterion.hold() if hold else nullcontext():
+            criterion(wrapped(inputs), targets).backward()
+        found.append([parameter.grad for parameter in (*model.parameters(), *criterion.parameters())])
+    return {"called": found[0], "held": found[1]}
+
+
+class Dropping(nn.Module):
+    """Leaves out one of three layers, which one differs by rank in its second call."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.heads = model_for(KINDS)
+        self.left_out = [0, rank]
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        out = self.left_out.pop(0)
+        for number, layer in enumerate(self.layers):
+            inputs = inputs if number == out else torch.tanh(layer(inputs))
+        return self.heads(inputs)
+
+
+def dropping(rank: int) -> str:
+    torch.manual_seed(0)
+    model = Dropping(rank)
+    criterion = compose(quick("gaba"), tasks=list(KINDS), sync="gradients")
+    inputs, targets = batch_for(KINDS, seed=rank)
+    criterion(model(inputs), targets)
+    if not rank:  # the part of its second call that the other's meets before it raises
+        distributed.all_reduce(torch.zeros(2 * len(KINDS)))
+        return ""
+    try:
+        criterion(model(inputs), targets)
+    except MtlAxesError as error:
+        return str(error)
+    return ""
+
+
+def alone(rank: int) -> dict[str, Any]:
+    """Rank 0 alone saves, drops a pending window and loads a state of another probe; then all go on."""
+    model = model_for(KINDS)
+    inputs, targets = batch_for(KINDS, seed=rank)
+    lagged = compose(quick("gaba"), tasks=list(KINDS), sync="gradients", probe="lagged")
+    lagged(model(inputs), targets).backward()
+    exact = compose(quick("gaba"), tasks=list(KINDS), sync=None)
+    exact(model(inputs), targets)
+    warned = ""
+    if rank == 0:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            lagged.state_dict()
+        warned = str(caught[0].message)
+        lagged.step(skipped=True)
+        other = compose(quick("gaba"), tasks=list(KINDS), sync="gradients", probe="lagged")
+        other.load_state_dict(exact.state_dict())
+    return {"warned": warned}
 
 
 class Sorted(nn.Module):
@@ -137,9 +227,12 @@ UNUSED = [
     for probe in ("exact", "representation")
     for missing in (False, True)
 ]
+HELD = [("fixed", "gradients"), ("uncertainty", "norms"), ("uncertainty", "gradients")]
 DIFFERENCES: dict[str, dict[str, Any]] = {
     "names": {"differs": "names"},
     "windows": {"differs": "windows"},
+    "schedule": {"differs": "schedule"},
+    "kinds": {"differs": "kinds"},
     "tasks": {"differs": "tasks", "sync": "gradients"},
 }
 
@@ -153,6 +246,10 @@ def everything(rank: int) -> dict[str, Any]:
             for sync in SYNCS
             for where in ("loss", "gradient")
         },
+        "late": {sync: late_labels(rank, sync) for sync in SYNCS},
+        "held": {f"{outer} {sync}": held(rank, outer, sync) for outer, sync in HELD},
+        "alone": alone(rank),
+        "dropping": dropping(rank),
         "learned": {str(sync): learned(rank, sync) for sync in (*SYNCS, None)},
         "unused": {f"{model} {probe} {missing}": unused(rank, model, probe, missing) for model, probe, missing in UNUSED},
     }
@@ -172,6 +269,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             "DataError: All ranks should have the same tasks in the same order. Found rank 0: ['a', 'b', 'c']; rank 1: ",
         ),
         ("windows", "StateError: All ranks should have committed the same number of windows. Found [0, 1]. Load the"),
+        ("schedule", "OptionError: All ranks should be composed with the same schedule. Found [{'every': 2, "),
+        ("kinds", "DataError: Task 'a' should be of one kind on all ranks. Found regression and binary, told from"),
         ("tasks", 'GraphError: With sync="gradients" every rank should know the shared parameters when the first gradient'),
     ],
 )
@@ -194,6 +293,32 @@ def test_a_nan_on_one_rank_leaves_all_with_the_same_weights(
     assert all(bool(torch.isfinite(weights).all()) for weights in one["weights"])
     if where == "loss":
         assert other["dropped"].tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("sync", SYNCS)
+def test_kinds_that_one_rank_has_seen_are_known_to_all(ranks: list[dict[str, Any]], sync: str) -> None:
+    """Learned weights, whose form depends on the kinds, are equal where a rank lacks the first labels of a task, or all."""
+    one, other = (rank["late"][sync] for rank in ranks)
+    assert one["kinds"] == other["kinds"] == list(KINDS.values())
+    assert torch.equal(one["log variance"], other["log variance"])
+
+
+@pytest.mark.parametrize(("outer", "sync"), HELD)
+def test_a_held_call_has_the_gradient_of_a_call(ranks: list[dict[str, Any]], outer: str, sync: str) -> None:
+    """Within hold() the gradient is the same, of the model and of what is learned, on both ranks."""
+    one, other = (rank["held"][f"{outer} {sync}"] for rank in ranks)
+    assert equal(one, other)
+    torch.testing.assert_close(one["held"], one["called"])
+
+
+def test_layers_that_are_dropped_need_shared(ranks: list[dict[str, Any]]) -> None:
+    """What is averaged over ranks are the same parameters on each, or there is an error."""
+    assert "should share what they shared in the first measured call" in ranks[1]["dropping"]
+
+
+def test_a_rank_alone_may_save_drop_and_load(ranks: list[dict[str, Any]]) -> None:
+    """None of it runs a collective; saving while a window is pending is warned about."""
+    assert "what is pending is this rank's own" in ranks[0]["alone"]["warned"]
 
 
 @pytest.mark.parametrize("call", range(6))

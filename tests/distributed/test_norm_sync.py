@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from spawning import on_ranks
 from strategies import batch_for, equal, model_for, quick
-from torch import distributed, multiprocessing
 
 from mtl_axes import compose
 
@@ -18,10 +17,8 @@ SYNCS = ("norms", None)
 RANKS = 2
 
 
-def rank_of_two(rank: int, folder: str) -> None:
+def rank_of_two(rank: int) -> dict[str, Any]:
     """Train on this rank's own data; task "b" is missing on rank 1 for a while, by its target and by a mask."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     result: dict[str, Any] = {}
     for outer in OUTERS:
         for sync in SYNCS:
@@ -57,24 +54,13 @@ def rank_of_two(rank: int, folder: str) -> None:
         criterion.log_dict(), criterion.state_dict()
         # Constant weights depend on no statistics, so that ranks may have uneven data.
         compose("fixed", tasks=list(KINDS))(model(inputs), targets)
-    distributed.barrier()
-    torch.save(result, f"{folder}/rank{rank}.pt")
-    distributed.destroy_process_group()
+    return result
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes saw."""
-    folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.start_processes(rank_of_two, (str(folder),), nprocs=RANKS, join=False, start_method="spawn")
-    assert context is not None
-    try:
-        assert context.join(timeout=90) or context.join(timeout=30), "the two ranks should end in time"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return on_ranks(rank_of_two, tmp_path_factory.mktemp("ranks"), RANKS)
 
 
 @pytest.mark.parametrize("outer", OUTERS)

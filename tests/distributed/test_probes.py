@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from spawning import on_ranks
 from strategies import batch_for, model_for
-from torch import distributed, multiprocessing
+from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from mtl_axes import compose
@@ -67,10 +67,8 @@ def train(rank: int, probe: Any, accumulate: int, *, shared: bool = False, **wra
     return {"found": found, "expected": expected, "weights": weights, "reused": reused}
 
 
-def rank_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
-    result = {
+def rank_of_two(rank: int) -> dict[str, Any]:
+    result: dict[str, Any] = {
         f"{name} {wrapper} {accumulate}": train(rank, probe, accumulate, **WRAPPERS[wrapper])
         for name, probe in PROBES.items()
         for wrapper in WRAPPERS
@@ -82,15 +80,16 @@ def rank_of_two(rank: int, folder: str) -> None:
             train(rank, probe, 1, shared=True, static_graph=True)
         except GraphError as error:
             result[f"{name} static"] = str(error)
-    torch.save(result, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    try:
+        train(rank, {"name": "lagged", "audit_every": 2}, 1, static_graph=True)
+    except GraphError as error:
+        result["audited static"] = str(error)
+    return result
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(rank_of_two, (str(folder),), RANKS)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return on_ranks(rank_of_two, tmp_path_factory.mktemp("ranks"), RANKS)
 
 
 CASES = [(probe, wrapper, accumulate) for probe in PROBES for wrapper in WRAPPERS for accumulate in (1, 2)]
@@ -116,3 +115,8 @@ def test_a_static_graph_is_refused_before_it_goes_wrong(ranks: list[dict[str, An
     """static_graph=True would stop the averaging of gradients silently: the first call refuses it."""
     for rank in ranks:
         assert 'Found static_graph=True. probe="lagged" measures' in rank[f"{probe} static"]
+
+
+def test_an_audit_of_a_static_graph_is_refused(ranks: list[dict[str, Any]]) -> None:
+    """The lagged probe itself would do; what cannot be is its audit."""
+    assert all("Found static_graph=True. Leave out audit_every" in rank["audited static"] for rank in ranks)
