@@ -279,6 +279,10 @@ class MultiTaskMixin(_Base):
 
 def _check(trainer: Trainer, criterion: MultiTaskCriterion) -> None:
     """Raise unless the Trainer can train with the criterion as both of them are."""
+    if not isinstance(trainer, Trainer):
+        raise OptionError(
+            f"attach() should be given a transformers Trainer, then a criterion. Found {type(trainer).__name__}."
+        )
     if not isinstance(criterion, MultiTaskCriterion):
         raise OptionError(f"The criterion should come from compose(). Found {type(criterion).__name__}.")
     if not criterion.tasks:

@@ -804,6 +804,8 @@ def test_what_contradicts_the_criterion_is_refused(case: str, tmp_path: Path) ->
 
 def test_more_that_is_refused(tmp_path: Path) -> None:
     """A second criterion, one inside the model, a model factory, and several GPUs in one process."""
+    with pytest.raises(OptionError, match=r"a transformers Trainer, then a criterion. Found MultiTaskCriterion"):
+        attach(composed(), composed())
     trainer = attach(trainer_of(tmp_path, bert(), texts()), composed())
     with pytest.raises(OptionError, match=r"once. Found a MTLTrainer, which has one"):
         attach(trainer, composed())
