@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -77,14 +78,16 @@ class MultiTaskMixin(_Base):
 
     - The model is called without the labels. Its outputs, by name, and ``inputs["labels"]``, a mapping by task, go to the
       criterion. Outputs that belong to no task are ignored.
-    - ``criterion.accumulate`` follows ``gradient_accumulation_steps``; a window ends with its optimizer step, also the short
-      one at the end of an epoch, and a step that the GradScaler skips drops it.
+    - ``criterion.accumulate`` follows ``gradient_accumulation_steps`` during a training, and is then as composed; a window
+      ends with its optimizer step, also the short one at the end of an epoch, and a step that the GradScaler skips drops it.
+    - With ``missing="ignore"`` a batch of which no row has a label has the loss 0.
     - Learnable parameters of the criterion get a group of the optimizer without weight decay, also of an optimizer that you
       gave, unless it has them. Clipping does not see them.
     - Training logs gain ``mtl/loss/TASK``, ``mtl/weight/TASK`` and ``mtl/norm/TASK``: means since the last log, over calls
       and then over ranks.
     - Evaluation logs gain ``eval_loss_TASK``: means over the labels of the whole evaluation set. ``eval_loss`` is the
-      Trainer's mean of the batches' sums with reference weights.
+      Trainer's mean of the batches' sums with reference weights. ``label_ids`` has every task: NaN, or -100 for classes,
+      where a label is missing, and floats but for classes.
     - Checkpoints gain ``mtl_axes.pt``, which ``torch.load(weights_only=True)`` reads: ``criterion.state_dict()``. With
       ``load_best_model_at_end`` the criterion, like the optimizer, stays as it was at the end of the training.
 
@@ -116,6 +119,15 @@ class MultiTaskMixin(_Base):
             self.data_collator = TaskCollator(criterion.tasks, own, missing=criterion.task_set.missing)
         self.add_callback(_Steps(self))
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and give the criterion back as it was composed, however the training ends."""
+        composed = self.criterion.accumulate
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.criterion.step(skipped=True)
+            self.criterion.accumulate = composed
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -124,7 +136,7 @@ class MultiTaskMixin(_Base):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the criterion's loss of one micro-batch, with the model's outputs if they are asked for."""
-        labels = inputs.get("labels")
+        labels: Any = inputs.get("labels")
         if not isinstance(labels, Mapping):
             found = f"{type(labels).__name__} there" if "labels" in inputs else f"the inputs {list(inputs)}"
             raise DataError(
@@ -133,10 +145,66 @@ class MultiTaskMixin(_Base):
                 "as TaskCollator(tasks, collator)."
             )
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        loss = self.criterion(outputs, labels)
         if self._evaluated is not None:
-            self._evaluated.add(outputs, labels, self._without_repetitions)
+            self._evaluated.latest = outputs
+        if self.criterion.task_set.missing == "ignore" and all(label is None for label in labels.values()):
+            loss = self._loss_without_labels(outputs)
+        else:
+            loss = self.criterion(outputs, labels)
+            if self._evaluated is not None:
+                self._evaluated.add(outputs, labels, self._without_repetitions)
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_without_labels(self, outputs: Any) -> Any:
+        """Return the loss of a batch of which no row has a label: 0."""
+        if not torch.is_grad_enabled():
+            return torch.zeros((), device=self.args.device)
+        # Through the criterion, which other ranks may wait for.
+        return self.criterion(outputs, self._completed({}, outputs))
+
+    def _completed(self, labels: Mapping[str, Tensor | None], outputs: Any) -> dict[str, Tensor | None]:
+        """Return labels of every task that has an output: all missing where a task has none, None if that shape is unknown.
+
+        Other than integers for classes they are floats, so that batches and ranks agree on the dtype.
+        """
+        tasks = self.criterion.task_set
+        output_of = as_mapping("outputs", outputs, tasks.names)
+        completed: dict[str, Tensor | None] = {}
+        for task in tasks.names:
+            label, output = labels.get(task), output_of.get(task)
+            if output is None:
+                continue
+            if label is None:
+                label = self._blank(task, output)
+            elif label.ndim == output.ndim and not label.is_floating_point():
+                label = _cast(label, torch.get_default_dtype(), tasks.missing)
+            completed[task] = label
+        return completed
+
+    def _blank(self, task: str, output: Tensor) -> Tensor | None:
+        tasks = self.criterion.task_set
+        kind, given = tasks.known_kinds().get(task), tasks.given.get(task)
+        kinds = {kind} if kind is not None else given.kinds if given is not None else {"regression", "multiclass"}
+        if "multiclass" not in kinds or output.ndim == 1:
+            return torch.full_like(output, torch.nan, dtype=torch.get_default_dtype())
+        if kinds == {"multiclass"}:
+            return torch.full_like(output.select(1, 0), _MISSING_CLASS, dtype=torch.int64)
+        return None
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, Any, Any]:
+        """Evaluate or predict a batch; the labels returned have every task, so that batches can be put together."""
+        loss, predictions, labels = super().prediction_step(*args, **kwargs)
+        if not isinstance(labels, Mapping) or self._evaluated is None or self._evaluated.latest is None:
+            return loss, predictions, labels
+        completed = self._completed(labels, self._evaluated.latest)
+        for task, label in completed.items():
+            if label is None:
+                raise DataError(
+                    f"Task {task!r} should have had a label before a batch without any is put together with others: its "
+                    "shape is not known yet. Found none. Predict with the criterion of a training, or one with its state, "
+                    f"name the task's shape in compose(inner={{{task!r}: ...}}), or let a labelled row come first."
+                )
+        return loss, predictions, completed
 
     def _without_repetitions(self, size: int) -> int:
         """Return how many samples of a batch count: the last ones of an evaluation may repeat the first ones, to fill it."""
@@ -211,6 +279,10 @@ class MultiTaskMixin(_Base):
 
 def _check(trainer: Trainer, criterion: MultiTaskCriterion) -> None:
     """Raise unless the Trainer can train with the criterion as both of them are."""
+    if not isinstance(trainer, Trainer):
+        raise OptionError(
+            f"attach() should be given a transformers Trainer, then a criterion. Found {type(trainer).__name__}."
+        )
     if not isinstance(criterion, MultiTaskCriterion):
         raise OptionError(f"The criterion should come from compose(). Found {type(criterion).__name__}.")
     if not criterion.tasks:
@@ -303,9 +375,14 @@ class _Steps(TrainerCallback):
 
 
 class _TaskMeans:
-    """Mean loss per task over the labels of an evaluation set, kept on the device until it is asked for."""
+    """Mean loss per task over the labels of an evaluation set, kept on the device until it is asked for.
+
+    Attributes:
+        latest: outputs of the last batch.
+    """
 
     def __init__(self, criterion: MultiTaskCriterion) -> None:
+        self.latest: Any = None
         self._criterion = criterion
         self._rows: list[Tensor] = []
 
@@ -342,9 +419,10 @@ class _TaskMeans:
 class TaskCollator:
     """Packs the label columns that are named after tasks into ``batch["labels"]``, a mapping from task to tensor.
 
-    Numbers and arrays become tensors: floats of the default dtype, integers int64, bools bool; tensors keep their dtype. A
-    task that no row of a batch labels is absent from it. A missing label among others, None or a column that a row does not
-    have, becomes NaN, or -100 where labels are integers; bools become floats then.
+    Numbers and arrays become tensors: floats of the default dtype, integers int64, bools bool; tensors keep their dtype. The
+    labels of a task in a batch have the dtype that holds all of them. A missing label among others, None or a column that a
+    row does not have, becomes NaN, or -100 where labels are integers; bools become floats then. A task that no row of a
+    batch labels is absent from it, whatever other batches had. Rows whose ``labels`` is a mapping by task are taken, too.
 
     Args:
         tasks: names of the tasks.
@@ -362,7 +440,6 @@ class TaskCollator:
         self.tasks = tuple(tasks)
         self.base = base
         self.missing = missing
-        self._seen: dict[str, Tensor] = {}
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
         """Return the batch of some rows.
@@ -371,6 +448,7 @@ class TaskCollator:
             DataError: a label is missing and should not be, the labels of a task differ in shape, or the base collator made
                 labels of its own.
         """
+        rows = [self._flat(row) for row in rows]
         columns = {column for row in rows for column in row}
         unlabelled = columns.isdisjoint(self.tasks)
         labels = {} if unlabelled else {task: self._labels(task, rows) for task in self.tasks}
@@ -384,9 +462,17 @@ class TaskCollator:
             )
         return {**batch, "labels": {task: label for task, label in labels.items() if label is not None}}
 
+    def _flat(self, row: Row) -> Row:
+        """Return a row whose labels are columns, be they columns or a mapping under ``labels``."""
+        packed = row.get("labels")
+        if not isinstance(packed, Mapping):
+            return row
+        rest = {name: value for name, value in row.items() if name != "labels"}
+        return {**rest, **{task: packed[task] for task in self.tasks if task in packed}}
+
     def _labels(self, task: str, rows: list[Row]) -> Tensor | None:
         labels = [_tensor(task, row.get(task)) for row in rows]
-        labelled = next((label for label in labels if label is not None), None)
+        present = [label for label in labels if label is not None]
         if self.missing != "ignore":
             lacking = next((row for row in rows if task not in row), None)
             if lacking is not None:
@@ -394,26 +480,28 @@ class TaskCollator:
                     f"Each row should have the label columns {list(self.tasks)}. Found {list(lacking)}, without {task!r}. "
                     'Rows may lack one with compose(..., missing="ignore").'
                 )
-            if labelled is None:
-                return None
-            if any(label is None for label in labels):
+            if present and len(present) < len(labels):
                 raise DataError(
                     f"The labels of task {task!r} should be there in all rows of a batch, or be None in all. Found both. "
                     'Rows may lack one with compose(..., missing="ignore").'
                 )
-        like = self._seen.get(task) if labelled is None else labelled
-        if like is None:
+        if not present:
             return None
-        self._seen[task] = like
-        if any(label is None for label in labels):
-            like = like.float() if like.dtype is torch.bool else like
-            blank = torch.full_like(like, torch.nan if like.is_floating_point() else _MISSING_CLASS)
-            labels = [blank if label is None else label.to(like.dtype) for label in labels]
-        present = [label for label in labels if label is not None]
         shapes = sorted({tuple(label.shape) for label in present})
         if len(shapes) > 1:
             raise DataError(f"The labels of task {task!r} should have one shape in a batch. Found {shapes}. Pad them.")
-        return torch.stack(present)
+        dtype = reduce(torch.promote_types, (label.dtype for label in present))
+        if dtype is torch.bool and len(present) < len(labels):
+            dtype = torch.get_default_dtype()
+        blank = torch.full(shapes[0], torch.nan if dtype.is_floating_point else _MISSING_CLASS, dtype=dtype)
+        return torch.stack([blank if label is None else _cast(label, dtype, self.missing) for label in labels])
+
+
+def _cast(label: Tensor, dtype: torch.dtype, missing: str) -> Tensor:
+    """Return a label in another dtype; one that is missing as an integer is missing as a float, too."""
+    if missing == "ignore" and dtype.is_floating_point and not label.is_floating_point():
+        return label.to(dtype).masked_fill(label == _MISSING_CLASS, torch.nan)
+    return label.to(dtype)
 
 
 def _tensor(task: str, value: Any) -> Tensor | None:

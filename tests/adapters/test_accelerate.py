@@ -296,6 +296,40 @@ def test_several_calls_per_batch_are_composed_as_manual() -> None:
     assert (run.criterion.window.step, run.criterion.window.calls) == (4, 0)
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 2), (1, 4), (4, 1)])
+@pytest.mark.parametrize("probe", ["exact", "lagged"])
+def test_a_changed_number_of_steps_is_followed(before: int, after: int, probe: str) -> None:
+    """From the next window on, and before the first: every optimizer step is one window."""
+    run = Run("gaba", data=dataset(8), probe=probe, accelerator={"gradient_accumulation_steps": before})
+    run.accelerator.gradient_accumulation_steps = after
+    run.epochs(1)
+    assert (run.criterion.window.step, run.criterion.window.calls) == (8 // after, 0)
+    expected = Run("gaba", data=dataset(8), probe=probe, accelerator={"gradient_accumulation_steps": after})
+    expected.epochs(1)
+    assert run.weights == expected.weights
+    expected.accelerator.gradient_accumulation_steps = before
+    expected.epochs(1)
+    assert (expected.criterion.window.step, expected.criterion.window.calls) == (8 // after + 8 // before, 0)
+
+
+def test_a_second_call_is_refused() -> None:
+    """It would be saved twice, and the optimizer's step wrapped twice."""
+    run = Run("gaba")
+    with pytest.raises(OptionError, match=r"attached to an accelerator once. Found it attached. Drop the second call"):
+        attach(run.accelerator, run.criterion, run.optimizer)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_what_is_no_criterion_is_refused(prepared: bool) -> None:
+    """The text names what was found, prepared or not."""
+    accelerator, _, optimizer = parts("gaba")
+    model, optimizer = model_for(KINDS), accelerator.prepare(optimizer)
+    if prepared:
+        model = accelerator.prepare(model)
+    with pytest.raises(OptionError, match=rf"should come from compose\(\). Found {type(model).__name__}"):
+        attach(accelerator, model, optimizer)
+
+
 def test_a_prepared_criterion_is_refused() -> None:
     """prepare() would wrap the criterion in DDP and save it as a model."""
     accelerator, criterion, optimizer = parts("uncertainty")

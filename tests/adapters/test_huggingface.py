@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,6 @@ def test_accumulating_micro_batches_gives_the_gradient_of_the_batch(outer: str, 
         )
         attach(trainer, criterion).train()
         seen[accumulate] = recorder.gradients
-        assert criterion.accumulate == accumulate
         assert criterion.window.step == 3
     assert len(seen[1]) == len(seen[2]) == 3
     for whole, parts in zip(seen[1], seen[2], strict=True):
@@ -186,6 +186,29 @@ def test_a_step_that_the_scaler_skips_drops_its_window(probe: str, optim: str, t
     assert all(parameter.grad is None for parameter in criterion.parameters())
     assert all(math.isfinite(value) for value in criterion.outer.weights().tolist())
     assert all(torch.isfinite(gradient).all() for gradient in recorder.gradients[-1])
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_criterion_is_given_back_as_it_was_composed(interrupted: bool, tmp_path: Path) -> None:
+    """A Trainer that accumulates otherwise may take it on, also after a training that ended within a window."""
+
+    class Interrupted(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(*args, **kwargs)
+            if interrupted and self.state.global_step == 1:
+                raise KeyboardInterrupt
+            return loss
+
+    criterion = composed("uncertainty")
+    first = attach(trainer_of(tmp_path, bert(), texts(), cls=Interrupted, gradient_accumulation_steps=2), criterion)
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        first.train()
+    assert (criterion.accumulate, criterion.window.calls) == (1, 0)
+    done = criterion.window.step
+    second = attach(trainer_of(tmp_path, bert(), texts(), gradient_accumulation_steps=3), criterion)
+    second.train()
+    assert criterion.window.step == done + 2
+    assert criterion.accumulate == 1
 
 
 @pytest.mark.parametrize("lr", [None, 0.5])
@@ -349,6 +372,84 @@ def test_missing_labels_weigh_nothing(tmp_path: Path) -> None:
     assert all(math.isfinite(row["loss"]) for row in train_logs(trainer))
 
 
+def sparse(count: int, **labelled: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Rows of which only some have a label of a task."""
+    rows = texts(count, 1)
+    for task, numbers in labelled.items():
+        for number in set(range(count)).difference(numbers):
+            rows[number][task] = None
+    return rows
+
+
+KINDS_KNOWN = {
+    "from a training": (True, {}),
+    "from the shapes": (False, {"inner": {"sentiment": "cross_entropy", "score": "mse"}}),
+}
+
+
+@pytest.mark.parametrize("missing", ["error", "ignore"])
+@pytest.mark.parametrize("case", KINDS_KNOWN)
+def test_a_batch_may_lack_a_task_in_evaluation(case: str, missing: str, tmp_path: Path) -> None:
+    """Predictions and metrics have the labels of every row: those of a batch without any are NaN, or -100 for classes."""
+    trained, options = KINDS_KNOWN[case]
+    seen: list[Any] = []
+    trainer = trainer_of(tmp_path, bert(), texts(8))
+    attach(trainer, compose("uncertainty", tasks=TASKS, missing=missing, **options))
+    trainer.compute_metrics = lambda found: seen.append(found.label_ids) or {}
+    if trained:
+        trainer.train()
+    rows = sparse(9, sentiment=(4, 5, 6, 7), score=(0, 1, 2, 3, 8))
+    for labels in (trainer.predict(rows).label_ids, (trainer.evaluate(rows), seen[-1])[1]):
+        assert labels["sentiment"].tolist() == [-100] * 4 + [row["sentiment"] for row in rows[4:8]] + [-100]
+        score = torch.as_tensor(labels["score"])
+        assert score.isnan().nonzero().flatten().tolist() == [4, 5, 6, 7]
+        assert score[[0, 8]].tolist() == pytest.approx([rows[0]["score"], rows[8]["score"]])
+
+
+def test_labels_are_floats_unless_they_are_classes(tmp_path: Path) -> None:
+    """Whatever a batch had: integers, missing ones among them, floats, or none."""
+    rows = sparse(12, score=(0, 1, 4, 5, 6, 7))
+    rows[0]["score"], rows[1]["score"], rows[2]["score"] = 1, 2, -100
+    trainer = trainer_of(tmp_path, bert(), rows)
+    attach(trainer, compose("fixed", {"score": "mse"}, tasks=TASKS, missing="ignore"))
+    score = torch.as_tensor(trainer.predict(rows).label_ids["score"])
+    assert score.isnan().nonzero().flatten().tolist() == [2, 3, 8, 9, 10, 11]
+    assert score[:2].tolist() == [1.0, 2.0]
+
+
+def test_a_task_of_unknown_kind_should_have_a_label_first(tmp_path: Path) -> None:
+    """The shape of its labels is not known; its losses need none."""
+    rows = sparse(8, sentiment=(4, 5, 6, 7), score=tuple(range(8)))
+    assert "eval_loss_sentiment" in attach(trainer_of(tmp_path, bert(), rows), composed()).evaluate(rows)
+    with pytest.raises(
+        DataError, match=r"'sentiment' should have had a label before .*compose\(inner=\{'sentiment': \.\.\.\}"
+    ):
+        attach(trainer_of(tmp_path, bert(), rows), composed()).predict(rows)
+
+
+def test_a_batch_without_any_label_weighs_nothing(tmp_path: Path) -> None:
+    """With missing="ignore" its loss is 0, in evaluation also before any label came, and in training in every window."""
+    rows = sparse(12, sentiment=(4, 5), score=(4, 6, 7))
+    model, criterion = bert(), composed(missing="ignore")
+    trainer = attach(trainer_of(tmp_path, model, rows[4:], cls=InOrder, optim="sgd", max_grad_norm=0.0), criterion)
+    whole, labelled = trainer.evaluate(rows), trainer.evaluate(rows[4:8])
+    assert whole["eval_loss"] == pytest.approx(labelled["eval_loss"] / 3)
+    for task in TASKS:
+        assert whole[f"eval_loss_{task}"] == pytest.approx(labelled[f"eval_loss_{task}"])
+    recorder = Recorder(model)
+    trainer.add_callback(recorder)
+    trainer.train()
+    assert len(recorder.gradients) == 2 == criterion.window.step
+    assert any(gradient.any() for gradient in recorder.gradients[0])
+    assert not any(gradient.any() for gradient in recorder.gradients[1])
+
+    first = attach(trainer_of(tmp_path, bert(), rows, cls=InOrder), composed(missing="ignore"))
+    with pytest.raises(DataError, match="At least one of the tasks"):
+        first.train()
+    with pytest.raises(DataError, match="At least one of the tasks"):
+        attach(trainer_of(tmp_path, bert(), rows), composed()).evaluate(sparse(4, sentiment=(), score=()))
+
+
 # Checkpoints
 
 
@@ -389,6 +490,24 @@ def test_a_resumed_training_equals_the_uninterrupted_one(outer: str, probe: str,
         assert same(left, right)
     newer = [row for row in train_logs(whole) if row["step"] > stop]
     assert [row["mtl/loss/score"] for row in train_logs(resumed)][-len(newer) :] == [row["mtl/loss/score"] for row in newer]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_rare_task_resumes_bit_for_bit(workers: int, tmp_path: Path) -> None:
+    """Whether a batch has a task follows from its rows, and not from what a collator, or a worker's copy of it, has seen."""
+    rows = sparse(24, sentiment=(1, 21), score=tuple(range(24)))
+
+    def trainer() -> Any:
+        trainer = trainer_of(
+            tmp_path, bert(), rows, cls=InOrder, save_strategy="steps", save_steps=2, dataloader_num_workers=workers
+        )
+        return attach(trainer, composed(missing="ignore"))
+
+    whole, resumed = trainer(), trainer()
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for left, right in zip(everything(resumed), everything(whole), strict=True):
+        assert same(left, right)
 
 
 def test_the_criterion_lies_beside_the_model(tmp_path: Path) -> None:
@@ -475,7 +594,7 @@ def test_a_collator_of_your_own_packs_the_labels(tmp_path: Path) -> None:
 
 
 def test_labels_of_many_types() -> None:
-    """Bools, arrays and tensors are packed as they are; blanks fit the rows that are there, also in a later batch."""
+    """Bools, arrays and tensors are packed as they are; blanks fit the rows that are there, and no batch another one."""
     rows = [
         {"flag": True, "box": [1.0, 2.0], "map": torch.ones(2, dtype=torch.float64)},
         {"flag": None, "box": None, "map": torch.zeros(2, dtype=torch.float64)},
@@ -487,8 +606,38 @@ def test_labels_of_many_types() -> None:
     assert labels["map"].dtype == torch.float64
     assert torch.equal(labels["flag"][:1], torch.ones(1)) and labels["flag"][1].isnan()
     assert labels["box"].shape == (2, 2) and labels["box"][1].isnan().all()
-    assert collate(rows[1:])["labels"]["box"].shape == (1, 2)
+    assert collate(rows[1:])["labels"].keys() == {"map"}
     assert TaskCollator(["flag"], lambda rows: {})([{"flag": None}])["labels"] == {}
+
+
+@pytest.mark.parametrize("missing", ["error", "ignore"])
+def test_labels_of_one_task_share_the_dtype_that_holds_them(missing: str) -> None:
+    """Integers and bools among floats become floats, in whatever order; one that is missing as -100 becomes NaN."""
+    collate = TaskCollator(["a"], lambda rows: {}, missing=missing)
+
+    def packed(*labels: Any) -> torch.Tensor:
+        return collate([{"a": label} for label in labels])["labels"]["a"]
+
+    assert packed(1, 0.5).tolist() == packed(True, 0.5).tolist() == [1.0, 0.5]
+    assert packed(True, 3).tolist() == [1, 3]
+    assert packed(0.5, torch.tensor(0.1, dtype=torch.float64)).dtype == torch.float64
+    assert packed(0.5, -100).isnan().tolist() == [False, missing == "ignore"]
+    if missing == "ignore":
+        blanked = packed(1, None, 0.5)
+        assert blanked[[0, 2]].tolist() == [1.0, 0.5] and blanked[1].isnan()
+        assert packed(1, None).tolist() == [1, -100]
+
+
+def test_rows_may_have_their_labels_in_a_mapping(tmp_path: Path) -> None:
+    """It trains as columns do."""
+    rows = texts()
+    packed = [{"input_ids": row["input_ids"], "labels": {task: row[task] for task in TASKS}} for row in rows]
+    logs = []
+    for each in (rows, packed):
+        trainer = attach(trainer_of(tmp_path, bert(), each, cls=InOrder, max_steps=2), composed())
+        trainer.train()
+        logs.append([row["loss"] for row in train_logs(trainer)])
+    assert logs[0] == logs[1]
 
 
 # What trainers can do besides
@@ -655,6 +804,8 @@ def test_what_contradicts_the_criterion_is_refused(case: str, tmp_path: Path) ->
 
 def test_more_that_is_refused(tmp_path: Path) -> None:
     """A second criterion, one inside the model, a model factory, and several GPUs in one process."""
+    with pytest.raises(OptionError, match=r"a transformers Trainer, then a criterion. Found MultiTaskCriterion"):
+        attach(composed(), composed())
     trainer = attach(trainer_of(tmp_path, bert(), texts()), composed())
     with pytest.raises(OptionError, match=r"once. Found a MTLTrainer, which has one"):
         attach(trainer, composed())

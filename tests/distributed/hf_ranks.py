@@ -43,6 +43,19 @@ def run(folder: Path, outer: Any, *, resume: str | None = None, probe: str = "ex
     }
 
 
+def sparse(folder: Path) -> dict[str, Any]:
+    """Predict rows of which each rank lacks other labels: rank 0 has integer scores, rank 1 none, and later none has any."""
+    rows: list[dict[str, Any]] = texts(16, 1)
+    for number, row in enumerate(rows):
+        row["sentiment"] = row["sentiment"] if 4 <= number < 8 else None
+        row["score"] = number if number < 4 else None
+    shapes = {"sentiment": "cross_entropy", "score": "mse"}
+    criterion = compose("uncertainty", shapes, tasks=TASKS, missing="ignore")
+    trainer = attach(trainer_of(folder, bert(), rows, ddp_backend="gloo"), criterion)
+    found = trainer.predict(rows)
+    return {"labels": {task: label.tolist() for task, label in found.label_ids.items()}, "metrics": found.metrics}
+
+
 def main(folder: Path) -> None:
     """Run all cases of this rank."""
     torch.set_num_threads(1)
@@ -55,6 +68,7 @@ def main(folder: Path) -> None:
     result["whole"] = run(folder / "saved", "uncertainty", save_strategy="steps", save_steps=4)
     if RESUMES:
         result["resumed"] = run(folder / "saved", "uncertainty", resume=str(folder / "saved" / "checkpoint-4"))
+    result["sparse"] = sparse(folder / "out")
     torch.save(result, folder / f"rank{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
 

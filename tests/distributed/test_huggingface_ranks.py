@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -75,3 +76,14 @@ def test_looking_for_unused_parameters_changes_nothing(ranks: list[dict[str, Any
     """The Trainer has DDP look for them by default; without it the run is the same."""
     assert equal(ranks[0]["used"]["model"], ranks[0]["gaba"]["model"])
     assert equal(ranks[0]["used"]["criterion"], ranks[0]["gaba"]["criterion"])
+
+
+def test_labels_that_ranks_lack_come_together(ranks: list[dict[str, Any]]) -> None:
+    """Each rank fills in what its rows lack, in one dtype: predictions go with the labels of every row."""
+    rows = texts(16, 1)
+    for rank in ranks:
+        labels, metrics = rank["sparse"]["labels"], rank["sparse"]["metrics"]
+        assert labels["sentiment"] == [-100] * 4 + [row["sentiment"] for row in rows[4:8]] + [-100] * 8
+        assert labels["score"][:4] == [0.0, 1.0, 2.0, 3.0]
+        assert len(labels["score"]) == 16 and all(math.isnan(label) for label in labels["score"][4:])
+        assert metrics["test_loss"] == pytest.approx((metrics["test_loss_score"] + metrics["test_loss_sentiment"]) / 8)
