@@ -168,6 +168,23 @@ def alone(rank: int) -> dict[str, Any]:
     return {"warned": warned}
 
 
+def reloaded(rank: int) -> str:
+    """In the middle of a run rank 0 loads an older state than rank 1."""
+    model = model_for(KINDS)
+    criterion = compose(quick("gaba"), tasks=list(KINDS))
+    inputs, targets = batch_for(KINDS, seed=rank)
+    states = []
+    for _ in range(3):
+        criterion(model(inputs), targets)
+        states.append(copy.deepcopy(criterion.state_dict()))
+    criterion.load_state_dict(states[1 + rank])
+    try:
+        criterion(model(inputs), targets)
+    except MtlAxesError as error:
+        return str(error)
+    return ""
+
+
 class Sorted(nn.Module):
     """Returns what models return beside tensors with a gradient, and one head's output nested and unused."""
 
@@ -250,6 +267,7 @@ def everything(rank: int) -> dict[str, Any]:
         "held": {f"{outer} {sync}": held(rank, outer, sync) for outer, sync in HELD},
         "alone": alone(rank),
         "dropping": dropping(rank),
+        "reloaded": reloaded(rank),
         "learned": {str(sync): learned(rank, sync) for sync in (*SYNCS, None)},
         "unused": {f"{model} {probe} {missing}": unused(rank, model, probe, missing) for model, probe, missing in UNUSED},
     }
@@ -314,6 +332,11 @@ def test_a_held_call_has_the_gradient_of_a_call(ranks: list[dict[str, Any]], out
 def test_layers_that_are_dropped_need_shared(ranks: list[dict[str, Any]]) -> None:
     """What is averaged over ranks are the same parameters on each, or there is an error."""
     assert "should share what they shared in the first measured call" in ranks[1]["dropping"]
+
+
+def test_states_loaded_in_mid_run_are_compared_again(ranks: list[dict[str, Any]]) -> None:
+    """Ranks that load different states say so in the next call."""
+    assert all("committed the same number of windows. Found [2, 3]" in rank["reloaded"] for rank in ranks)
 
 
 def test_a_rank_alone_may_save_drop_and_load(ranks: list[dict[str, Any]]) -> None:
