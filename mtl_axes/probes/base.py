@@ -184,7 +184,11 @@ class Probe(nn.Module):
         return None
 
     def discard(self) -> None:
-        """Forget what arrived since the last commit. Runs no collective, because a rank may come here alone."""
+        """Forget what arrived since the last commit.
+
+        A rank may come here alone: override it where ``collect`` talks to the other ranks.
+        """
+        self.collect()
 
     def cost(self, tasks: int) -> float:
         """Return the expected time of a measured step over that of a plain one, where the shared part takes all of it."""

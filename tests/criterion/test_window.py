@@ -763,3 +763,34 @@ def test_calls_per_step_change_between_windows_only() -> None:
         criterion.accumulate = 0
     criterion(model(inputs), targets).backward()
     assert criterion.window.step == 2
+
+
+class Late(Probe):
+    """Delivers at the commit, as a probe of somebody else may, and says nothing of what is dropped."""
+
+    same_step: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arrived: list[float] = []
+
+    def measure(self, tape: Tape, need: Any) -> None:
+        self.arrived.append(1.0)
+
+    def collect(self) -> Measurement | None:
+        arrived, self.arrived = self.arrived, []
+        return Measurement(torch.tensor([len(arrived), 1.0]), None, (True, True)) if arrived else None
+
+
+def test_a_dropped_window_leaves_nothing_in_a_probe_that_only_collects() -> None:
+    """What arrived in a window that is dropped does not reach the next one."""
+    kinds = {"a": "regression", "b": "regression"}
+    probe = Late()
+    criterion = compose(quick("gaba"), tasks=list(kinds), probe=probe)
+    model, (inputs, targets) = model_for(kinds), batch_for(kinds)
+    criterion(model(inputs), targets)
+    criterion.step(skipped=True)
+    assert (criterion.window.step, probe.arrived) == (0, [])
+    criterion(model(inputs), targets)
+    criterion.step()
+    assert criterion.outer.weights()[0] == 0.5
