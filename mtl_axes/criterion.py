@@ -210,11 +210,10 @@ class MultiTaskCriterion(WideState):
         return None if legible and window.allocated else uncompiled.first_call
 
     def _total(self, found: TaskLosses) -> Tensor:
-        values = found.values()
         training = self.training and torch.is_grad_enabled()
         if training and ranks(self.window.sync) > 1 and self._must_agree():
             found = self._over_ranks(found)
-            values = found.values()
+        values = found.values()
         if training and not self._held:
             if self.outer.needs == "losses":
                 return self._train(found, values)
@@ -227,9 +226,13 @@ class MultiTaskCriterion(WideState):
             return self._sum(found, self._normalised(weights.clone()))
         return self._assemble(found, self._weights())
 
-    def _assemble(self, found: TaskLosses, weights: Tensor) -> Tensor:
+    def _assemble(self, found: TaskLosses, weights: Tensor, tape: Tape | None = None) -> Tensor:
+        """Return the scalar of a call, coupled to the probe where it has a tape."""
         constant = weights if found.together is None else weights.detach()
-        return self._penalised(found, self._sum(found, constant), weights)
+        total = self._sum(found, constant)
+        if tape is not None:
+            total = self.probe.couple(tape, constant, total)
+        return self._penalised(found, total, weights)
 
     def _must_agree(self) -> bool:
         """Return whether other ranks matter to this call."""
@@ -294,8 +297,7 @@ class MultiTaskCriterion(WideState):
                 "Call it after each optimizer step.",
             )
         weights = self._weights() if held is None else held
-        constant = weights if found.together is None else weights.detach()
-        total = self._penalised(found, probe.couple(tape, constant, self._sum(found, constant)), weights)
+        total = self._assemble(found, weights, tape)
         self._note(values, labelled, weights, measurement, collected)
         return total
 

@@ -36,7 +36,11 @@ class BorderProbe(Probe):
         if border is not None:
             refuse_static_ddp(border.static_ddp and self.same_step)
             self._found = describe_border(border, tape.names)
+            self.check_border(tape, border)
         return self._audit.check(tape) and (border is not None or len(tape.names) == 1)
+
+    def check_border(self, tape: Tape, border: Border) -> None:
+        """Check that what will be done at the border can be done, for a probe that does it before the user's backward."""
 
     def diagnostics(self) -> Mapping[str, Tensor]:
         return self._audit.diagnostics()

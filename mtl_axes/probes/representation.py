@@ -41,41 +41,24 @@ class Representation(BorderProbe):
         O. Sener, V. Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018, which bounds its objective there.
     """
 
-    def check(self, tape: Tape) -> bool:
-        border = border_of(tape) if len(tape.names) > 1 else None
-        if border is not None and border.compiled:
+    def check_border(self, tape: Tape, border: Border) -> None:
+        if border.compiled:
             for task in border.reads:
                 loss = tape.losses[task]
                 assert loss is not None
                 check_runs_twice(loss, [border.edges[position] for position in border.edges_of(task)])
-        checked = super().check(tape)
-        if checked and border is not None and not tape.due and is_hooked(tape.graph()):
+        if not tape.due and is_hooked(tape.graph()):
             # A hook may refuse a backward that is not the user's.
             with unspoiled(retaining(border.nodes, border.oldest)):
                 _parts(tape, border, next(iter(border.reads)))
-        return checked
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         border = border_of(tape)
         if border is None and not others_measure(tape):
             return None
-        like = next(loss for loss in tape.losses if loss is not None)
-        norms: list[Tensor] = []
-        retained = [] if border is None else retaining(border.nodes, border.oldest)
         float16 = tape.graph().float16 if border is None else passes_float16(border.nodes)
         scales = tape.scales() if float16 else None
-        for task, loss in enumerate(tape.losses):
-            if border is None and loss is not None:
-                # A task that is alone on this rank does not show what it shares; its norm is then not known on any.
-                norms.append(torch.full_like(loss, torch.nan))
-                continue
-            if loss is None or border is None or task not in border.reads:
-                norms.append(norm_of_parts({}, like))
-                continue
-            with unspoiled(retained):
-                parts = _parts(tape, border, task, None if scales is None else scales[task])
-            norms.append(norm_of_parts(parts, like))
-        lengths = torch.stack(norms)
+        lengths = _unknown(tape) if border is None else _norms(tape, border, scales)
         if tape.whole:
             lengths = norms_over_ranks(lengths)
         measured = tuple(tape.whole or loss is not None for loss in tape.losses)
@@ -93,6 +76,27 @@ class Representation(BorderProbe):
             f"norms at the representation, {self._found}: one backward through each task's private part, beside your own; "
             f"hooks there fire once more. Another quantity than the exact norms{self._audit.describe()}"
         )
+
+
+def _unknown(tape: Tape) -> Tensor:
+    """Return NaN for a task that is alone on this rank and does not show what it shares: its norm is not known on any."""
+    like = next(loss.detach() for loss in tape.losses if loss is not None)
+    return torch.stack([torch.full_like(like, 0.0 if loss is None else torch.nan) for loss in tape.losses])
+
+
+def _norms(tape: Tape, border: Border, scales: Tensor | None) -> Tensor:
+    """Return the norms (K,) of this rank's losses at the border, times their scales; 0 where a task reads nothing there."""
+    like = next(loss for loss in tape.losses if loss is not None)
+    retained = retaining(border.nodes, border.oldest)
+    norms = []
+    for task, loss in enumerate(tape.losses):
+        if loss is None or task not in border.reads:
+            norms.append(norm_of_parts({}, like))
+            continue
+        with unspoiled(retained):
+            parts = _parts(tape, border, task, None if scales is None else scales[task])
+        norms.append(norm_of_parts(parts, like))
+    return torch.stack(norms)
 
 
 def _parts(tape: Tape, border: Border, task: int, scale: Tensor | None = None) -> Parts:
