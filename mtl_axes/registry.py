@@ -31,7 +31,18 @@ if TYPE_CHECKING:
     from mtl_axes.inner.base import InnerShape
     from mtl_axes.outer.base import OuterWeighting
 
-__all__ = ["Axis", "Registry", "available", "create", "hookimpl", "name_of", "register_inner", "register_outer"]
+__all__ = [
+    "Axis",
+    "Registry",
+    "available",
+    "create",
+    "failures",
+    "hookimpl",
+    "lookup",
+    "name_of",
+    "register_inner",
+    "register_outer",
+]
 
 Axis = Literal["outer", "inner"]
 Strategy = TypeVar("Strategy", bound=type)
@@ -208,6 +219,20 @@ def available(axis: Axis) -> tuple[str, ...]:
 def name_of(axis: Axis, cls: type) -> str | None:
     """Return the registered name of a strategy's class, or None."""
     return _registry.name_of(axis, cls)
+
+
+def lookup(axis: Axis, name: str) -> type:
+    """Return the class of a registered name.
+
+    Raises:
+        UnknownNameError: no strategy has this name; the message lists near matches and plugins that failed to load.
+    """
+    return _registry.get(axis, name)
+
+
+def failures() -> Mapping[str, str]:
+    """Return the plugins that could not be used, and why."""
+    return _registry.failures
 
 
 @overload
