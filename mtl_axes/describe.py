@@ -37,7 +37,7 @@ _CLAIMS: dict[str, tuple[str, ...]] = {
         "on_host",
         "traceable",
     ),
-    "inner": ("kinds", "coupling", "pooled", "lower_bound", "trailing"),
+    "inner": ("kinds", "coupling", "pooled", "trailing", "masks", "lower_bound", "target_range", "prediction_range"),
     "weight": ("kinds",),
 }
 _SECTIONS = ("Args", "Returns", "Raises", "References")
