@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mtl_axes import InnerShape, OuterWeighting, Signals, available, create
+from mtl_axes.registry import lookup
 
 KINDS = ("regression", "binary", "multiclass")
 STANDARD = {"regression": "mse", "binary": "bce", "multiclass": "cross_entropy"}
@@ -43,7 +44,7 @@ INNERS = available("inner")
 
 def quick(name: str, **options: Any) -> OuterWeighting:
     """A weighting that moves within a few windows."""
-    return create("outer", name, **{**QUICK.get(name, {}), **options})
+    return create("outer", name, **{**lookup("outer", name).example, **QUICK.get(name, {}), **options})
 
 
 def shaped(name: str) -> InnerShape:

@@ -35,7 +35,7 @@ class Clip(Stage):
         (K,) weights in [low, high].
 
     Raises:
-        OptionError: both bounds are None, or low > high; the base is in use already, or its weights are learned.
+        OptionError: both bounds are None, or low > high; the base was called already, or its weights are learned.
 
     >>> weighting = Clip("inverse_norm", low=0.1, high=0.8)
     >>> weighting(Signals(torch.ones(2), norms=torch.tensor([100.0, 1.0])))

@@ -39,7 +39,7 @@ class Ema(Stage):
         (K,) weights, with the sum and the sign of those of the base. The sum is not kept where weights can be negative.
 
     Raises:
-        OptionError: beta is outside its range; the base is in use already, or its weights are learned.
+        OptionError: beta is outside its range; the base was called already, or its weights are learned.
 
     >>> weighting = Ema("inverse_norm", beta=0.9)
     >>> weighting(Signals(torch.ones(2), norms=torch.tensor([3.0, 1.0])))

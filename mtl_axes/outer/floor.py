@@ -44,7 +44,7 @@ class Floor(Stage):
         (K,) weights with the sum of those of the base.
 
     Raises:
-        OptionError: the floor is outside its range; the base can have negative weights, is in use already, or its weights
+        OptionError: the floor is outside its range; the base can have negative weights, was called already, or its weights
             are learned; on binding, floor >= 1/K.
 
     >>> weighting = Floor("inverse_norm", floor=0.1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mtl_axes.errors import OptionError, StateError
+from mtl_axes.errors import OptionError
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.registry import resolve
 from mtl_axes.signals import Need, Signals, TaskInfo
@@ -23,10 +24,11 @@ class Stage(OuterWeighting):
     state, under ``base.``.
 
     Args:
-        base: a registered name, ``{"name": ..., **options}``, or an :class:`OuterWeighting` that was not called yet.
+        base: a registered name, ``{"name": ..., **options}``, or an :class:`OuterWeighting` that was not called yet, of
+            which the stage takes a copy.
 
     Raises:
-        OptionError: the base is none of these, is in use already, or has parameters.
+        OptionError: the base is none of these, was called already, or has parameters to learn.
     """
 
     base: OuterWeighting
@@ -34,19 +36,26 @@ class Stage(OuterWeighting):
     def __init__(self, base: OuterWeighting | Mapping[str, Any] | str) -> None:
         super().__init__()
         self._tasks: tuple[TaskInfo, ...] = ()
-        self.base = resolve("outer", base, option="base")
-        if self.base.learnable:
+        given = resolve("outer", base, option="base")
+        if given.learnable:
             raise OptionError(
-                f"{type(self).__name__} needs a base that computes its weights. Found {self.base!r}, whose weights an "
-                "optimizer learns together with a penalty that would no longer belong to them. Use it as it is."
+                f"{type(self).__name__} needs a base that computes its weights. Found {given!r}, whose weights an optimizer "
+                "learns together with a penalty that would no longer belong to them. Use it as it is."
             )
+        if given.bound:
+            raise OptionError(
+                f"{type(self).__name__} needs a base that was not called yet. Found {given!r} bound to the tasks "
+                f"{[task.name for task in given.tasks]}. Pass a name, or a fresh weighting."
+            )
+        # Copies: one to move, and one that stays as it is for `options`. In a tuple it is no part of the state.
+        self.base = copy.deepcopy(given)
+        self._given = (copy.deepcopy(given),)
         # Read in every window, and as fixed as the options that it may depend on.
-        self._base_memoryless = self.base.memoryless
-        if self.base.bound:
-            raise OptionError(
-                f"{type(self).__name__} needs a base that was not called yet. Found {self.base!r} bound to the tasks "
-                f"{[task.name for task in self.base.tasks]}. Pass a name, or a weighting of its own."
-            )
+        self._base_memoryless = given.memoryless
+
+    def options(self) -> dict[str, Any]:
+        options = super().options()
+        return {**options, "base": self._given[0]} if "base" in options else options
 
     @property
     def needs(self) -> Need:  # type: ignore[override]
@@ -110,11 +119,6 @@ class Stage(OuterWeighting):
         return "current" in self._buffers
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
-        if self.base.bound:
-            raise StateError(
-                f"{self!r} should be the only one to use its base. Found it bound to the tasks "
-                f"{[task.name for task in self.base.tasks]} by another. Give each a weighting of its own."
-            )
         self.base.dtype = self.dtype
         self.base.bind(tasks)
         super().bind(tasks)

@@ -37,7 +37,7 @@ class WarmUp(Stage):
         (K,) weights, with the sum of those of the base where that is 1 or K.
 
     Raises:
-        OptionError: windows is outside its range; the base is in use already, or its weights are learned.
+        OptionError: windows is outside its range; the base was called already, or its weights are learned.
 
     >>> weighting = WarmUp("inverse_norm", windows=1)
     >>> for step in range(2):
