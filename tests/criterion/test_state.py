@@ -324,7 +324,10 @@ CRIPPLED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no extra state": (lambda state: state.pop("_extra_state"), "should be what criterion.state_dict\\(\\) returned"),
     "extra state of another kind": (lambda state: state.update(_extra_state=torch.ones(2)), "what criterion.state_dict"),
     "no kinds": (lambda state: state["_extra_state"].pop("kinds"), "Found one that does not fit: 'kinds'"),
-    "an average is missing": (lambda state: state.pop("outer.base.base.current"), "does not fit.*Missing key.*outer.base.base"),
+    "an average is missing": (
+        lambda state: state.pop("outer.base.base.current"),
+        "does not fit.*Missing key.*outer.base.base",
+    ),
     "the schedule is missing": (lambda state: state.pop("window._extra_state"), "does not fit.*Missing key.*window._extra"),
     "the schedule is cut": (lambda state: state["window._extra_state"].pop("calls"), "does not fit: 'calls'"),
     "the sums are missing": (lambda state: state.pop("window.loss_sum"), "saved before its first call"),
