@@ -18,12 +18,28 @@ from typing import TypeAlias
 
 from mtl_axes.inner import InnerShape, TargetWeight
 from mtl_axes.outer import OuterWeighting
+from mtl_axes.testing import (
+    inner_criterion,
+    inner_losses,
+    inner_masks,
+    inner_state,
+    outer_absence,
+    outer_claims,
+    outer_criterion,
+    outer_state,
+    weight,
+)
 from mtl_axes.testing.case import run
-from mtl_axes.testing.inners import INNER_CHECKS, InnerCase
-from mtl_axes.testing.outers import OUTER_CHECKS, OuterCase
-from mtl_axes.testing.weights import WEIGHT_CHECKS, WeightCase
+from mtl_axes.testing.inner_case import InnerCase
+from mtl_axes.testing.outer_case import OuterCase
+from mtl_axes.testing.weight import WeightCase
 
-__all__ = ["check_inner", "check_outer", "check_weight"]
+__all__ = ["INNER_CHECKS", "OUTER_CHECKS", "WEIGHT_CHECKS", "check_inner", "check_outer", "check_weight"]
+
+# Checks by name, in the order in which they run.
+OUTER_CHECKS = {**outer_claims.CHECKS, **outer_state.CHECKS, **outer_absence.CHECKS, **outer_criterion.CHECKS}
+INNER_CHECKS = {**inner_losses.CHECKS, **inner_masks.CHECKS, **inner_state.CHECKS, **inner_criterion.CHECKS}
+WEIGHT_CHECKS = weight.CHECKS
 
 Outer: TypeAlias = str | type[OuterWeighting] | Callable[[], OuterWeighting]
 Inner: TypeAlias = str | type[InnerShape] | Callable[[], InnerShape]
@@ -41,7 +57,7 @@ def check_outer(factory: Outer, /, *, tasks: Sequence[str] | None = None, skip: 
     Args:
         factory: a class, a registered name, or a callable that returns a fresh weighting.
         tasks: names of the tasks, where the weighting's options name some; None takes several numbers of unnamed tasks.
-        skip: names of checks to leave out, keys of ``mtl_axes.testing.outers.OUTER_CHECKS``.
+        skip: names of checks to leave out, keys of ``mtl_axes.testing.OUTER_CHECKS``.
 
     Raises:
         ContractError: a contract does not hold.
@@ -63,7 +79,7 @@ def check_inner(factory: Inner, /, *, skip: Collection[str] = ()) -> None:
 
     Args:
         factory: a class, a registered name, or a callable that returns a fresh shape.
-        skip: names of checks to leave out, keys of ``mtl_axes.testing.inners.INNER_CHECKS``: ``"gradcheck"`` for one that
+        skip: names of checks to leave out, keys of ``mtl_axes.testing.INNER_CHECKS``: ``"gradcheck"`` for one that
             stops a gradient on purpose.
 
     Raises:
@@ -79,7 +95,7 @@ def check_weight(factory: Weight, /, *, skip: Collection[str] = ()) -> None:
 
     Args:
         factory: a class, a registered name, or a callable that returns a fresh weight.
-        skip: names of checks to leave out, keys of ``mtl_axes.testing.weights.WEIGHT_CHECKS``.
+        skip: names of checks to leave out, keys of ``mtl_axes.testing.WEIGHT_CHECKS``.
 
     Raises:
         ContractError: a contract does not hold.

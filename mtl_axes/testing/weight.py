@@ -13,10 +13,11 @@ from torch import Tensor
 from mtl_axes.inner import InnerShape, Reweighted, TargetWeight
 from mtl_axes.signals import Kind
 from mtl_axes.tasks import standard_shape
+from mtl_axes.testing import inner_criterion, inner_losses, inner_masks, inner_state
 from mtl_axes.testing.case import Case, close, constructors, equal, numbers, run
-from mtl_axes.testing.inners import INNER_CHECKS, KINDS, InnerCase
+from mtl_axes.testing.inner_case import KINDS, InnerCase
 
-__all__ = ["WEIGHT_CHECKS", "WeightCase"]
+__all__ = ["CHECKS", "WeightCase"]
 
 
 class WeightCase(Case[TargetWeight]):
@@ -117,10 +118,11 @@ def reweighted(case: WeightCase) -> None:
         inner = InnerCase(around)
         inner.name = around.__name__
         # What a config names is the weight, which the registry knows; the pair has no name of its own.
-        run(inner, INNER_CHECKS, ())
+        for part in (inner_losses, inner_masks, inner_state, inner_criterion):
+            run(inner, part.CHECKS, ())
 
 
-WEIGHT_CHECKS: Final[dict[str, Callable[[WeightCase], None]]] = {
+CHECKS: Final[dict[str, Callable[[WeightCase], None]]] = {
     "structure": structure,
     "independent": independent,
     "values": values,
