@@ -79,8 +79,7 @@ def check_inner(factory: Inner, /, *, skip: Collection[str] = ()) -> None:
 
     Args:
         factory: a class, a registered name, or a callable that returns a fresh shape.
-        skip: names of checks to leave out, keys of ``mtl_axes.testing.INNER_CHECKS``: ``"gradcheck"`` for one that
-            stops a gradient on purpose.
+        skip: names of checks to leave out, keys of ``mtl_axes.testing.INNER_CHECKS``.
 
     Raises:
         ContractError: a contract does not hold.

@@ -23,7 +23,7 @@ def declarations(case: InnerCase) -> None:
     """Claims have values that the contract knows."""
     shape = case.build()
     case.require(shape.coupling in ("sample", "batch"), "should claim coupling as 'sample' or 'batch'", repr(shape.coupling))
-    for claim in ("pooled", "trailing"):
+    for claim in ("pooled", "trailing", "detaches"):
         value = getattr(shape, claim)
         case.require(isinstance(value, bool), f"should claim {claim} as True or False", repr(value))
     bound = shape.lower_bound
@@ -90,7 +90,7 @@ def lower_bound(case: InnerCase) -> None:
     for scale in _scales(shape, case.kind):
         for seed in range(4):
             prediction, target = case.several(seed)
-            prediction = prediction * scale
+            prediction = _larger(prediction, scale, shape)
             case.tell(prediction, target)
             losses = shape(prediction, target)
             least = float(losses.min())
@@ -101,9 +101,14 @@ def lower_bound(case: InnerCase) -> None:
 
 
 def _scales(shape: InnerShape, kind: Kind) -> tuple[float, ...]:
-    low, high = shape.prediction_range if kind == "regression" else (-math.inf, math.inf)
-    # What is bounded from both sides cannot be large, and what is bounded away from 0 cannot be multiplied.
-    return (1.0, 1e4) if (low <= 0 or low == -math.inf) and high == math.inf else (1.0,)
+    # What is bounded from above cannot be large.
+    return (1.0,) if kind == "regression" and shape.prediction_range[1] < math.inf else (1.0, 1e4)
+
+
+def _larger(prediction: Tensor, scale: float, shape: InnerShape) -> Tensor:
+    """Return predictions that many times as far from where their range begins."""
+    low = shape.prediction_range[0]
+    return scale * prediction if low == -math.inf else low + scale * (prediction - low)
 
 
 def gradients(case: InnerCase) -> None:
@@ -112,7 +117,7 @@ def gradients(case: InnerCase) -> None:
     for scale in _scales(shape, case.kind):
         for size in case.sizes():
             prediction, target = case.sample(size, shape=shape)
-            prediction = (scale * prediction).requires_grad_()
+            prediction = _larger(prediction, scale, shape).requires_grad_()
             case.tell(prediction, target)
             losses = shape(prediction, target)
             case.require(
@@ -126,8 +131,10 @@ def gradients(case: InnerCase) -> None:
 
 
 def gradcheck(case: InnerCase) -> None:
-    """The gradient is that of the losses: against differences, in float64."""
+    """The gradient is that of the losses: against differences, in float64. One that says it detaches says that it is not."""
     shape = case.build()
+    if shape.detaches:
+        return
     prediction, target = case.several()
     leaf = prediction.requires_grad_()
     case.claim = "should have the derivative of its losses as their gradient (gradcheck)"

@@ -188,7 +188,7 @@ def symmetric(case: OuterCase) -> None:
 
 
 def scaling(case: OuterCase) -> None:
-    """All losses times c leave the weights, or divide them by c, as claimed."""
+    """All losses times c leave the weights, or divide them by c, as claimed: up to the small constants of a method."""
     claimed = case.build().scaling
     if claimed is None:
         return
@@ -199,23 +199,28 @@ def scaling(case: OuterCase) -> None:
             expected = case.show(plain, problem, step) / (factor if claimed == "inverse" else 1.0)
             found = case.show(scaled, problem.times(torch.tensor(factor, dtype=f64)), step)
             case.require(
-                close(found, expected, 1e-6),
+                close(found, expected, 1e-4),
                 f"claims scaling={claimed!r}",
                 f"weights {numbers(found)} where {numbers(expected)} should follow from losses times {factor:g}",
             )
 
 
 def balances(case: OuterCase) -> None:
-    """One task's loss times c divides its weight by c, up to a factor that all tasks share."""
+    """One task's loss times c divides its weight by c, up to a factor that all tasks share.
+
+    From the second window on: what compares windows has nothing to compare in the first.
+    """
     if not case.build().balances or case.count < 2:
         return
     for task, factor in ((0, 100.0), (1, 1e-2), (case.count - 1, 3.0)):
         plain, rescaled = case.bound(), case.bound()
         factors = torch.ones(case.count, dtype=f64).index_fill_(0, torch.tensor([task]), factor)
-        for step in range(3):
+        for step in range(4):
             problem = ordinary(case.count, step)
             expected = case.show(plain, problem, step) / factors
             found = case.show(rescaled, problem.times(factors), step)
+            if step == 0:
+                continue
             ratio = (found / expected).detach()
             case.require(
                 close(ratio, ratio[:1].expand_as(ratio), 1e-5),

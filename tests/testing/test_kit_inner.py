@@ -367,6 +367,7 @@ def test_a_stopped_gradient_is_left_out_by_name() -> None:
     with pytest.raises(ContractError, match="gradcheck"):
         check_inner(stopped)
     check_inner(stopped, skip=["gradcheck"])
+    check_inner(like(stopped, detaches=True))
 
 
 def test_a_registered_shape_goes_through_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
