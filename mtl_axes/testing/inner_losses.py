@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from mtl_axes.errors import DataError
 from mtl_axes.inner import InnerShape
