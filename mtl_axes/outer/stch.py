@@ -128,10 +128,11 @@ class STCH(OuterWeighting):
 
     def _linear(self, signals: Signals) -> Tensor:
         active = signals.active
-        part = 1 / active.sum().clamp_min(1)
-        lag = torch.where(active, part * (signals.losses - self.given), -torch.inf)
+        # Divided by, because the reciprocal of an integer would have the precision of float32.
+        count = active.sum().clamp_min(1)
+        lag = torch.where(active, (signals.losses - self.given) / count, -torch.inf)
         # The largest is taken off before the division, which a small mu would let overflow.
-        return subproblem(part * ((lag - lag.amax()) / self.mu).softmax(0), active, self.current)
+        return subproblem(((lag - lag.amax()) / self.mu).softmax(0) / count, active, self.current)
 
     def _log(self, signals: Signals) -> Tensor:
         losses, members = positive_losses(signals)
