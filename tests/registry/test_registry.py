@@ -69,7 +69,7 @@ def test_unknown_axis(axis: Any) -> None:
     """An error about an axis that does not exist names those that do."""
     with pytest.raises(OptionError, match=rf'The axis should be "outer", "inner" or "weight"\. Found {axis!r}\.'):
         available(axis)
-    with pytest.raises(OptionError, match='The axis should be "outer" or "inner"'):
+    with pytest.raises(OptionError, match='The axis should be "outer", "inner" or "weight"'):
         create(axis, "mse")
 
 
