@@ -57,7 +57,7 @@ class ReLoBRaLo(OuterWeighting):
         R. Bischof, M. A. Kraus, "Multi-Objective Loss Balancing for Physics-Informed Deep Learning", 2021. Differs from
         ports of the authors' code, in which alpha is 1 and then 0 in the first two windows, so that the weights start at
         bal(1, 0): here they start at 1, as in physicsnemo-sym. With alpha = 0, tau = 1 it is what physicsnemo-sym calls
-        SoftAdapt: the weights agree to 3e-8, the size of its guards against 0/0.
+        SoftAdapt: the weights agree to 6e-8, the size of its guards against 0/0.
         TorchJD 0.18 and LibMTL have no such method.
     """
 

@@ -265,14 +265,14 @@ SOFTADAPT_OF_PHYSICSNEMO = TRACES["relatives"]["physicsnemo_softadapt"]
 def test_what_physicsnemo_calls_softadapt_is_a_relative(options: dict[str, Any]) -> None:
     """K softmax(L(t) / L(t - 1)) is ReLoBRaLo without a memory, and DWA with epochs of one window.
 
-    Two 1e-8 in denominators are all that is between them and the trace: 3e-8 of a weight.
+    Two 1e-8 in denominators are all that is between them and the trace: 6e-8 of a weight at most.
     """
     weighting = made(**options)
     before = None
     for row in SOFTADAPT_OF_PHYSICSNEMO:
         losses = row["losses"]
         weights = weighting(shown(losses)).numpy()
-        np.testing.assert_allclose(weights, row["weights"], rtol=3e-8)
+        np.testing.assert_allclose(weights, row["weights"], rtol=6e-8)
         if before is not None:
             np.testing.assert_allclose(
                 weights, softmax([now / then for now, then in zip(losses, before, strict=True)], 3), rtol=1e-13
@@ -325,8 +325,9 @@ def test_rlw_draws_what_torchjd_draws_now() -> None:
 
 
 def test_where_the_peers_fail() -> None:
-    """A loss of exactly 0 is a NaN in TorchJD's GLS, eight losses of 1e-6 are 0 in a product of float32; here neither."""
-    assert np.isnan(gradient(scalarization.GeometricMean(), [1.0, 0.0])).any()
+    """A loss of exactly 0 is a NaN in their GLS, eight losses of 1e-6 are 0 in LibMTL's product of float32; here neither."""
+    for mean in (scalarization.GeometricMean(), lambda losses: losses.prod() ** (1 / 2)):
+        assert np.isnan(gradient(mean, [1.0, 0.0])).any()
     assert create("outer", "gls")(shown([1.0, 0.0])).tolist() == [1.0, 0.0]
     small = torch.full((8,), 1e-6)
     assert small.prod() ** (1 / 8) == 0
@@ -522,21 +523,6 @@ def test_cov_is_one_window_ahead_of_the_authors_code() -> None:
     np.testing.assert_allclose(theirs[1:], ours[:-1], rtol=1e-9)
 
 
-def test_relobralo_looks_back_as_often_as_rho_says() -> None:
-    """With alpha = 1 and a loss that doubled, a window that looks back at the start is told by its weights."""
-    weighting = create("outer", "relobralo", alpha=1.0, tau=1.0, rho=0.8)
-    weighting(shown([1.0, 1.0]))
-    back, kept = 0, weighting.weights().clone()
-    for step in range(1_000):
-        losses = [1.0, 2.0 + step]
-        weights = weighting(shown(losses))
-        expected = 2 * torch.softmax(vector(losses), 0)
-        looked = torch.allclose(weights, expected, rtol=1e-12) and not torch.equal(weights, kept)
-        assert looked or torch.equal(weights, kept)
-        back, kept = back + looked, weights.clone()
-    assert back > 100  # the softmax is saturated soon, so that looking back changes nothing any more
-
-
 def test_slaw_keeps_the_digits_of_a_small_spread() -> None:
     """In float32 the spread of a loss near 1 is right to 1e-3 at 1e-4 of the mean, where a - b^2 has no digit left."""
     rng = np.random.default_rng(0)
@@ -726,20 +712,17 @@ def test_units_of_the_losses(way: str) -> None:
     weighting = make(way)
     plain, all_, one = make(way), make(way), make(way)
     same_scaled = same_balanced = True
-    for losses in falling(windows=6):
+    for step, losses in enumerate(falling(windows=6)):
         values = vector(losses)
         ours, scaled = plain(Signals(values)), all_(Signals(values * 7.3))
         expected = ours / 7.3 if weighting.scaling == "inverse" else ours
         same_scaled &= torch.allclose(scaled, expected, rtol=1e-9, atol=1e-12)
         units = vector([1.0, 5.0, 1e-3])
         ratio = one(Signals(values * units)) * units / ours
-        same_balanced &= torch.allclose(ratio, ratio[0].expand(3), rtol=1e-9)
+        # SLAW starts with even weights whatever the losses, and balances from its second window on.
+        same_balanced &= torch.allclose(ratio, ratio[0].expand(3), rtol=1e-9) or (way == "slaw" and step == 0)
     assert same_scaled == (weighting.scaling is not None)
-    # What starts with even weights whatever the losses balances from its second window on.
-    if way == "slaw":
-        assert weighting.balances
-    else:
-        assert same_balanced == weighting.balances
+    assert same_balanced == weighting.balances
 
 
 @pytest.mark.parametrize(
