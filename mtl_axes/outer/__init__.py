@@ -5,23 +5,60 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.cov import CoV
 from mtl_axes.outer.dwa import DWA
 from mtl_axes.outer.fixed import Fixed
 from mtl_axes.outer.gaba import GABA
+from mtl_axes.outer.gls import GLS
 from mtl_axes.outer.gradnorm import GradNorm
+from mtl_axes.outer.imtl_l import IMTLL
+from mtl_axes.outer.relobralo import ReLoBRaLo
+from mtl_axes.outer.rlw import RLW
+from mtl_axes.outer.scale_invariant import ScaleInvariant
+from mtl_axes.outer.slaw import SLAW
+from mtl_axes.outer.softadapt import SoftAdapt
+from mtl_axes.outer.stch import STCH
 from mtl_axes.outer.uncertainty import Uncertainty
+from mtl_axes.outer.uw_so import UWSO
 from mtl_axes.registry import hookimpl
 
-__all__ = ["DWA", "GABA", "Fixed", "GradNorm", "OuterWeighting", "Uncertainty"]
+__all__ = [
+    "DWA",
+    "GABA",
+    "GLS",
+    "IMTLL",
+    "RLW",
+    "SLAW",
+    "STCH",
+    "UWSO",
+    "CoV",
+    "Fixed",
+    "GradNorm",
+    "OuterWeighting",
+    "ReLoBRaLo",
+    "ScaleInvariant",
+    "SoftAdapt",
+    "Uncertainty",
+]
 
 
 @hookimpl
 def mtl_axes_outer_weightings() -> Mapping[str, type[OuterWeighting]]:
     """The built-in outer weightings."""
     return {
+        "cov": CoV,
         "dwa": DWA,
         "fixed": Fixed,
         "gaba": GABA,
+        "gls": GLS,
         "gradnorm": GradNorm,
+        "imtl_l": IMTLL,
+        "relobralo": ReLoBRaLo,
+        "rlw": RLW,
+        "scale_invariant": ScaleInvariant,
+        "slaw": SLAW,
+        "softadapt": SoftAdapt,
+        "stch": STCH,
         "uncertainty": Uncertainty,
+        "uw_so": UWSO,
     }

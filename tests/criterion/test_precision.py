@@ -298,7 +298,10 @@ def assert_went_on(model: nn.Module, criterion: MultiTaskCriterion, scaler: Grad
     assert criterion.window.step > 0 and all(tensor.isfinite().all() for tensor in criterion.buffers())
     assert all(parameter.isfinite().all() and parameter.dtype is f32 for parameter in criterion.parameters())
     assert reports[-1].active.all()
-    assert scaler.get_scale() == 2.0**8 / 4, "two steps should have been skipped"
+    # A weighting that divides by the very loss leaves nothing that could overflow.
+    overflows = sum(float(reports[number].weights[0]) * 2.0**100 > 2.0**20 for number in BAD)
+    assert scaler.get_scale() == 2.0**8 / 2.0**overflows, "the steps that overflow should have been skipped"
+    assert overflows == len(BAD) or (criterion.outer.balances and criterion.window.accumulate == 1)
 
 
 @pytest.mark.parametrize(("outer", "probe", "accumulate"), crossed(["exact", "representation", "lagged"], [1, 2]))
