@@ -4,24 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mtl_axes.outer.aligned_mtl import AlignedMTL
 from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.config import ConFIG
+from mtl_axes.outer.cosine_gate import CosineGate
 from mtl_axes.outer.dwa import DWA
 from mtl_axes.outer.fixed import Fixed
 from mtl_axes.outer.gaba import GABA
 from mtl_axes.outer.gradnorm import GradNorm
+from mtl_axes.outer.gradvac import GradVac
+from mtl_axes.outer.imtl_g import IMTLG
+from mtl_axes.outer.pcgrad import PCGrad
 from mtl_axes.outer.uncertainty import Uncertainty
 from mtl_axes.registry import hookimpl
 
-__all__ = ["DWA", "GABA", "Fixed", "GradNorm", "OuterWeighting", "Uncertainty"]
+__all__ = [
+    "DWA",
+    "GABA",
+    "IMTLG",
+    "AlignedMTL",
+    "ConFIG",
+    "CosineGate",
+    "Fixed",
+    "GradNorm",
+    "GradVac",
+    "OuterWeighting",
+    "PCGrad",
+    "Uncertainty",
+]
 
 
 @hookimpl
 def mtl_axes_outer_weightings() -> Mapping[str, type[OuterWeighting]]:
     """The built-in outer weightings."""
     return {
+        "aligned_mtl": AlignedMTL,
+        "config": ConFIG,
+        "cosine_gate": CosineGate,
         "dwa": DWA,
         "fixed": Fixed,
         "gaba": GABA,
         "gradnorm": GradNorm,
+        "gradvac": GradVac,
+        "imtl_g": IMTLG,
+        "pcgrad": PCGrad,
         "uncertainty": Uncertainty,
     }
