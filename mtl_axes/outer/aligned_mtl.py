@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from mtl_axes.options import check_choice
@@ -38,7 +40,6 @@ class AlignedMTL(GramianWeighting):
     Raises:
         OptionError: ``scale`` is none of the three.
 
-    >>> import torch
     >>> from mtl_axes import Signals
     >>> jacobian = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
     >>> AlignedMTL()(Signals(torch.ones(2), gramian=jacobian @ jacobian.T))
@@ -62,9 +63,7 @@ class AlignedMTL(GramianWeighting):
 
     def solve(self, problem: Problem, /) -> Tensor:
         values, vectors = principal_axes(problem.gramian, self.current.dtype)
-        if self.scale == "rmse":
-            common = values.mean()
-        else:
-            common = values.median() if self.scale == "median" else values.min()
+        of: dict[str, Callable[[Tensor], Tensor]] = {"min": torch.min, "median": torch.median, "rmse": torch.mean}
+        common = of[self.scale](values)
         weights: Tensor = vectors @ ((common / values).sqrt() * vectors.mean(0))
         return weights
