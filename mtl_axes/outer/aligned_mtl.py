@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl_axes.options import check_choice
-from mtl_axes.outer.geometry import principal_axes
+from mtl_axes.outer.geometry import principal_axes, resolution
 from mtl_axes.outer.gramian import GramianWeighting, Problem
 
 __all__ = ["AlignedMTL"]
@@ -25,6 +25,7 @@ class AlignedMTL(GramianWeighting):
         scale  = s_r                                        "min"
                = lower median of s                          "median"
                = mean of s                                  "rmse"
+        lambda = 1/K                                        where V' 1 = 0: opposed gradients of one norm
 
     The stability of a step is then that of K orthogonal gradients of length sqrt(scale). With ``"min"`` that is the
     shortest axis: the largest gradients are cut down to the smallest, and the step with them. Weights can be negative.
@@ -65,5 +66,9 @@ class AlignedMTL(GramianWeighting):
         values, vectors = principal_axes(problem.gramian, self.current.dtype)
         of: dict[str, Callable[[Tensor], Tensor]] = {"min": torch.min, "median": torch.median, "rmse": torch.mean}
         common = of[self.scale](values)
-        weights: Tensor = vectors @ ((common / values).sqrt() * vectors.mean(0))
+        mean = vectors.mean(0)
+        count = len(vectors)
+        if mean.norm() <= resolution(self.current.dtype) * count**-0.5:
+            return torch.full((count,), 1 / count, dtype=torch.float64)
+        weights: Tensor = vectors @ ((common / values).sqrt() * mean)
         return weights

@@ -112,8 +112,10 @@ def _graded_factor(norms: Tensor, rest: Tensor, dtype: torch.dtype) -> Tensor:
 @lru_cache(maxsize=64)
 def _rounds(count: int) -> tuple[tuple[Tensor, Tensor], ...]:
     """Return all pairs of columns in rounds of disjoint ones, as a tournament is arranged."""
+    rounds: list[tuple[Tensor, Tensor]] = []
+    if count < 2:
+        return ()
     players = [*range(count), *([-1] if count % 2 else [])]
-    rounds = []
     for _ in range(len(players) - 1):
         pairs = [(players[i], players[-1 - i]) for i in range(len(players) // 2)]
         pairs = [(min(pair), max(pair)) for pair in pairs if min(pair) >= 0]

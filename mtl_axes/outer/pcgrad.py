@@ -26,8 +26,8 @@ class PCGrad(GramianWeighting):
         lambda = sum_i w_i
 
     Every weight is at least 1, and with no conflict exactly 1: the step is the *sum* of the gradients, K times longer than
-    their mean (``normalise="sumK"`` gives weights of mean 1). Two tasks get (1 - c n_1 / n_2, 1 - c n_2 / n_1) with the
-    order reversed, c < 0 their cosine: no bound holds on a weight when norms differ.
+    their mean (``normalise="sumK"`` gives weights of mean 1). Two tasks in conflict get
+    (1 - c n_2 / n_1, 1 - c n_1 / n_2), c < 0 being their cosine and n_i = sqrt(G_ii): no bound holds when norms differ.
 
     Args:
         seed: of the orders. They are drawn anew in every window, from a generator that belongs to the state.
