@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mtl_axes.outer.aligned_mtl import AlignedMTL
 from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.config import ConFIG
+from mtl_axes.outer.cosine_gate import CosineGate
 from mtl_axes.outer.cov import CoV
 from mtl_axes.outer.dwa import DWA
 from mtl_axes.outer.fixed import Fixed
 from mtl_axes.outer.gaba import GABA
 from mtl_axes.outer.gls import GLS
 from mtl_axes.outer.gradnorm import GradNorm
+from mtl_axes.outer.gradvac import GradVac
+from mtl_axes.outer.imtl_g import IMTLG
 from mtl_axes.outer.imtl_l import IMTLL
+from mtl_axes.outer.pcgrad import PCGrad
 from mtl_axes.outer.relobralo import ReLoBRaLo
 from mtl_axes.outer.rlw import RLW
 from mtl_axes.outer.scale_invariant import ScaleInvariant
@@ -26,15 +32,21 @@ __all__ = [
     "DWA",
     "GABA",
     "GLS",
+    "IMTLG",
     "IMTLL",
     "RLW",
     "SLAW",
     "STCH",
     "UWSO",
+    "AlignedMTL",
     "CoV",
+    "ConFIG",
+    "CosineGate",
     "Fixed",
     "GradNorm",
+    "GradVac",
     "OuterWeighting",
+    "PCGrad",
     "ReLoBRaLo",
     "ScaleInvariant",
     "SoftAdapt",
@@ -46,13 +58,19 @@ __all__ = [
 def mtl_axes_outer_weightings() -> Mapping[str, type[OuterWeighting]]:
     """The built-in outer weightings."""
     return {
+        "aligned_mtl": AlignedMTL,
+        "config": ConFIG,
+        "cosine_gate": CosineGate,
         "cov": CoV,
         "dwa": DWA,
         "fixed": Fixed,
         "gaba": GABA,
         "gls": GLS,
         "gradnorm": GradNorm,
+        "gradvac": GradVac,
+        "imtl_g": IMTLG,
         "imtl_l": IMTLL,
+        "pcgrad": PCGrad,
         "relobralo": ReLoBRaLo,
         "rlw": RLW,
         "scale_invariant": ScaleInvariant,
