@@ -1,4 +1,4 @@
-"""Shapes of a predicted distribution, several numbers in a last dimension: gaussian_nll, beta_nll, crps_gaussian, crps_ensemble."""
+"""Shapes of a predicted distribution, in a last dimension: gaussian_nll, beta_nll, crps_gaussian, crps_ensemble."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shapes whose pull falls again for large errors, so that an outlier is ignored: tukey, cauchy, welsch, geman_mcclure, barron."""
+"""Shapes whose pull falls again for large errors: tukey, cauchy, welsch, geman_mcclure, and their family barron."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convex shapes that grow like a line, so that an outlier pulls no harder than a bound: pseudo_huber, smooth_l1, log_cosh."""
+"""Convex shapes that grow like a line, so that the pull of an outlier is bounded: pseudo_huber, smooth_l1, log_cosh."""
 
 from __future__ import annotations
 
