@@ -229,7 +229,8 @@ class Barron(InnerShape):
         square = ((prediction - target) / self.c).square()
         if self.alpha == 2:
             return 0.5 * square
-        if self.alpha == 0:
+        # Below 1e-30 the quotient by alpha would overflow in float32, and the limit is exact in any dtype.
+        if abs(self.alpha) < 1e-30:
             return (0.5 * square).log1p()
         bend = abs(self.alpha - 2)
         return bend / self.alpha * (self.alpha / 2 * (square / bend).log1p()).expm1()
