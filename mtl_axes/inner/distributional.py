@@ -135,6 +135,7 @@ class BetaNLL(_Gaussian):
     """
 
     lower_bound: ClassVar[float | None] = None
+    detaches: ClassVar[bool] = True
 
     def __init__(self, *, beta: float = 0.5, clamp: float | None = None) -> None:
         super().__init__()

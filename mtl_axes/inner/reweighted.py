@@ -93,6 +93,11 @@ class Reweighted(InnerShape):
         return self.base.trailing
 
     @property
+    def detaches(self) -> bool:  # type: ignore[override]
+        """That of the base. The weight is constant, but depends on nothing that has a gradient."""
+        return self.base.detaches
+
+    @property
     def target_range(self) -> tuple[float, float]:  # type: ignore[override]
         """That of the base."""
         return self.base.target_range
