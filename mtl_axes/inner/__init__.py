@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mtl_axes.inner.aft import AFT
 from mtl_axes.inner.base import InnerShape, TargetWeight
 from mtl_axes.inner.binary import ASL, Brier, Hinge, SquaredHinge
 from mtl_axes.inner.classification import BCE, CrossEntropy, Focal
@@ -15,7 +16,7 @@ from mtl_axes.inner.quality import QualityFocal, Varifocal
 from mtl_axes.inner.ranking import ListNet, PairwiseLogistic
 from mtl_axes.inner.regression import MAE, MSE, Asymmetric, Huber, Quantile
 from mtl_axes.inner.reweighted import FailureBias, FailureBiased, Reweighted
-from mtl_axes.inner.survival import AFT, Cox, DiscreteHazard
+from mtl_axes.inner.survival import Cox, DiscreteHazard
 from mtl_axes.registry import hookimpl
 
 __all__ = [

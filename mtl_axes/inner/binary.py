@@ -1,4 +1,4 @@
-"""Binary and multilabel shapes from logits: asl, brier, hinge, squared_hinge. Each entry of (N, C) labels has its own loss."""
+"""Binary and multilabel shapes from logits: asl, brier, hinge, squared_hinge. Each of (N, C) labels has its own loss."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def check_hard(target: Tensor) -> None:
     """Raise :class:`DataError` when a binary target is neither 0 nor 1."""
     if not bool(((target == 0) | (target == 1)).all()):
         low, high = float(target.min()), float(target.max())
-        raise DataError(
-            f"binary targets of this shape should be 0 or 1. Found others in {low:g}..{high:g}. Use bce or brier."
-        )
+        raise DataError(f"targets should be 0 or 1. Found others in {low:g}..{high:g}. For soft targets use bce or brier.")
 
 
 def signed_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ class LDAM(CrossEntropy):
         DataError: the number of logits is not that of the counts.
 
     >>> LDAM(counts=(1000, 100, 10))(torch.tensor([[0.3, 0.1, 0.2]]), torch.tensor([0]))
-    tensor([1.9796])
+    tensor([1.9461])
 
     References:
         K. Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", 2019. Equal to the

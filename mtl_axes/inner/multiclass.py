@@ -1,4 +1,4 @@
-"""Multiclass shapes from logits: gce, label_smoothing, multi_margin, poly1, symmetric_ce. p is the true class's probability."""
+"""Multiclass shapes from logits: gce, label_smoothing, multi_margin, poly1, symmetric_ce."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class QualityFocal(BCE):
         DataError: a target lies outside [0, 1].
 
     >>> QualityFocal()(torch.tensor([0.0, 0.0, 1.5]), torch.tensor([1.0, 0.5, 0.5]))
-    tensor([0.1733, 0.0000, 0.0951])
+    tensor([0.1733, 0.0000, 0.0960])
 
     References:
         X. Li et al., "Generalized Focal Loss: Learning Qualified and Distributed Bounding Boxes for Dense Object

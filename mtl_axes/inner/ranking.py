@@ -54,7 +54,7 @@ class ListNet(_Lists):
         DataError: scores and relevances differ in shape, or have no dimension beside that of the lists.
 
     >>> ListNet()(torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 1.0]]))
-    tensor([0.9854])
+    tensor([1.1406])
 
     References:
         Z. Cao et al., "Learning to Rank: From Pairwise Approach to Listwise Approach", 2007, with the top-one
@@ -74,7 +74,7 @@ class ListNet(_Lists):
 
 
 class PairwiseLogistic(_Lists):
-    """Pairwise logistic loss (RankNet, BPR, Bradley-Terry): of any two items of a list, the more relevant should score higher.
+    """Pairwise logistic loss (RankNet, BPR, Bradley-Terry): of two items of a list, the more relevant scores higher.
 
     ::
 
@@ -91,7 +91,7 @@ class PairwiseLogistic(_Lists):
         DataError: scores and relevances differ in shape, or have no dimension beside that of the lists.
 
     >>> PairwiseLogistic()(torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[2.0, 0.0, 1.0]]))
-    tensor([0.2511])
+    tensor([0.2512])
 
     References:
         C. Burges et al., "Learning to Rank using Gradient Descent", 2005; S. Rendle et al., "BPR: Bayesian Personalized
