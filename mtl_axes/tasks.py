@@ -89,7 +89,9 @@ def infer_kind(name: str, prediction: Tensor, target: Tensor, shape: InnerShape 
         fits = ["regression", "binary"] if zero_one else ["regression"]
         why = "float targets that hold only 0 and 1" if zero_one else "float targets"
         if shape is not None and "binary" in shape.kinds and "regression" not in shape.kinds:
-            fits = ["binary"]  # soft labels
+            soft = labels is None or bool(((labels >= 0) & (labels <= 1)).all())
+            # A shape for nothing else says itself which values it wants.
+            fits = ["binary"] if soft or shape.kinds == {"binary"} else fits
     elif target.is_complex():
         raise DataError(f"Targets of task {name!r} should be float, integer or bool. Found {target.dtype}.")
     elif one_more:

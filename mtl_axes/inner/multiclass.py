@@ -151,7 +151,7 @@ class Poly1(CrossEntropy):
 
     References:
         Z. Leng et al., "PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions", 2022. Equal to
-        optax's poly_loss_cross_entropy.
+        optax's poly_loss_cross_entropy, whose default is epsilon=2.
     """
 
     def __init__(self, *, epsilon: float = 1.0) -> None:
@@ -187,8 +187,9 @@ class SymmetricCE(CrossEntropy):
     tensor([0.8817])
 
     References:
-        Y. Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", 2019. Differs from the
-        reference's code in p, which it clamps at 1e-7, so that its reverse term has no gradient below.
+        Y. Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", 2019. Differs from
+        the reference's code, which clamps labels at 1e-4, so that its log_zero is -9.21 and its cross-entropy has a
+        further 1e-4 sum_c (-log p_c), and p at 1e-7, below which it has no gradient.
     """
 
     def __init__(self, *, alpha: float = 0.1, beta: float = 1.0, log_zero: float = -4.0) -> None:

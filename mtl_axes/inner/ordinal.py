@@ -140,7 +140,7 @@ class EMD2(CrossEntropy):
 
     References:
         L. Hou, C.-P. Yu, D. Samaras, "Squared Earth Mover's Distance-based Loss for Training Deep Neural Networks", 2016.
-        Differs from the reference, which adds it to the cross-entropy with a ground distance learned from the features.
+        Without the cross-entropy that the reference adds, and the distances between classes that it learns.
     """
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:

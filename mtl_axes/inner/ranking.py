@@ -58,7 +58,7 @@ class ListNet(_Lists):
 
     References:
         Z. Cao et al., "Learning to Rank: From Pairwise Approach to Listwise Approach", 2007, with the top-one
-        probability. Differs from optax's and Rax's ranking_softmax_loss, which takes the relevances themselves for q.
+        probability. Differs from optax's ranking_softmax_loss, which takes the relevances themselves for q.
     """
 
     def forward(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:

@@ -249,12 +249,27 @@ def test_options_are_checked_in_the_constructor(name: str, options: dict[str, An
 @pytest.mark.parametrize("name", ["dice", "tversky"])
 def test_labels_of_regions_are_checked_in_the_first_call(name: str) -> None:
     """A binary label beyond 1, or a class beyond the logits, is an error of the first call."""
-    with pytest.raises(DataError, match=r"binary targets should lie in \[0, 1\]"):
-        compose(inner={"a": name})((torch.zeros(2, 3),), (torch.full((2, 3), 2.0),))
+    for beyond, found in ((2, r"binary targets should lie in \[0, 1\]\. Found 2\.\.2"), (2.0, "Found float targets")):
+        with pytest.raises(DataError, match=found):
+            compose(inner={"a": name})((torch.zeros(2, 3),), (torch.full((2, 3), beyond),))
     with pytest.raises(DataError, match=r"class indices should lie in \[0, 3\]"):
         compose(inner={"a": name})((torch.zeros(2, 4, 3),), (torch.full((2, 3), 4),))
     with pytest.raises(DataError, match="class dimension at 1"):
         create("inner", name)(torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", ["dice", "tversky"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_soft_regions_are_a_binary_task(name: str, masked: bool) -> None:
+    """Float labels within [0, 1] are soft ones for a shape that serves no regression, also when the first call has none."""
+    target = torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
+    criterion = compose(inner={"a": name, "b": "mse"})
+    other = torch.zeros(3)
+    if masked:
+        criterion((torch.zeros(3, 5), other), (target, other + 5), mask={"a": torch.zeros(3, 5, dtype=torch.bool)})
+    criterion((torch.zeros(3, 5), other), (target, other + 5))
+    assert criterion.report is not None
+    torch.testing.assert_close(criterion.report.losses[0], create("inner", name)(torch.zeros(3, 5), target).mean())
 
 
 # ---- lists

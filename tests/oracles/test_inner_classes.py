@@ -267,6 +267,12 @@ def test_coral_is_a_sum_of_binary_cross_entropies(shape: tuple[int, ...]) -> Non
     assert_same(lambda x: ours(x, target), oracle, draws(*shape))
 
 
+def test_coral_has_the_number_of_its_authors() -> None:
+    """The example in the docstring of coral_pytorch's coral_loss has the mean 0.6920."""
+    logits = torch.tensor([[2.1, 1.8, -2.1, -1.8], [1.9, -1.0, -1.5, -1.3], [1.9, 1.8, 1.7, 1.6]])
+    assert create("inner", "coral")(logits, torch.tensor([2, 1, 4])).mean().item() == pytest.approx(0.6920, abs=5e-5)
+
+
 def test_corn_is_the_likelihood_of_the_class() -> None:
     """corn is -log P(y) with P(y > k) the product of the conditional probabilities up to k."""
     target = classes(5, 60)
@@ -436,6 +442,14 @@ def test_cox_is_a_sum_over_the_samples_at_risk(ties: bool) -> None:
         return torch.stack(terms)
 
     assert_same(lambda x: create("inner", "cox")(x, target), brute, draws(60, scale=1.0))
+
+
+def test_cox_has_the_numbers_of_torchsurv() -> None:
+    """The examples in the docstring of its neg_partial_log_likelihood: means over three events, ties by Breslow."""
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
+    for times, mean in (([1.0, -2.0, 3.0, -4.0, 5.0], 1.0071), ([1.0, -2.0, 2.0, -4.0, 5.0], 1.0873)):
+        losses = create("inner", "cox")(scores, torch.tensor(times))
+        assert losses.sum().item() / 3 == pytest.approx(mean, abs=5e-5)
 
 
 def test_cox_is_the_likelihood_of_the_order_of_events() -> None:
