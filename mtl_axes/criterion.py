@@ -343,7 +343,8 @@ class MultiTaskCriterion(WideState):
             return weights
         total = weights.sum()
         scale = 1.0 if self.normalise == "sum1" else float(weights.shape[0])
-        return torch.where(total != 0, weights * (scale / total), weights)
+        # A sum that is negative, as weights of either sign may have, would turn every gradient around.
+        return torch.where(total > 0, weights * (scale / total), weights)
 
     @staticmethod
     def _sum(found: TaskLosses, weights: Tensor) -> Tensor:
