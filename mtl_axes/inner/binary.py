@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -95,7 +96,10 @@ class ASL(InnerShape):
             counts = shifted > 0
             # Replaced before the power: at gamma_neg < 1 its slope at 0 is infinite, and would meet a 0 of the clamp.
             shifted = torch.where(counts, shifted, 0.5)
-            negative = torch.where(counts, self._focused(shifted**self.gamma_neg, -torch.log1p(-shifted)), 0.0)
+            # 1 - p_m = sigmoid(-x) + clip, where p_m may round to 1.
+            far = torch.logaddexp(log_other, torch.full_like(log_other, math.log(self.clip)))
+            log_rest = torch.where(shifted > 0.5, far, torch.log1p(-shifted.clamp_max(0.5)))
+            negative = torch.where(counts, self._focused(shifted**self.gamma_neg, -log_rest), 0.0)
         return torch.where(target.bool(), positive, negative)
 
     def _focused(self, focus: Tensor, loss: Tensor) -> Tensor:
@@ -109,8 +113,7 @@ class Brier(InnerShape):
 
         (sigmoid(x) - y)^2
 
-    Its gradient vanishes where the sigmoid saturates, on the wrong side as well: it forgives outliers, and a badly wrong
-    logit learns slowly.
+    Its gradient vanishes where the sigmoid saturates, on the wrong side as well: it forgives outliers.
 
     Returns:
         (N, ...) losses in [0, 1]. Targets are bool, or floats in [0, 1].
@@ -170,8 +173,8 @@ class Hinge(InnerShape):
         check_hard(target)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        # Not clamp_min, which has the gradient 1 at the kink itself.
-        return F.relu(self.margin - torch.where(target.bool(), prediction, -prediction))
+        margin = torch.where(target.bool(), prediction, -prediction)
+        return F.relu(self.margin - margin)  # clamp_min would have the gradient 1 at the kink itself
 
 
 class SquaredHinge(Hinge):

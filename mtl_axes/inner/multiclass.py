@@ -20,9 +20,9 @@ class GCE(CrossEntropy):
 
         (1 - p^q) / q                           p = softmax(x)_y
 
-    Its gradient is p^q times that of the cross-entropy, which fades where the label looks wrong. So the value is bounded by
-    1 / q, and logits that are far off from the start learn slowly. Two losses of one gradient: p^q held constant, times the
-    cross-entropy, has this gradient and another value, and weightings that read values tell them apart.
+    Its gradient is p^q times that of the cross-entropy and fades where the label looks wrong: the value is bounded, and
+    logits that are far off from the start learn slowly. (p^q held constant, times the cross-entropy, has this gradient and
+    another value: weightings that read values tell the two apart.)
 
     Args:
         q: robustness, in (0, 1].
@@ -47,8 +47,7 @@ class GCE(CrossEntropy):
         self.q = check_number("q", q, low=0.0, high=1.0, low_open=True)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        # 1 - p^q cancels where p is near 1.
-        return -torch.expm1(-self.q * super().forward(prediction, target)) / self.q
+        return -torch.expm1(-self.q * super().forward(prediction, target)) / self.q  # 1 - p^q cancels near p = 1
 
 
 class LabelSmoothing(CrossEntropy):
@@ -82,8 +81,7 @@ class LabelSmoothing(CrossEntropy):
         self.epsilon = check_number("epsilon", epsilon, low=0.0, high=1.0, high_open=True)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        # log_softmax of log p is log p again.
-        log_p = prediction.log_softmax(1)
+        log_p = prediction.log_softmax(1)  # whose log_softmax is log_p again
         entropy = super().forward(log_p, target)
         return entropy if self.epsilon == 0 else (1 - self.epsilon) * entropy - self.epsilon * log_p.mean(1)
 
@@ -123,8 +121,7 @@ class MultiMargin(CrossEntropy):
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         index = target.long().unsqueeze(1)
         gaps = F.relu(self.margin - prediction.gather(1, index) + prediction)
-        # The true class's own gap is the margin.
-        gaps = gaps.scatter(1, index, 0.0)
+        gaps = gaps.scatter(1, index, 0.0)  # where it is the margin
         return (gaps if self.p == 1 else gaps.square()).mean(1)
 
 
@@ -138,7 +135,7 @@ class Poly1(CrossEntropy):
     Its gradient is 1 + epsilon p times that of the cross-entropy.
 
     Args:
-        epsilon: added to the coefficient 1 of 1 - p, >= -1; at 0 the loss is cross_entropy.
+        epsilon: added to the coefficient 1 of 1 - p, >= -1; at 0 it is cross_entropy.
 
     Returns:
         (N, ...) losses >= 0, in nats, from (N, C, ...) logits and integer targets.
@@ -170,7 +167,7 @@ class SymmetricCE(CrossEntropy):
 
         alpha (-log p) + beta (-log_zero) (1 - p)           p = softmax(x)_y
 
-    The reverse term is -sum_c p_c log q_c of the one-hot label q, with log_zero for the logarithm of its zeros.
+    The reverse term is -sum_c p_c log q_c of the one-hot label q, with log_zero for log 0.
 
     Args:
         alpha: factor of the cross-entropy, >= 0.

@@ -19,6 +19,7 @@ BINARY: dict[str, tuple[str, dict[str, Any]]] = {
     "asl without clip": ("asl", {"clip": 0.0}),
     "asl below 1": ("asl", {"gamma_neg": 0.5, "gamma_pos": 0.3, "clip": 0.1}),
     "asl below 1 without clip": ("asl", {"gamma_neg": 0.5, "gamma_pos": 0.3, "clip": 0.0}),
+    "asl with next to no clip": ("asl", {"clip": 1e-12}),
     "asl detached": ("asl", {"detach_focus": True}),
     "brier": ("brier", {}),
     "hinge": ("hinge", {"margin": 2.0}),
