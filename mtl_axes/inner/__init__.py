@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from mtl_axes.inner.aft import AFT
 from mtl_axes.inner.base import InnerShape, TargetWeight
-from mtl_axes.inner.binary import ASL, Brier, Hinge, SquaredHinge
+from mtl_axes.inner.binary import ASL, Brier
 from mtl_axes.inner.classification import BCE, CrossEntropy, Focal
 from mtl_axes.inner.dense import Dice, Tversky
 from mtl_axes.inner.imbalance import LDAM, BalancedSoftmax, LogitAdjusted
-from mtl_axes.inner.multiclass import GCE, LabelSmoothing, MultiMargin, Poly1, SymmetricCE
+from mtl_axes.inner.margin import Hinge, MultiMargin, SquaredHinge
+from mtl_axes.inner.multiclass import GCE, LabelSmoothing, Poly1, SymmetricCE
 from mtl_axes.inner.ordinal import EMD2, Coral, Corn
 from mtl_axes.inner.quality import QualityFocal, Varifocal
 from mtl_axes.inner.ranking import ListNet, PairwiseLogistic

@@ -1,4 +1,4 @@
-"""Binary and multilabel shapes from logits: asl, brier, hinge, squared_hinge. Each of (N, C) labels has its own loss."""
+"""Binary and multilabel shapes from logits: asl, brier. Each of (N, C) labels has its own loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtl_axes.inner.classification import check_probability
 from mtl_axes.options import check_number
 from mtl_axes.signals import Kind
 
-__all__ = ["ASL", "Brier", "Hinge", "SquaredHinge", "signed_error"]
+__all__ = ["ASL", "Brier", "check_hard", "signed_error"]
 
 _BINARY: frozenset[Kind] = frozenset({"binary"})
 
@@ -83,6 +83,11 @@ class ASL(InnerShape):
             raise OptionError(f"Option `detach_focus` should be True or False. Found detach_focus={detach_focus!r}.")
         self.detach_focus = detach_focus
 
+    @property
+    def detaches(self) -> bool:  # type: ignore[override]
+        """True with detach_focus."""
+        return self.detach_focus
+
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
         check_hard(target)
 
@@ -136,71 +141,3 @@ class Brier(InnerShape):
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         return signed_error(prediction, target).square()
-
-
-class Hinge(InnerShape):
-    """Hinge loss of support vector machines, which leaves samples alone that are right by a margin.
-
-    ::
-
-        max(0, margin - s)                      s = (2 y - 1) x, the signed margin
-
-    Args:
-        margin: signed margin from which on a sample costs nothing, > 0.
-
-    Returns:
-        (N, ...) losses >= 0. Targets are bool, or 0 and 1. The subgradient at s = margin is 0.
-
-    Raises:
-        OptionError: margin is not a positive number.
-        DataError: a target is neither 0 nor 1.
-
-    >>> Hinge()(torch.tensor([-1.0, 0.3, 1.5]), torch.tensor([True, True, True]))
-    tensor([2.0000, 0.7000, 0.0000])
-
-    References:
-        C. Cortes, V. Vapnik, "Support-Vector Networks", 1995. Differs from the reference, scikit-learn and torch in the
-        targets: 0 and 1, not -1 and 1.
-    """
-
-    kinds: ClassVar[frozenset[Kind]] = _BINARY
-
-    def __init__(self, *, margin: float = 1.0) -> None:
-        super().__init__()
-        self.margin = check_number("margin", margin, low=0.0, low_open=True)
-
-    def check_values(self, prediction: Tensor, target: Tensor) -> None:
-        check_hard(target)
-
-    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        margin = torch.where(target.bool(), prediction, -prediction)
-        return F.relu(self.margin - margin)  # clamp_min would have the gradient 1 at the kink itself
-
-
-class SquaredHinge(Hinge):
-    """Squared hinge loss: smooth where hinge has its kink, and steeper far off.
-
-    ::
-
-        max(0, margin - s)^2                    s = (2 y - 1) x, the signed margin
-
-    Args:
-        margin: signed margin from which on a sample costs nothing, > 0.
-
-    Returns:
-        (N, ...) losses >= 0. Targets are bool, or 0 and 1.
-
-    Raises:
-        OptionError: margin is not a positive number.
-        DataError: a target is neither 0 nor 1.
-
-    >>> SquaredHinge()(torch.tensor([-1.0, 0.5, 1.5]), torch.tensor([True, True, True]))
-    tensor([4.0000, 0.2500, 0.0000])
-
-    References:
-        Y. Tang, "Deep Learning using Linear Support Vector Machines", 2013. Differs from scikit-learn's LinearSVC in
-        the targets: 0 and 1, not -1 and 1.
-    """
-
-    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        return super().forward(prediction, target).square()

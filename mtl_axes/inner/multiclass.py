@@ -1,16 +1,15 @@
-"""Multiclass shapes from logits: gce, label_smoothing, multi_margin, poly1, symmetric_ce."""
+"""Multiclass shapes from logits: gce, label_smoothing, poly1, symmetric_ce."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mtl_axes.errors import OptionError
 from mtl_axes.inner.classification import CrossEntropy
-from mtl_axes.options import check_choice, check_number
+from mtl_axes.options import check_number
 
-__all__ = ["GCE", "LabelSmoothing", "MultiMargin", "Poly1", "SymmetricCE"]
+__all__ = ["GCE", "LabelSmoothing", "Poly1", "SymmetricCE"]
 
 
 class GCE(CrossEntropy):
@@ -84,45 +83,6 @@ class LabelSmoothing(CrossEntropy):
         log_p = prediction.log_softmax(1)  # whose log_softmax is log_p again
         entropy = super().forward(log_p, target)
         return entropy if self.epsilon == 0 else (1 - self.epsilon) * entropy - self.epsilon * log_p.mean(1)
-
-
-class MultiMargin(CrossEntropy):
-    """Multiclass hinge loss: every other logit should stay a margin below the true class's.
-
-    ::
-
-        1/C  sum_{c != y} max(0, margin - x_y + x_c)^p
-
-    Args:
-        margin: by which the true class should lead, > 0.
-        p: power, 1 or 2.
-
-    Returns:
-        (N, ...) losses >= 0, from (N, C, ...) logits and integer targets. The subgradient at the kinks is 0.
-
-    Raises:
-        OptionError: margin is not a positive number, or p neither 1 nor 2.
-
-    >>> MultiMargin()(torch.tensor([[0.1, 0.2, 0.3]]), torch.tensor([2]))
-    tensor([0.5667])
-
-    References:
-        K. Crammer, Y. Singer, "On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines", 2001.
-        Differs from the reference, whose hinge sees the largest other logit alone, and agrees with torch's
-        multi_margin_loss, which sums over all; it also takes trailing dimensions, which torch's does not.
-    """
-
-    def __init__(self, *, margin: float = 1.0, p: int = 1) -> None:
-        super().__init__()
-        self.margin = check_number("margin", margin, low=0.0, low_open=True)
-        check_choice("p", p, (1, 2))
-        self.p = p
-
-    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        index = target.long().unsqueeze(1)
-        gaps = F.relu(self.margin - prediction.gather(1, index) + prediction)
-        gaps = gaps.scatter(1, index, 0.0)  # where it is the margin
-        return (gaps if self.p == 1 else gaps.square()).mean(1)
 
 
 class Poly1(CrossEntropy):

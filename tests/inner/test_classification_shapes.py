@@ -120,6 +120,7 @@ def test_detaching_the_focus_keeps_the_value() -> None:
     shape = create("inner", "asl", clip=0.0, gamma_neg=1.0, gamma_pos=2.0, detach_focus=True)
     detached = value_and_gradient(shape, prediction, target)
     assert torch.equal(kept[0], detached[0])
+    assert shape.detaches and not create("inner", "asl").detaches
     p = prediction.sigmoid()
     torch.testing.assert_close(detached[1], torch.where(target, -((1 - p) ** 3), p**2), rtol=1e-12, atol=1e-14)
 
