@@ -9,7 +9,7 @@ from mtl_axes.criterion import MultiTaskCriterion
 from mtl_axes.inner import InnerShape, Reweighted, TargetWeight
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Probe
-from mtl_axes.registry import available, create, hookimpl, register_inner, register_outer
+from mtl_axes.registry import available, create, hookimpl, register_inner, register_outer, register_weight
 from mtl_axes.signals import Signals, StepReport, TaskInfo
 
 __version__ = version
@@ -32,4 +32,5 @@ __all__ = [
     "probes",
     "register_inner",
     "register_outer",
+    "register_weight",
 ]

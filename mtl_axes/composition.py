@@ -16,7 +16,7 @@ from mtl_axes.inner import InnerShape
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Probe, Shared, create_probe
-from mtl_axes.registry import create
+from mtl_axes.registry import resolve
 from mtl_axes.tasks import Reduction, TaskSet
 from mtl_axes.window import Window, check_accumulate
 
@@ -81,7 +81,7 @@ def compose(
     ...     criterion((rul_hat, logits), (torch.tensor([10.0, 30.0]), torch.tensor([0, 2])))
     tensor(19.5893)
     """
-    weighting = _strategy("outer", outer, OuterWeighting)
+    weighting = resolve("outer", outer)
     shapes = _inner(inner)
     check_number("every", every, low=1, integer=True)
     check_accumulate(accumulate)
@@ -109,29 +109,14 @@ def compose(
     return criterion
 
 
-def _strategy(axis: Literal["outer", "inner"], given: object, base: type[Any]) -> Any:
-    if isinstance(given, base):
-        return given
-    if isinstance(given, str):
-        return create(axis, given)
-    if isinstance(given, Mapping) and isinstance(given.get("name"), str):
-        options = dict(given)
-        return create(axis, options.pop("name"), **options)
-    raise OptionError(
-        f'Option `{axis}` should be a registered name, a mapping with a "name", or an instance of {base.__name__}. '
-        f"Found {given!r}."
-    )
-
-
 def _inner(given: object) -> InnerShape | dict[str, InnerShape]:
     # {"name": "huber", ...} is one shape, any other mapping goes from tasks to shapes. A single task that is called "name"
     # therefore needs its shape as an object or a mapping.
     if isinstance(given, Mapping) and not isinstance(given.get("name"), str):
         if not given:
             raise OptionError("The inner mapping should name at least one task. Found an empty one.")
-        return {task: _strategy("inner", shape, InnerShape) for task, shape in given.items()}
-    shape: InnerShape = _strategy("inner", given, InnerShape)
-    return shape
+        return {task: resolve("inner", shape) for task, shape in given.items()}
+    return resolve("inner", given)
 
 
 def _check_together(

@@ -15,11 +15,11 @@ from mtl_axes._state import WideState, vector
 from mtl_axes.distributed import Notes, agree, ranks
 from mtl_axes.errors import DataError, MtlAxesError, StateError
 from mtl_axes.explain import explain, mean_cost, often
-from mtl_axes.inner import InnerShape
+from mtl_axes.inner import InnerShape, TargetWeight
 from mtl_axes.logs import Call, LossLog, Steadiness, Tally
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Measurement, Probe, Shared, Tape, probe_config
-from mtl_axes.registry import name_of
+from mtl_axes.registry import Axis, name_of
 from mtl_axes.signals import Kind, StepReport, is_finite, wide
 from mtl_axes.tasks import TaskLosses, TaskSet
 from mtl_axes.window import Window, check_accumulate
@@ -205,6 +205,8 @@ class MultiTaskCriterion(WideState):
                 return uncompiled.accumulating
             if outer.moves and not uncompiled.TRACES_STATE:
                 return uncompiled.moving
+            if not outer.traceable:
+                return uncompiled.drawing
         if training and ranks(window.sync) > 1 and self._must_agree():
             return uncompiled.summing
         return None if legible and window.allocated else uncompiled.first_call
@@ -341,7 +343,8 @@ class MultiTaskCriterion(WideState):
             return weights
         total = weights.sum()
         scale = 1.0 if self.normalise == "sum1" else float(weights.shape[0])
-        return torch.where(total != 0, weights * (scale / total), weights)
+        # A sum that is negative, as weights of either sign may have, would turn every gradient around.
+        return torch.where(total > 0, weights * (scale / total), weights)
 
     @staticmethod
     def _sum(found: TaskLosses, weights: Tensor) -> Tensor:
@@ -686,11 +689,21 @@ def _active(losses: Tensor, labelled: Tensor | None) -> Tensor:
     return finite if labelled is None else labelled & finite
 
 
-def _named(axis: Literal["outer", "inner"], strategy: OuterWeighting | InnerShape) -> dict[str, Any]:
+def _named(axis: Axis, strategy: OuterWeighting | InnerShape | TargetWeight) -> dict[str, Any]:
     name = name_of(axis, type(strategy))
     if name is None:
         raise MtlAxesError(
             f"{strategy!r} should be registered to be named in a config. Use register_{axis}('a_name') on its class."
         )
-    options = strategy.options()
-    return {"name": name, **{key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}}
+    return {"name": name, **{key: _plain(value) for key, value in strategy.options().items()}}
+
+
+def _plain(value: Any) -> Any:
+    """Return the value of an option as plain data: a strategy within a strategy by its name."""
+    if isinstance(value, OuterWeighting):
+        return _named("outer", value)
+    if isinstance(value, InnerShape):
+        return _named("inner", value)
+    if isinstance(value, TargetWeight):
+        return _named("weight", value)
+    return list(value) if isinstance(value, tuple) else value

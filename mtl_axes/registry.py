@@ -1,7 +1,7 @@
-"""The two registries, and the one door to them: pluggy hooks, used by the built-ins and by third parties alike.
+"""The registries of both axes, and of the target weights of the inner one; the one door to them: pluggy hooks.
 
-A distribution adds strategies through an entry point of the group ``mtl_axes`` whose value is a module or object with one
-or both hooks::
+Built-ins and third parties use the same hooks. A distribution adds strategies through an entry point of the group
+``mtl_axes`` whose value is a module or object with one or more of them::
 
     from mtl_axes import hookimpl
 
@@ -28,19 +28,41 @@ from torch import nn
 from mtl_axes.errors import MtlAxesError, OptionError, PluginError, UnknownNameError
 
 if TYPE_CHECKING:
-    from mtl_axes.inner.base import InnerShape
+    from mtl_axes.inner.base import InnerShape, TargetWeight
     from mtl_axes.outer.base import OuterWeighting
 
-__all__ = ["Axis", "Registry", "available", "create", "hookimpl", "name_of", "register_inner", "register_outer"]
+__all__ = [
+    "Axis",
+    "Registry",
+    "available",
+    "create",
+    "failures",
+    "hookimpl",
+    "lookup",
+    "name_of",
+    "register_inner",
+    "register_outer",
+    "register_weight",
+    "resolve",
+]
 
-Axis = Literal["outer", "inner"]
+Axis = Literal["outer", "inner", "weight"]
 Strategy = TypeVar("Strategy", bound=type)
 
 hookspec = pluggy.HookspecMarker("mtl_axes")
 hookimpl = pluggy.HookimplMarker("mtl_axes")
 
-_HOOKS: dict[str, str] = {"outer": "mtl_axes_outer_weightings", "inner": "mtl_axes_inner_shapes"}
-_BASES: dict[str, str] = {"outer": "OuterWeighting", "inner": "InnerShape"}
+_HOOKS: dict[str, str] = {
+    "outer": "mtl_axes_outer_weightings",
+    "inner": "mtl_axes_inner_shapes",
+    "weight": "mtl_axes_target_weights",
+}
+# Module and name of the base class that strategies of an axis share.
+_BASES: dict[str, tuple[str, str]] = {
+    "outer": ("mtl_axes.outer.base", "OuterWeighting"),
+    "inner": ("mtl_axes.inner.base", "InnerShape"),
+    "weight": ("mtl_axes.inner.base", "TargetWeight"),
+}
 
 
 class _Specification:
@@ -54,15 +76,20 @@ class _Specification:
         """Return a mapping name -> subclass of InnerShape."""
         raise NotImplementedError
 
+    @hookspec
+    def mtl_axes_target_weights(self) -> Mapping[str, type]:
+        """Return a mapping name -> subclass of TargetWeight."""
+        raise NotImplementedError
+
 
 class Registry:
-    """Names of strategies on both axes, and where each comes from. Entry points are read at the first look-up."""
+    """Names of strategies, and where each comes from. Entry points are read at the first look-up."""
 
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager("mtl_axes")
         self._manager.add_hookspecs(_Specification)
-        self._classes: dict[str, dict[str, type]] = {"outer": {}, "inner": {}}
-        self._sources: dict[str, dict[str, list[str]]] = {"outer": {}, "inner": {}}
+        self._classes: dict[str, dict[str, type]] = {axis: {} for axis in _HOOKS}
+        self._sources: dict[str, dict[str, list[str]]] = {axis: {} for axis in _HOOKS}
         self._failures: dict[str, str] = {}
         self._ignored: list[str] = []
         self._loaded = False
@@ -78,9 +105,8 @@ class Registry:
         if self._loaded:
             return
         self._loaded = True
-        for axis in ("outer", "inner"):
-            module = importlib.import_module(f"mtl_axes.{axis}")
-            self.add_plugin(module, "built-in")
+        for module in ("mtl_axes.outer", "mtl_axes.inner"):
+            self.add_plugin(importlib.import_module(module), "built-in")
         for entry in metadata.entry_points(group="mtl_axes"):
             distribution = entry.dist.name if entry.dist is not None else "unknown distribution"
             self.add_entry_point(entry, f"{distribution} ({entry.name} = {entry.value})")
@@ -103,7 +129,7 @@ class Registry:
             name = self._manager.register(plugin)
             callers = self._manager.get_hookcallers(plugin) or []
             if not callers:
-                raise PluginError(f"it has neither {' nor '.join(_HOOKS.values())}, marked with mtl_axes.hookimpl")
+                raise PluginError(f"it has none of {', '.join(_HOOKS.values())}, marked with mtl_axes.hookimpl")
             for caller in callers:
                 if caller.name not in _HOOKS.values():
                     raise PluginError(f"its hook {caller.name!r} should be {' or '.join(_HOOKS.values())}")
@@ -137,7 +163,7 @@ class Registry:
 
     @staticmethod
     def _check_class(axis: str, name: object, cls: object) -> None:
-        base = getattr(importlib.import_module(f"mtl_axes.{axis}.base"), _BASES[axis])
+        base = _base(axis)
         if not isinstance(name, str) or not name:
             raise PluginError(f"A strategy's name should be a non-empty string. Found {name!r}.")
         if not (isinstance(cls, type) and issubclass(cls, base)):
@@ -176,9 +202,9 @@ class Registry:
             return self._classes[axis][name]
         near = difflib.get_close_matches(str(name), self._classes[axis], n=3)
         hint = f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
-        other: Axis = "inner" if axis == "outer" else "outer"
-        if name in self._classes[other]:
-            hint = f" {name!r} is a name of the {other} axis."
+        for other, classes in self._classes.items():
+            if other != axis and name in classes:
+                hint = f" {name!r} is a name of the {other} axis."
         failed = "".join(f"\n  plugin {source} could not be used: {why}" for source, why in self._failures.items())
         raise UnknownNameError(f"No {axis} strategy is named {name!r}.{hint} Known: {', '.join(self.names(axis))}.{failed}")
 
@@ -190,7 +216,13 @@ class Registry:
     @staticmethod
     def _check_axis(axis: object) -> None:
         if axis not in _HOOKS:
-            raise OptionError(f'The axis should be "outer" or "inner". Found {axis!r}.')
+            raise OptionError(f'The axis should be "outer", "inner" or "weight". Found {axis!r}.')
+
+
+def _base(axis: str) -> type:
+    module, name = _BASES[axis]
+    base: type = getattr(importlib.import_module(module), name)
+    return base
 
 
 _registry = Registry()
@@ -210,6 +242,20 @@ def name_of(axis: Axis, cls: type) -> str | None:
     return _registry.name_of(axis, cls)
 
 
+def lookup(axis: Axis, name: str) -> type:
+    """Return the class of a registered name.
+
+    Raises:
+        UnknownNameError: no strategy has this name; the message lists near matches and plugins that failed to load.
+    """
+    return _registry.get(axis, name)
+
+
+def failures() -> Mapping[str, str]:
+    """Return the plugins that could not be used, and why."""
+    return _registry.failures
+
+
 @overload
 def create(axis: Literal["outer"], name: str, /, **options: Any) -> OuterWeighting: ...
 
@@ -218,11 +264,15 @@ def create(axis: Literal["outer"], name: str, /, **options: Any) -> OuterWeighti
 def create(axis: Literal["inner"], name: str, /, **options: Any) -> InnerShape: ...
 
 
-def create(axis: Axis, name: str, /, **options: Any) -> OuterWeighting | InnerShape:
+@overload
+def create(axis: Literal["weight"], name: str, /, **options: Any) -> TargetWeight: ...
+
+
+def create(axis: Axis, name: str, /, **options: Any) -> OuterWeighting | InnerShape | TargetWeight:
     """Return a bare strategy by name, usable on its own.
 
     Args:
-        axis: ``"outer"`` or ``"inner"``.
+        axis: ``"outer"``, ``"inner"``, or ``"weight"`` for a target weight of the inner axis.
         name: a registered name, see :func:`available`.
         **options: the strategy's own options.
 
@@ -244,11 +294,49 @@ def create(axis: Axis, name: str, /, **options: Any) -> OuterWeighting | InnerSh
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise OptionError(f"{name!r} takes the options {', '.join(known) or '(none)'}. Found {option!r}.{hint}")
     try:
-        return cast("OuterWeighting | InnerShape", cls(**options))
+        return cast("OuterWeighting | InnerShape | TargetWeight", cls(**options))
     except MtlAxesError as error:
         raise type(error)(f"{name}: {error}") from error
     except TypeError as error:
         raise OptionError(f"{name}: {error}") from error
+
+
+@overload
+def resolve(axis: Literal["outer"], given: object, /, *, option: str = ...) -> OuterWeighting: ...
+
+
+@overload
+def resolve(axis: Literal["inner"], given: object, /, *, option: str = ...) -> InnerShape: ...
+
+
+@overload
+def resolve(axis: Literal["weight"], given: object, /, *, option: str = ...) -> TargetWeight: ...
+
+
+def resolve(axis: Axis, given: object, /, *, option: str | None = None) -> OuterWeighting | InnerShape | TargetWeight:
+    """Return what an option stands for: a registered name, ``{"name": ..., **options}``, or the strategy itself.
+
+    Args:
+        axis: ``"outer"``, ``"inner"`` or ``"weight"``.
+        given: the value of the option.
+        option: name of the option, for the message.
+
+    Raises:
+        OptionError: it is none of the three, or an option in it is wrong.
+        UnknownNameError: no strategy has this name.
+    """
+    base = _base(axis)
+    if isinstance(given, base):
+        return cast("OuterWeighting | InnerShape | TargetWeight", given)
+    if isinstance(given, str):
+        return create(axis, given)
+    if isinstance(given, Mapping) and isinstance(given.get("name"), str):
+        options = dict(given)
+        return create(axis, options.pop("name"), **options)
+    raise OptionError(
+        f'Option `{option or axis}` should be a registered name, a mapping with a "name", or an instance of '
+        f"{base.__name__}. Found {given!r}."
+    )
 
 
 def register_outer(name: str) -> Callable[[Strategy], Strategy]:
@@ -267,6 +355,15 @@ def register_inner(name: str) -> Callable[[Strategy], Strategy]:
         PluginError: the name is taken by another class, or the class is not an InnerShape.
     """
     return _decorator("inner", name)
+
+
+def register_weight(name: str) -> Callable[[Strategy], Strategy]:
+    """Class decorator: make a :class:`TargetWeight` available under ``name`` in this process.
+
+    Raises:
+        PluginError: the name is taken by another class, or the class is not a TargetWeight.
+    """
+    return _decorator("weight", name)
 
 
 def _decorator(axis: Axis, name: str) -> Callable[[Strategy], Strategy]:

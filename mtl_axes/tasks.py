@@ -21,6 +21,7 @@ __all__ = [
     "align",
     "as_mapping",
     "check_tensors",
+    "counting",
     "infer_kind",
     "is_standard",
     "reduce_losses",
@@ -167,7 +168,8 @@ def sample_losses(shape: InnerShape, prediction: Tensor, target: Tensor, valid: 
     """Return the unreduced losses, in float32 or wider, with 0 at places that do not count; the shapes are checked already.
 
     Predictions and targets at those places are replaced by 0 *before* the shape, and their losses by 0 after it: a NaN
-    there would otherwise come back in the gradient as NaN * 0.
+    there would otherwise come back in the gradient as NaN * 0. A pooled shape gives one loss per sample, the others one per
+    entry of the target.
     """
     dtype = wide(prediction.dtype)
     # A conversion to the dtype that a tensor has already is not free.
@@ -180,7 +182,13 @@ def sample_losses(shape: InnerShape, prediction: Tensor, target: Tensor, valid: 
     target = torch.where(valid, target, torch.zeros((), dtype=target.dtype, device=target.device))
     keep = valid.unsqueeze(-1 if shape.trailing else 1) if prediction.ndim > valid.ndim else valid
     prediction = torch.where(keep, prediction, 0.0)
-    return torch.where(valid, shape.unchecked(prediction, target), 0.0)
+    losses = shape.unchecked(prediction, target, valid) if shape.masks else shape.unchecked(prediction, target)
+    return torch.where(counting(shape, valid), losses, 0.0)
+
+
+def counting(shape: InnerShape, valid: Tensor) -> Tensor:
+    """Return which losses of a shape count: those of valid entries, or of samples with a valid entry when it pools them."""
+    return valid.flatten(1).any(1) if shape.pooled and valid.ndim > 1 else valid
 
 
 def reduce_losses(
@@ -529,7 +537,6 @@ class TaskSet(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | int]:
         check_tensors(name, prediction, target)
         valid = valid_labels(name, target, mask, self.missing)
-        weight = None if sample_weight is None else align("sample_weight", name, sample_weight, target.shape).detach()
         # A compiled call reads no value, and is left to Python where one would have to be read.
         reads_values = self.debug or (name not in self._checked and not torch.compiler.is_compiling())
         labels = target if valid is None or not reads_values else target[valid]
@@ -544,10 +551,13 @@ class TaskSet(nn.Module):
                 shape.check_values(prediction, target if valid is None else torch.where(valid, target, labels[0]))
         except DataError as error:
             raise DataError(f"Task {name!r}, shape {shape!r}: {error}") from error
+        losses = sample_losses(shape, prediction, target, valid)
+        counts = None if valid is None else counting(shape, valid)
+        weight = None if sample_weight is None else align("sample_weight", name, sample_weight, losses.shape).detach()
         if reads_values:
-            self._check_weights(name, valid, weight)
+            self._check_weights(name, counts, weight)
             self._note_checked(name, labels)
-        return reduce_losses(sample_losses(shape, prediction, target, valid), valid, weight, self.reduction)
+        return reduce_losses(losses, counts, weight, self.reduction)
 
     def _settle_kind(self, name: str, prediction: Tensor, target: Tensor, labels: Tensor) -> None:
         """Check the labels of a task, and tell its kind from them unless it is known."""

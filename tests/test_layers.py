@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "solvers": BASE | {"signals"},
     "logs": {"_state"},
     "uncompiled": set(),
+    "describe": {"errors", "registry"},
     "inner": STRATEGY,
     "outer": STRATEGY | {"solvers"},
     "probes": STRATEGY | {"distributed"},
@@ -39,6 +40,8 @@ ALLOWED["criterion"] = ALLOWED["explain"] | {"explain", "logs", "uncompiled"}
 ALLOWED["composition"] = ALLOWED["criterion"] | {"criterion"}
 ALLOWED["testing"] = ALLOWED["composition"] | {"composition"}
 ALLOWED["__init__"] = ALLOWED["testing"]
+ALLOWED["cli"] = {"__about__", "describe", "errors", "registry"}
+ALLOWED["__main__"] = {"cli"}
 
 OTHERS = {"torch", "pluggy"}
 STANDARD = set(sys.stdlib_module_names)

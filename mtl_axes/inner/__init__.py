@@ -41,3 +41,9 @@ def mtl_axes_inner_shapes() -> Mapping[str, type[InnerShape]]:
         "mse": MSE,
         "quantile": Quantile,
     }
+
+
+@hookimpl
+def mtl_axes_target_weights() -> Mapping[str, type[TargetWeight]]:
+    """The built-in target weights."""
+    return {"failure_biased": FailureBias}

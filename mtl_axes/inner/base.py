@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from mtl_axes.errors import DataError
@@ -30,11 +33,27 @@ def require_same_shape(prediction: Tensor, target: Tensor) -> None:
         )
 
 
+def _into(bounds: tuple[float, float], values: Tensor) -> Tensor:
+    """Return values within bounds, folded over a finite one."""
+    low, high = bounds
+    if low > -math.inf and high < math.inf:
+        return low + (high - low) * values.sigmoid()
+    if low > -math.inf:
+        return low + values.abs()
+    return high - values.abs() if high < math.inf else values
+
+
 class InnerShape(nn.Module):
     """The inner axis: the loss of one sample as a function of its prediction and target.
 
-    A shape never reduces, never masks and never sees sample weights; the criterion does that around it. It may be called
-    on its own: ``create("inner", "huber", delta=2.0)(prediction, target)`` returns one loss per target entry.
+    A shape never reduces over samples and never sees sample weights, and one that treats every entry by itself sees no
+    mask either; the criterion does that around it. It may be called on its own:
+    ``create("inner", "huber", delta=2.0)(prediction, target)`` returns one loss per target entry.
+
+    A shape that couples entries, those of a batch (``coupling = "batch"``) or those within a sample (``pooled``), leaves
+    out those that do not count by itself: its ``forward`` takes ``valid`` as a third argument, a bool tensor in the shape
+    of the target, or None when all count. Where ``valid`` is False the criterion hands over 0 as prediction and target,
+    and ignores what comes back.
 
     Attributes:
         kinds: kinds of task that it serves, of ``"regression"``, ``"binary"``, ``"multiclass"``.
@@ -42,12 +61,26 @@ class InnerShape(nn.Module):
         lower_bound: smallest loss, or None when it can be negative without bound. Weightings that take ratios or
             logarithms of losses refuse None.
         trailing: True when several parameters of a prediction lie in an extra last dimension.
+        pooled: True when ``forward`` gives one loss (N,) per sample, from all entries of its trailing dimensions, as of an
+            image or a list. A sample without a valid entry does not count.
+        target_range: bounds, inclusive, within which targets of a regression make sense.
+        prediction_range: the same for predictions.
+        example: options with which it is shown and tested, where the constructor needs some.
     """
 
     kinds: ClassVar[frozenset[Kind]]
     coupling: ClassVar[Literal["sample", "batch"]] = "sample"
     lower_bound: ClassVar[float | None] = 0.0
     trailing: ClassVar[bool] = False
+    pooled: ClassVar[bool] = False
+    target_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    prediction_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    example: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def masks(self) -> bool:
+        """True when ``forward`` takes the mask of valid entries, because it couples them."""
+        return self.pooled or self.coupling == "batch"
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         """Check shapes, from metadata alone: it runs in every call and must not read values.
@@ -72,18 +105,45 @@ class InnerShape(nn.Module):
         """Return the constructor's arguments."""
         return read_options(self)
 
+    def sample(
+        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
+    ) -> tuple[Tensor, Tensor]:
+        """Draw a typical prediction and target of a kind, for conformance checks and pictures.
+
+        Args:
+            kind: one of ``kinds``.
+            size: shape of the target, (N, ...).
+            generator: on the CPU.
+            dtype: of the prediction, and of a float target.
+
+        Returns:
+            the prediction and the target. A shape with other inputs than one number per entry, or three logits at
+            dimension 1 for a multiclass task, overrides this.
+        """
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        noise = draw(*size)
+        if kind == "multiclass":
+            return 3 * draw(size[0], 3, *size[1:]), (2 * noise.abs()).long().clamp_max(2)
+        if kind == "binary":
+            return 3 * draw(*size), noise > 0
+        return _into(self.prediction_range, 3 * draw(*size)), _into(self.target_range, 2 * noise)
+
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        """Return the unreduced loss, one per target entry."""
+        """Return the unreduced loss, one per target entry; one per sample when ``pooled``."""
         raise NotImplementedError
 
-    def __call__(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+    def __call__(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:
         """Check the shapes and run ``forward``: used on its own, a shape must not broadcast either."""
         self.check(prediction, target)
-        return self.unchecked(prediction, target)
+        return self.unchecked(prediction, target, valid)
 
-    def unchecked(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+    def unchecked(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:
         """Run ``forward`` on tensors that have passed :meth:`check` already."""
-        losses: Tensor = super().__call__(prediction, target)
+        call = super().__call__
+        losses: Tensor = call(prediction, target) if valid is None else call(prediction, target, valid)
         return losses
 
     def __repr__(self) -> str:
@@ -94,6 +154,11 @@ class TargetWeight(nn.Module):
     """A weight per sample that depends on the target alone, for :class:`Reweighted`."""
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
+    example: ClassVar[Mapping[str, Any]] = {}
+
+    def options(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return read_options(self)
 
     def check_values(self, target: Tensor) -> None:
         """Check the values of labelled targets; see :meth:`InnerShape.check_values`."""

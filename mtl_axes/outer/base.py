@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,18 @@ class OuterWeighting(WideState):
         moves: False when ``forward`` moves no state and returns ``weights()`` whatever the signals, as constants do. A
             criterion then reads the weights without calling it. A subclass that defines ``forward`` has it True again
             unless it says otherwise.
+        total: ``"1"`` or ``"K"`` when that is the sum of the weights while every task is active; None promises nothing.
+        sign: ``"positive"``, ``"nonnegative"``, or ``"any"`` when weights can be negative.
+        memoryless: True when an inactive task gets the weight 0, and the others what they would get without it; False when
+            it keeps its weight and its state. With no active task at all, weights stay as they are in both cases.
+        symmetric: True when permuting the tasks permutes the weights. False for random weightings, and where tasks have
+            roles.
+        scaling: what all losses times c > 0 do, with their norms times c and their Gramian times c^2: ``"invariant"`` when
+            the weights stay, ``"inverse"`` when they are divided by c; None promises nothing.
+        balances: True when one task's loss times c divides its weight by c, up to a factor that all tasks share.
+        on_host: True when ``forward`` reads values on the host, as the small solvers do: it waits for the device.
+        traceable: False when ``forward`` cannot be a part of a compiled graph, which a criterion then leaves for it.
+        example: options with which it is shown and tested, where the constructor needs some.
         current: (K,) buffer, the weights that the last call returned; 1/K before the first.
         dtype: of the floating point state to allocate in ``bind``; float32, or wider when the losses are.
     """
@@ -40,6 +52,15 @@ class OuterWeighting(WideState):
     nonnegative: ClassVar[bool] = False
     reads_signals: ClassVar[bool] = True
     moves: ClassVar[bool] = True
+    total: ClassVar[Literal["1", "K"] | None] = None
+    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "nonnegative"
+    memoryless: ClassVar[bool] = False
+    symmetric: ClassVar[bool] = True
+    scaling: ClassVar[Literal["invariant", "inverse"] | None] = None
+    balances: ClassVar[bool] = False
+    on_host: ClassVar[bool] = False
+    traceable: ClassVar[bool] = True
+    example: ClassVar[Mapping[str, Any]] = {}
 
     current: Tensor
     tasks: tuple[TaskInfo, ...] = ()

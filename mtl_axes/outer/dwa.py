@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ class DWA(OuterWeighting):
 
     needs: ClassVar[Need] = "losses"
     nonnegative: ClassVar[bool] = True
+    total: ClassVar[Literal["1", "K"] | None] = "K"
 
     loss_sum: Tensor
     loss_count: Tensor

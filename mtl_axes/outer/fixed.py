@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ class Fixed(OuterWeighting):
     needs: ClassVar[Need] = "losses"
     reads_signals: ClassVar[bool] = False
     moves: ClassVar[bool] = False
+    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "any"
+    symmetric: ClassVar[bool] = False
+    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
 
     def __init__(self, *, weights: Sequence[float] | Mapping[str, float] | None = None) -> None:
         super().__init__()

@@ -60,6 +60,8 @@ class GABA(OuterWeighting):
     """
 
     needs: ClassVar[Need] = "norms"
+    total: ClassVar[Literal["1", "K"] | None] = "1"
+    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
 
     ema: Tensor
 

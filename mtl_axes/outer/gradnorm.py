@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class GradNorm(OuterWeighting):
 
     needs: ClassVar[Need] = "norms"
     nonnegative: ClassVar[bool] = True
+    total: ClassVar[Literal["1", "K"] | None] = "K"
+    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
 
     logits: Tensor
     first_loss: Tensor

@@ -54,6 +54,7 @@ class Uncertainty(OuterWeighting):
     needs: ClassVar[Need] = "losses"
     reads_signals: ClassVar[bool] = False
     learnable: ClassVar[bool] = True
+    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
 
     def __init__(self, *, variant: Literal["kendall", "revised"] = "kendall") -> None:
         super().__init__()

@@ -185,7 +185,7 @@ def test_plugins_are_not_imported_before_a_name_is_looked_up(found: dict[str, An
         ("ba-hook-raises", "RuntimeError: the hook failed"),
         ("bb-hook-returns-list", "mtl_axes_inner_shapes() should return a mapping name -> class, found [<class"),
         ("bc-wrong-class", "Strategy 'wrong_class' should be a subclass of mtl_axes.InnerShape. Found <class"),
-        ("bd-no-hook", "it has neither mtl_axes_outer_weightings nor mtl_axes_inner_shapes, marked with mtl_axes.hookimpl"),
+        ("bd-no-hook", "it has none of mtl_axes_outer_weightings, mtl_axes_inner_shapes, mtl_axes_target_weights"),
         ("be-misspelt-hook", "'mtl_axes_inner_shape' should be mtl_axes_outer_weightings or mtl_axes_inner_shapes"),
         ("bf-wrong-name", "A strategy's name should be a non-empty string. Found 7."),
         ("zz-import-error", "ValueError: not today"),

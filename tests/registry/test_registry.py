@@ -66,10 +66,10 @@ def test_built_in_names() -> None:
 
 @pytest.mark.parametrize("axis", ["middle", "", None, "Outer"])
 def test_unknown_axis(axis: Any) -> None:
-    """There are two axes, and an error about a third names them."""
-    with pytest.raises(OptionError, match=rf'The axis should be "outer" or "inner"\. Found {axis!r}\.'):
+    """An error about an axis that does not exist names those that do."""
+    with pytest.raises(OptionError, match=rf'The axis should be "outer", "inner" or "weight"\. Found {axis!r}\.'):
         available(axis)
-    with pytest.raises(OptionError, match='The axis should be "outer" or "inner"'):
+    with pytest.raises(OptionError, match='The axis should be "outer", "inner" or "weight"'):
         create(axis, "mse")
 
 

@@ -1,0 +1,77 @@
+"""What weightings of the Gramian share: the small problem of the active tasks, solved on the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.signals import Need, Signals
+
+__all__ = ["GramianWeighting", "Problem"]
+
+# Relative to a unit diagonal. A Gramian averaged over calls in which tasks come and go may be indefinite by more.
+_INDEFINITE = 1e-10
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The active tasks of a window, in float64 on the CPU.
+
+    Attributes:
+        gramian: (k, k) inner products of their gradients, symmetric positive semi-definite with a positive diagonal.
+        losses: (k,) their losses.
+        index: (k,) their positions among all tasks.
+        count: number K of all tasks.
+    """
+
+    gramian: Tensor
+    losses: Tensor
+    index: Tensor
+    count: int
+
+
+class GramianWeighting(OuterWeighting):
+    """A weighting that solves a small problem for the Gramian of the active tasks.
+
+    A subclass defines :meth:`solve`. Tasks that are absent or have no gradient leave the problem and get the weight 0; with
+    no active task the weights stay as they are. The problem is solved in float64 on the CPU, so that a measured window
+    waits for the device; every other window does not.
+    """
+
+    needs: ClassVar[Need] = "gramian"
+    memoryless: ClassVar[bool] = True
+    on_host: ClassVar[bool] = True
+    traceable: ClassVar[bool] = False
+
+    def solve(self, problem: Problem, /) -> Tensor:
+        """Return the weights (k,) of the active tasks, float64 on the CPU. Called with at least one task."""
+        raise NotImplementedError
+
+    def forward(self, signals: Signals, /) -> Tensor:
+        assert signals.gramian is not None
+        index = signals.active.cpu().nonzero().squeeze(1)
+        if not len(index):
+            return self.current.clone()
+        gramian = _semidefinite(signals.gramian.cpu().double()[index][:, index])
+        solution = self.solve(Problem(gramian, signals.losses.cpu().double()[index], index, signals.size))
+        weights = torch.zeros(signals.size, dtype=torch.float64).index_put((index,), solution)
+        return weights.to(signals.losses)
+
+
+def _semidefinite(gramian: Tensor) -> Tensor:
+    """Return the Gramian symmetric, and without the negative eigenvalues that one averaged over calls may have."""
+    gramian = (gramian + gramian.T) / 2
+    scale = gramian.diagonal().sqrt()
+    cosines: Tensor = gramian / scale / scale[:, None]
+    values, vectors = torch.linalg.eigh(cosines)
+    if values[0] >= -_INDEFINITE:
+        return gramian
+    nearest: Tensor = (vectors * values.clamp_min(0)) @ vectors.T
+    # Clipping eigenvalues raises the diagonal; the norms are what was measured.
+    size = nearest.diagonal().sqrt()
+    cosines = nearest / size / size[:, None]
+    return cosines * scale * scale[:, None]
