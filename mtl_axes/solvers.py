@@ -1,9 +1,9 @@
 r"""Small problems in the K x K Gramian of the tasks' gradients, solved in float64 on the CPU, for K up to 64 or so.
 
 All three first write G = D C D, with the norms D on the diagonal and the cosines C between them: gradients of 1e-12 and of
-1e12 are then equally important, and "relative" below means relative to (\|C\| \|D z\|)_i, the size of what is added up. A row
-of zero norm is no part of a problem and gets 0. A Gramian that is not positive semi-definite beyond its rounding in float64
-(float32 leaves eigenvalues of -1e-7) is first moved there, by the smallest power of ten on the diagonal of C that does it.
+1e12 are then equally important, and "relative" below means relative to \|C\| \|D z\|, the size of what is added up. A row of
+zero norm is no part of a problem and gets 0. A Gramian that is not positive semi-definite to within 1e-10 (float32 leaves
+eigenvalues of -1e-7) is first moved there, by the smallest power of ten on the diagonal of C that does it.
 
 Every loop ends: pivoting is left as soon as it fails to improve, descent ends when it no longer descends, and Newton's
 method is cut off. Accuracy is measured by ``tests/solvers``, time by ``python -m benchmarks.solvers``.
@@ -73,7 +73,9 @@ def nnls(gramian: Tensor, target: Tensor) -> Tensor:
         return target.clone()
     cosines, norms = _scaled(gramian)
     goal = target.reshape(-1, len(norms)) / norms
-    size = goal.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(goal.dtype).tiny)
+    # The largest positive entry sets the size of the solution, however negative others are.
+    top = goal.amax(-1, keepdim=True)
+    size = torch.where(top > 0, top, 1.0 - goal.amin(-1, keepdim=True))
     return (_nonnegative(cosines, goal / size) * size / norms).reshape(target.shape)
 
 
@@ -155,14 +157,15 @@ def _violation(matrix: Tensor, goal: Tensor, solution: Tensor) -> Tensor:
     """(m, 1) violation of the optimality conditions, relative to the size of the terms."""
     slack = goal - solution @ matrix
     residual = torch.where(solution > 0, slack.abs(), slack).amax(-1, keepdim=True)
-    return residual / (solution @ matrix.abs()).amax(-1, keepdim=True).clamp_min(1.0)
+    violation: Tensor = residual / (solution @ matrix.abs()).amax(-1, keepdim=True).clamp_min(1.0)
+    return violation
 
 
 def min_norm(gramian: Tensor) -> Tensor:
     r"""Return the w on the simplex that minimises w'Gw: the shortest vector in the convex hull of the gradients.
 
-    It is z / sum(z) of the z >= 0 that minimises z'Gz + (1'z - 1)^2, which is bounded and has z != 0 even where the minimum is
-    0, for opposed gradients. Accurate as :func:`nnls`, which solves it with D z for z. Without any non-zero row: uniform.
+    It is z / sum(z) of the z >= 0 that minimises z'Gz + (1'z - 1)^2, which is bounded and has z != 0 even where the minimum
+    is 0, for opposed gradients. Accurate as :func:`nnls`, which solves it with D z for z. Without any non-zero row: uniform.
 
     Args:
         gramian: (k, k) symmetric, positive semi-definite.
