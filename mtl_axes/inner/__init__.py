@@ -22,7 +22,7 @@ from mtl_axes.inner.quality import QualityFocal, Varifocal
 from mtl_axes.inner.ranking import ListNet, PairwiseLogistic
 from mtl_axes.inner.redescending import Barron, Cauchy, GemanMcClure, Tukey, Welsch
 from mtl_axes.inner.regression import MAE, MSE, Asymmetric, Huber, Quantile
-from mtl_axes.inner.reweighted import FailureBias, FailureBiased, Reweighted
+from mtl_axes.inner.reweighted import FailureBiased, Reweighted
 from mtl_axes.inner.robust import LogCosh, PseudoHuber, SmoothL1
 from mtl_axes.inner.survival import Cox, DiscreteHazard
 from mtl_axes.inner.weights import Exponential, FailureBias, Ramp, Step

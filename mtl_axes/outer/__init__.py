@@ -6,10 +6,13 @@ from collections.abc import Mapping
 
 from mtl_axes.outer.aligned_mtl import AlignedMTL
 from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.cagrad import CAGrad
 from mtl_axes.outer.config import ConFIG
 from mtl_axes.outer.cosine_gate import CosineGate
 from mtl_axes.outer.cov import CoV
+from mtl_axes.outer.dualproj import DualProj
 from mtl_axes.outer.dwa import DWA
+from mtl_axes.outer.fairgrad import FairGrad
 from mtl_axes.outer.fixed import Fixed
 from mtl_axes.outer.gaba import GABA
 from mtl_axes.outer.gls import GLS
@@ -17,6 +20,8 @@ from mtl_axes.outer.gradnorm import GradNorm
 from mtl_axes.outer.gradvac import GradVac
 from mtl_axes.outer.imtl_g import IMTLG
 from mtl_axes.outer.imtl_l import IMTLL
+from mtl_axes.outer.mgda import MGDA
+from mtl_axes.outer.nash_mtl import NashMTL
 from mtl_axes.outer.pcgrad import PCGrad
 from mtl_axes.outer.relobralo import ReLoBRaLo
 from mtl_axes.outer.rlw import RLW
@@ -25,6 +30,7 @@ from mtl_axes.outer.slaw import SLAW
 from mtl_axes.outer.softadapt import SoftAdapt
 from mtl_axes.outer.stch import STCH
 from mtl_axes.outer.uncertainty import Uncertainty
+from mtl_axes.outer.upgrad import UPGrad
 from mtl_axes.outer.uw_so import UWSO
 from mtl_axes.registry import hookimpl
 
@@ -34,22 +40,28 @@ __all__ = [
     "GLS",
     "IMTLG",
     "IMTLL",
+    "MGDA",
     "RLW",
     "SLAW",
     "STCH",
     "UWSO",
     "AlignedMTL",
+    "CAGrad",
     "CoV",
     "ConFIG",
     "CosineGate",
+    "DualProj",
+    "FairGrad",
     "Fixed",
     "GradNorm",
     "GradVac",
+    "NashMTL",
     "OuterWeighting",
     "PCGrad",
     "ReLoBRaLo",
     "ScaleInvariant",
     "SoftAdapt",
+    "UPGrad",
     "Uncertainty",
 ]
 
@@ -59,10 +71,13 @@ def mtl_axes_outer_weightings() -> Mapping[str, type[OuterWeighting]]:
     """The built-in outer weightings."""
     return {
         "aligned_mtl": AlignedMTL,
+        "cagrad": CAGrad,
         "config": ConFIG,
         "cosine_gate": CosineGate,
         "cov": CoV,
+        "dualproj": DualProj,
         "dwa": DWA,
+        "fairgrad": FairGrad,
         "fixed": Fixed,
         "gaba": GABA,
         "gls": GLS,
@@ -70,6 +85,8 @@ def mtl_axes_outer_weightings() -> Mapping[str, type[OuterWeighting]]:
         "gradvac": GradVac,
         "imtl_g": IMTLG,
         "imtl_l": IMTLL,
+        "mgda": MGDA,
+        "nash_mtl": NashMTL,
         "pcgrad": PCGrad,
         "relobralo": ReLoBRaLo,
         "rlw": RLW,
@@ -78,5 +95,6 @@ def mtl_axes_outer_weightings() -> Mapping[str, type[OuterWeighting]]:
         "softadapt": SoftAdapt,
         "stch": STCH,
         "uncertainty": Uncertainty,
+        "upgrad": UPGrad,
         "uw_so": UWSO,
     }
