@@ -617,7 +617,8 @@ class MultiTaskCriterion(WideState):
         """
         if skipped:
             self.window.drop(self.probe)
-            self.window.answer()
+            if self.outer.wants_after_step:
+                self.window.answer()
         else:
             self._commit()
 
