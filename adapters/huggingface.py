@@ -134,6 +134,7 @@ class MultiTaskMixin(_Base):
         finally:
             self.criterion.step(skipped=True)
             self.criterion.accumulate = composed
+            self._replay.forget()
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any) -> Tensor:
         """Train on a micro-batch, and keep it where the weighting wants its losses after the optimizer step."""

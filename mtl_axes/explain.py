@@ -80,7 +80,7 @@ def _after_step(window: Window) -> str:
     without = int(window.unanswered())
     lately = f"; it has not come for the last {without} windows" if without > 1 else ""
     return (
-        "after   needs the loss on the same batch after the optimizer step: one more forward, about 0.3 of a plain step; "
+        "after   needs the loss on the same batch after the optimizer step: one more forward, about 0.4 of a plain step; "
         f"from an adapter, or `with torch.no_grad(), criterion.after_step(): criterion(model(x), y)`{lately}"
     )
 

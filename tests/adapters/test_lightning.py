@@ -552,6 +552,7 @@ RUNS = [
         for accumulate in (1, 2)
     ),
     *(f"{strategy} gaba 2 gradients" for strategy in (*STRATEGIES, "fabric")),
+    *(f"ddp famo {accumulate} {sync}" for accumulate in (1, 2) for sync in ("norms", "gradients")),
 ]
 
 
