@@ -13,6 +13,7 @@ from mtl_axes.outer.cov import CoV
 from mtl_axes.outer.dualproj import DualProj
 from mtl_axes.outer.dwa import DWA
 from mtl_axes.outer.fairgrad import FairGrad
+from mtl_axes.outer.famo import FAMO
 from mtl_axes.outer.fixed import Fixed
 from mtl_axes.outer.gaba import GABA
 from mtl_axes.outer.gls import GLS
@@ -64,6 +65,7 @@ __all__ = [
     "UPGrad",
     "Uncertainty",
 ]
+__all__ = ["DWA", "FAMO", "GABA", "Fixed", "GradNorm", "OuterWeighting", "Uncertainty"]
 
 
 @hookimpl
@@ -78,6 +80,7 @@ def mtl_axes_outer_weightings() -> Mapping[str, type[OuterWeighting]]:
         "dualproj": DualProj,
         "dwa": DWA,
         "fairgrad": FairGrad,
+        "famo": FAMO,
         "fixed": Fixed,
         "gaba": GABA,
         "gls": GLS,

@@ -321,6 +321,10 @@ def test_an_overflow_drops_a_window_and_not_the_run(outer: str, probe: str, accu
             scaler.update()
             optimizer.zero_grad()
             criterion.step(skipped=scaler.get_scale() < before)
+            if criterion.outer.wants_after_step:
+                with torch.no_grad(), criterion.after_step():
+                    for again in range(number + 1 - accumulate, number + 1):
+                        criterion.combine(losses_of(model, overflowing(again), "autocast", seed=again))
     assert_went_on(model, criterion, scaler, reports)
     if probe == "exact" and criterion.outer.needs == "norms" and accumulate == 1:
         assert [number for number in range(2, CALLS) if not reports[number].active.all()] == sorted(BAD)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from strategies import PROBES, REPRESENTATIVE, batch_for, crossed, equal, model_for, quick, same, snapshot
-from torch import nn
+from torch import Tensor, nn
 
 from mtl_axes import MultiTaskCriterion, compose
 from mtl_axes.errors import StateError
@@ -58,17 +58,24 @@ class Training:
 
     def advance(self, start: int, stop: int) -> None:
         for call in range(start, stop):
-            inputs, targets = batch_for(KINDS, seed=call)
-            here = {name: None if call % 7 == 4 and name == "health" else target for name, target in targets.items()}
-            (self.criterion(self.model(inputs), here) / self.size).backward()
+            (self.loss(call) / self.size).backward()
             self.weights.append(self.criterion.report.weights.tolist())
             if (call + 1) % self.size == 0:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 if self.criterion.accumulate == "manual":
                     self.criterion.step()
+                if self.criterion.outer.wants_after_step:
+                    with torch.no_grad(), self.criterion.after_step():
+                        for number in range(call + 1 - self.size, call + 1):
+                            self.loss(number)
             if (call + 1) % 10 == 0:
                 self.criterion.end_epoch()
+
+    def loss(self, call: int) -> Tensor:
+        inputs, targets = batch_for(KINDS, seed=call)
+        here = {name: None if call % 7 == 4 and name == "health" else target for name, target in targets.items()}
+        return self.criterion(self.model(inputs), here)
 
     def checkpoint(self) -> dict[str, Any]:
         return {
