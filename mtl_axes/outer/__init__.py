@@ -14,7 +14,11 @@ from mtl_axes.outer.dualproj import DualProj
 from mtl_axes.outer.dwa import DWA
 from mtl_axes.outer.fairgrad import FairGrad
 from mtl_axes.outer.famo import FAMO
+from mtl_axes.outer.clip import Clip
+from mtl_axes.outer.db_mtl import DBMTL
+from mtl_axes.outer.ema import Ema
 from mtl_axes.outer.fixed import Fixed
+from mtl_axes.outer.floor import Floor
 from mtl_axes.outer.gaba import GABA
 from mtl_axes.outer.gls import GLS
 from mtl_axes.outer.gradnorm import GradNorm
@@ -34,7 +38,6 @@ from mtl_axes.outer.uncertainty import Uncertainty
 from mtl_axes.outer.upgrad import UPGrad
 from mtl_axes.outer.uw_so import UWSO
 from mtl_axes.registry import hookimpl
-
 __all__ = [
     "DWA",
     "GABA",
@@ -66,6 +69,20 @@ __all__ = [
     "Uncertainty",
 ]
 __all__ = ["DWA", "FAMO", "GABA", "Fixed", "GradNorm", "OuterWeighting", "Uncertainty"]
+from mtl_axes.outer.inverse_norm import InverseNorm
+from mtl_axes.outer.lr_annealing import LRAnnealing
+from mtl_axes.outer.metabalance import MetaBalance
+from mtl_axes.outer.stages import Stage
+from mtl_axes.outer.warmup import WarmUp
+    "DBMTL",
+    "Clip",
+    "Ema",
+    "Floor",
+    "InverseNorm",
+    "LRAnnealing",
+    "MetaBalance",
+    "Stage",
+    "WarmUp",
 
 
 @hookimpl
@@ -74,20 +91,27 @@ def mtl_axes_outer_weightings() -> Mapping[str, type[OuterWeighting]]:
     return {
         "aligned_mtl": AlignedMTL,
         "cagrad": CAGrad,
+        "clip": Clip,
         "config": ConFIG,
         "cosine_gate": CosineGate,
         "cov": CoV,
+        "db_mtl": DBMTL,
         "dualproj": DualProj,
         "dwa": DWA,
+        "ema": Ema,
         "fairgrad": FairGrad,
         "famo": FAMO,
         "fixed": Fixed,
+        "floor": Floor,
         "gaba": GABA,
         "gls": GLS,
         "gradnorm": GradNorm,
         "gradvac": GradVac,
         "imtl_g": IMTLG,
         "imtl_l": IMTLL,
+        "inverse_norm": InverseNorm,
+        "lr_annealing": LRAnnealing,
+        "metabalance": MetaBalance,
         "mgda": MGDA,
         "nash_mtl": NashMTL,
         "pcgrad": PCGrad,
@@ -100,4 +124,5 @@ def mtl_axes_outer_weightings() -> Mapping[str, type[OuterWeighting]]:
         "uncertainty": Uncertainty,
         "upgrad": UPGrad,
         "uw_so": UWSO,
+        "warmup": WarmUp,
     }

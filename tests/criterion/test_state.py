@@ -315,15 +315,22 @@ WRONG = {
     "before the first call": (lambda: called(calls=0), "saved before its first call"),
     "before the first call, tasks unknown": (lambda: compose(quick("gaba")), "saved before its first call"),
     "fewer tasks": (lambda: called(tasks=("a",)), r"Found \['a'\]"),
+    "a stage of it": (
+        lambda: called("ema"),
+        r"should be of GABA. Found one of Ema\(InverseNorm\)",
+    ),
     "a learnable one": (lambda: called("uncertainty"), "should be of GABA. Found one of Uncertainty"),
 }
 CRIPPLED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "another version": (lambda state: state["_extra_state"].update(version=0), "version 2. Found version 0. Go on with"),
+    "another version": (lambda state: state["_extra_state"].update(version=0), "version 3. Found version 0. Go on with"),
     "no version": (lambda state: state["_extra_state"].pop("version"), "should be what criterion.state_dict\\(\\) returned"),
     "no extra state": (lambda state: state.pop("_extra_state"), "should be what criterion.state_dict\\(\\) returned"),
     "extra state of another kind": (lambda state: state.update(_extra_state=torch.ones(2)), "what criterion.state_dict"),
     "no kinds": (lambda state: state["_extra_state"].pop("kinds"), "Found one that does not fit: 'kinds'"),
-    "an average is missing": (lambda state: state.pop("outer.ema"), "does not fit.*Missing key.*outer.ema"),
+    "an average is missing": (
+        lambda state: state.pop("outer.base.base.current"),
+        "does not fit.*Missing key.*outer.base.base",
+    ),
     "the schedule is missing": (lambda state: state.pop("window._extra_state"), "does not fit.*Missing key.*window._extra"),
     "the schedule is cut": (lambda state: state["window._extra_state"].pop("calls"), "does not fit: 'calls'"),
     "the sums are missing": (lambda state: state.pop("window.loss_sum"), "saved before its first call"),
