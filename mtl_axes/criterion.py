@@ -28,7 +28,7 @@ __all__ = ["MultiTaskCriterion"]
 
 Normalise = Literal["sum1", "sumK"] | None
 
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 _PATIENCE = 1_000
 # Times a plain step, above which a cheaper probe is worth a warning.
 _DEAR = 4.0
@@ -385,7 +385,8 @@ class MultiTaskCriterion(WideState):
             return weights
         total = weights.sum()
         scale = 1.0 if self.normalise == "sum1" else float(weights.shape[0])
-        return torch.where(total != 0, weights * (scale / total), weights)
+        # A sum that is negative, as weights of either sign may have, would turn every gradient around.
+        return torch.where(total > 0, weights * (scale / total), weights)
 
     @staticmethod
     def _sum(found: TaskLosses, weights: Tensor) -> Tensor:
@@ -527,7 +528,7 @@ class MultiTaskCriterion(WideState):
             "version": _STATE_VERSION,
             "tasks": list(self.tasks),
             "kinds": self.task_set.known_kinds(),
-            "outer": type(self.outer).__name__,
+            "outer": _lineage(self.outer),
             "probe": type(self.probe).__name__,
         }
 
@@ -600,8 +601,8 @@ class MultiTaskCriterion(WideState):
                 f"The state should be of version {_STATE_VERSION}. Found version {saved['version']!r}. Go on with the "
                 "mtl_axes that saved it, or begin anew: weights adapt again within a few hundred steps."
             )
-        if saved["outer"] != type(self.outer).__name__:
-            raise StateError(f"The state should be of {type(self.outer).__name__}. Found one of {saved['outer']}.")
+        if saved["outer"] != _lineage(self.outer):
+            raise StateError(f"The state should be of {_lineage(self.outer)}. Found one of {saved['outer']}.")
         if self.tasks and saved["tasks"] and list(self.tasks) != saved["tasks"]:
             raise StateError(f"The state should be of the tasks {list(self.tasks)}. Found {saved['tasks']}.")
         if self.window.allocated and not called:
@@ -788,6 +789,12 @@ def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
 def _active(losses: Tensor, labelled: Tensor | None) -> Tensor:
     finite = is_finite(losses)
     return finite if labelled is None else labelled & finite
+
+
+def _lineage(outer: OuterWeighting) -> str:
+    """Return the class of a weighting, with that of the one it is a stage of: ``Ema(InverseNorm)``."""
+    base, name = outer.options().get("base"), type(outer).__name__
+    return f"{name}({_lineage(base)})" if isinstance(base, OuterWeighting) else name
 
 
 def _named(axis: Axis, strategy: OuterWeighting | InnerShape | TargetWeight) -> dict[str, Any]:

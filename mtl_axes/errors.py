@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["DataError", "GraphError", "MtlAxesError", "OptionError", "PluginError", "StateError", "UnknownNameError"]
+__all__ = [
+    "ContractError",
+    "DataError",
+    "GraphError",
+    "MtlAxesError",
+    "OptionError",
+    "PluginError",
+    "StateError",
+    "UnknownNameError",
+]
 
 
 class MtlAxesError(Exception):
@@ -34,3 +43,7 @@ class StateError(MtlAxesError, ValueError):
 
 class PluginError(MtlAxesError, RuntimeError):
     """A plugin broke the contract of the registry."""
+
+
+class ContractError(MtlAxesError, AssertionError):
+    """A strategy does not do what it claims; raised by :mod:`mtl_axes.testing`."""

@@ -36,7 +36,9 @@ __all__ = [
     "Registry",
     "available",
     "create",
+    "failures",
     "hookimpl",
+    "lookup",
     "name_of",
     "register_inner",
     "register_outer",
@@ -238,6 +240,20 @@ def available(axis: Axis) -> tuple[str, ...]:
 def name_of(axis: Axis, cls: type) -> str | None:
     """Return the registered name of a strategy's class, or None."""
     return _registry.name_of(axis, cls)
+
+
+def lookup(axis: Axis, name: str) -> type:
+    """Return the class of a registered name.
+
+    Raises:
+        UnknownNameError: no strategy has this name; the message lists near matches and plugins that failed to load.
+    """
+    return _registry.get(axis, name)
+
+
+def failures() -> Mapping[str, str]:
+    """Return the plugins that could not be used, and why."""
+    return _registry.failures
 
 
 @overload

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "solvers": BASE | {"signals"},
     "logs": {"_state"},
     "uncompiled": set(),
+    "describe": {"errors", "registry"},
     "inner": STRATEGY,
     "outer": STRATEGY | {"solvers"},
     "probes": STRATEGY | {"distributed"},
@@ -39,6 +40,8 @@ ALLOWED["criterion"] = ALLOWED["explain"] | {"explain", "logs", "uncompiled"}
 ALLOWED["composition"] = ALLOWED["criterion"] | {"criterion"}
 ALLOWED["testing"] = ALLOWED["composition"] | {"composition"}
 ALLOWED["__init__"] = ALLOWED["testing"]
+ALLOWED["cli"] = {"__about__", "describe", "errors", "registry"}
+ALLOWED["__main__"] = {"cli"}
 
 OTHERS = {"torch", "pluggy"}
 STANDARD = set(sys.stdlib_module_names)
@@ -122,6 +125,7 @@ def test_adapters_import_the_library_and_their_own_trainer() -> None:
         "huggingface": {"transformers", "accelerate"},  # the Trainer is built on it
         "lightning": {"lightning", "pytorch_lightning"},
         "accelerate": {"accelerate"},
+        "torchjd": {"torchjd"},
     }
     files = modules(ADAPTERS, "adapters")
     assert "adapters.loop" in files
@@ -139,7 +143,7 @@ def test_importing_the_library_imports_no_trainer() -> None:
     """After ``import mtl_axes`` no adapter and none of the libraries that adapters serve is loaded."""
     script = (
         "import sys, mtl_axes; "
-        "print(sorted({'transformers', 'lightning', 'accelerate', 'mtl_axes.adapters'} & set(sys.modules)))"
+        "print(sorted({'transformers', 'lightning', 'accelerate', 'torchjd', 'mtl_axes.adapters'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from killing import save
-from strategies import OUTERS, PROBES, batch_for, model_for, quick
+from strategies import PROBES, REPRESENTATIVE, batch_for, model_for, quick
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
@@ -84,7 +84,7 @@ class Run:
 def runs() -> dict[str, Run]:
     found = {}
     for accumulate in (1, 2):
-        for outer in OUTERS:
+        for outer in REPRESENTATIVE:
             found[f"{outer}, accumulate={accumulate}"] = Run(outer, accumulate)
         for probe, options in PROBES.items():
             if probe == "exact":

@@ -1,0 +1,216 @@
+"""The text of the reference: a page for each strategy, and one with tables of all."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from curves import Picture
+
+from mtl_axes import create
+from mtl_axes.describe import REQUIRED, Description
+
+AXES = {"outer": "Outer weightings", "inner": "Inner shapes", "weight": "Target weights"}
+
+
+def page(about: Description, picture: Picture) -> str:
+    """Return the page of a strategy."""
+    parts = [f"# `{about.name}`", about.summary]
+    if about.formula and about.formula != about.summary:
+        parts.append(f"```\n{about.formula}\n```")
+    if about.prose:
+        parts.append(markdown(about.prose))
+    parts.append(f"![{about.name}](../images/{about.axis}_{about.name}.png)\n\n*{picture.caption}*")
+    if about.options:
+        rows = [[f"`{name}`", default(value), about.arguments.get(name, "")] for name, value in about.options.items()]
+        parts.append("## Options\n\n" + table(["option", "default", ""], rows))
+    given = {name: text for name, text in about.arguments.items() if name not in about.options}
+    if given:
+        parts.append("## Inputs\n\n" + table(["input", ""], [[f"`{name}`", text] for name, text in given.items()]))
+    if about.returns:
+        parts.append(f"Returns {markdown(about.returns)}")
+    parts.append("## Properties\n\n" + table(["", ""], [list(row) for row in properties(about)]))
+    if about.raises:
+        parts.append(
+            "## Errors\n\n" + table(["error", "when"], [[f"`{name}`", text] for name, text in about.raises.items()])
+        )
+    if about.example:
+        parts.append(f"## Example\n\n```pycon\n{about.example}\n```")
+    if about.references:
+        parts.append("## References\n\n" + markdown(about.references))
+    parts.append(f"Also printed by `mtl-axes show {about.name}`. [All strategies](../README.md)")
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown(text: str) -> str:
+    """Return prose of a docstring as Markdown."""
+    text = re.sub(r":(?:class|meth|func|mod|data|attr):`~?(?:[\w.]+\.)?([\w]+)`", r"`\1`", text)
+    return text.replace("``", "`").replace("|", "\\|") if "|" in text else text.replace("``", "`")
+
+
+def cell(text: str) -> str:
+    """Return text for a cell of a table."""
+    return re.sub(r"(?<!\\)\|", r"\\|", markdown(" ".join(text.split())))
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(cell(text) for text in row) + " |" for row in rows)])
+
+
+def default(value: object) -> str:
+    """Return the default of an option."""
+    return "required" if value is REQUIRED else f"`{value!r}`"
+
+
+def properties(about: Description) -> Iterator[tuple[str, str]]:
+    """Return what a strategy promises, in words; ``mtl_axes.testing`` holds it to that."""
+    claims = about.claims
+    if about.axis == "weight":
+        yield "kinds of task", ", ".join(sorted(claims["kinds"]))
+        return
+    if about.axis == "inner":
+        bound = claims["lower_bound"]
+        yield "kinds of task", ", ".join(sorted(claims["kinds"]))
+        yield "couples", coupling(claims)
+        yield "smallest loss", "none: it can be negative without bound" if bound is None else f"{bound:g}"
+        if claims["trailing"]:
+            yield "prediction", "several numbers in an extra last dimension"
+        for what in ("target", "prediction"):
+            low, high = claims[f"{what}_range"]
+            if low > -math.inf or high < math.inf:
+                yield f"range of the {what}", f"[{low:g}, {high:g}]"
+        return
+    yield "reads", NEEDS[claims["needs"]]
+    yield (
+        "cost",
+        COST[claims["needs"]]
+        + (" Its small problem is solved on the CPU: a measured step waits for the device." if claims["on_host"] else ""),
+    )
+    yield "state", state_of(about)
+    yield "sum of the weights", total(claims) + (" while all tasks are active" if claims["total"] else "")
+    yield "sign", SIGNS[claims["sign"]]
+    yield "absent task", absent(claims)
+    if claims["scaling"]:
+        yield "all losses times c", "weights stay" if claims["scaling"] == "invariant" else "weights divided by c"
+    if claims["balances"]:
+        yield "one loss times c", "its weight is divided by c, up to a common factor"
+    yield "order of the tasks", "carries no meaning" if claims["symmetric"] else "matters, or the weights are random"
+    if claims["nonnegative"]:
+        yield "refuses", "shapes that can be negative: it takes ratios or logarithms of losses"
+    if getattr(about.cls, "wants_after_step", False) is True:
+        yield "also needs", "the loss after the optimizer step, see [the guide](../../guide.md)"
+
+
+NEEDS = {"losses": "the losses", "norms": "the gradient norms", "gramian": "the Gramian of the gradients"}
+COST = {
+    "losses": "Nothing beside the losses.",
+    "norms": "A backward per task through what is shared in measured steps, less with other probes: [Cost](../../cost.md).",
+    "gramian": "A backward per task through what is shared in measured steps: [Cost](../../cost.md).",
+}
+SIGNS = {"positive": "positive", "nonnegative": "0 or positive", "any": "any"}
+
+
+def total(claims: Any) -> str:
+    """Return the sum of the weights in a word."""
+    return {"1": "1", "K": "K"}.get(claims["total"], "free")
+
+
+def absent(claims: Any) -> str:
+    """Return what becomes of an absent task."""
+    return "weight 0, the others as if it were not there" if claims["memoryless"] else "keeps its weight and state"
+
+
+def coupling(claims: Any) -> str:
+    """Return what a shape couples."""
+    if claims["coupling"] == "batch":
+        return "the samples of a batch"
+    return "the entries of a sample" if claims["pooled"] else "nothing"
+
+
+def state_of(about: Description) -> str:
+    """Return the buffers and parameters that a weighting keeps, with their shapes."""
+    weighting = create("outer", about.name, **getattr(about.cls, "example", {}))
+    weighting.bind_unnamed(7, torch.float64)
+    named = [*weighting.named_buffers(), *weighting.named_parameters()]
+    kept = [(name, value) for name, value in named if name.split(".")[-1] != "current"]
+    shapes = [f"{name} ({', '.join('K' if size == 7 else str(size) for size in value.shape)})" for name, value in kept]
+    if any(name.endswith("_extra_state") for name in weighting.state_dict()):
+        shapes.append("random generator")
+    return ", ".join(shapes).replace("()", "(scalar)") or "none"
+
+
+def paper(about: Description) -> str:
+    """Return the first reference, as far as its year."""
+    found = re.match(r"(.+?\b(?:19|20)\d\d\b)", " ".join(about.references.split()))
+    return found[1].rstrip(":") if found else ""
+
+
+INTRODUCTION = """\
+# Reference
+
+Every strategy that the library brings, from the registry itself. This page and those behind it are written by `python
+docs/builder`, and a test compares them with what it would write. In a shell, `mtl-axes list` and `mtl-axes show NAME`
+print the same for whatever is installed, plugins included.
+
+Which one? Begin with `fixed` and tuned constants: they are the baseline to beat. Where losses differ by orders of
+magnitude and their sizes are all that is wrong, a weighting that reads losses costs nothing (`uncertainty`,
+`scale_invariant`, `gls`). Where the gradients on the shared parameters should be alike, take one that reads norms
+(`inverse_norm`, `gaba`, `gradnorm`). Where tasks pull against each other, take one that reads the Gramian (`upgrad`,
+`nash_mtl`, `cagrad`), and look at `criterion.report.cosines` first: without negative cosines there is no conflict to
+resolve. Any of them can be smoothed, floored, clipped, and warmed up by the stages `ema`, `floor`, `clip`, `warmup`.
+
+Not in it, because they are no weight per task from losses, a Gramian and a small state: GradDrop, TrimmedMean,
+AdaTask and ExcessMTL (element by element), MoCo and DB-MTL with beta > 0 (an average of all K gradients), MoDo and
+SDMGrad (gradients of two or three batches), Auto-lambda, MOML and FORUM (validation data), BayesAgg-MTL (a posterior
+over gradients).
+"""
+
+PROBLEM = """\
+## The two-task problem
+
+The pictures of the weightings show their weights on one and the same path, whatever they are: two quadratic losses of
+two parameters, the first a hundred times larger. The path descends to where both gradients are opposed, a hundred
+times apart. Losses and gradients carry noise of 5 %; an epoch is 30 steps. Learned weights are learned by Adam with a
+rate of 0.05.
+"""
+
+
+def index(descriptions: dict[str, list[Description]]) -> str:
+    """Return the page with the tables."""
+    parts = [INTRODUCTION.rstrip()]
+    rows: list[list[str]]
+    for axis, all_of_axis in descriptions.items():
+        head, row = HEADS[axis]
+        rows = [
+            [f"[`{about.name}`]({axis}/{about.name}.md)", about.summary.rstrip("."), *row(about)] for about in all_of_axis
+        ]
+        parts.append(f"## {AXES[axis]}\n\n" + table(["", "", *head], rows))
+    return "\n\n".join([*parts, PROBLEM])
+
+
+def _outer_row(about: Description) -> list[str]:
+    claims = about.claims
+    after = "0" if claims["memoryless"] else "kept"
+    return [claims["needs"], state_of(about), total(claims), SIGNS[claims["sign"]], after, paper(about)]
+
+
+def _inner_row(about: Description) -> list[str]:
+    claims = about.claims
+    bound = "none" if claims["lower_bound"] is None else f"{claims['lower_bound']:g}"
+    return [", ".join(sorted(claims["kinds"])), coupling(claims), bound, paper(about)]
+
+
+def _weight_row(about: Description) -> list[str]:
+    return [", ".join(sorted(about.claims["kinds"])), paper(about)]
+
+
+HEADS: dict[str, tuple[list[str], Callable[[Description], list[str]]]] = {
+    "outer": (["reads", "state", "sum", "sign", "weight of an absent task", "paper"], _outer_row),
+    "inner": (["kinds", "couples", "smallest loss", "paper"], _inner_row),
+    "weight": (["kinds", "paper"], _weight_row),
+}
