@@ -115,9 +115,8 @@ class FAMO(OuterWeighting):
         return self._shares(signals.losses, active)
 
     def after_step(self, losses: Tensor, active: Tensor, /) -> None:
-        above = active & (losses > self.bounds)
         before, waits = self.latest
-        both = above & (waits > 0)
+        both = active & (losses > self.bounds) & (waits > 0)
         moves = both & (both.sum() > 1)
         change = torch.where(moves, self._log(before) - self._log(losses), 0.0)
         z = torch.where(moves, self.logits.softmax(0), 0.0)
@@ -125,7 +124,7 @@ class FAMO(OuterWeighting):
         gradient = z * (change - (z * change).sum() / mass)
         adam_step(self.logits, self.moment1, self.moment2, self.updates, gradient, moves, lr=self.lr, decay=self.gamma)
         waits.zero_()
-        self.current.copy_(self._shares(losses, above))
+        self.current.copy_(self._shares(losses, both))
 
     def _log(self, losses: Tensor) -> Tensor:
         return (losses - self.bounds + _EPS).log()
