@@ -55,6 +55,9 @@ def by_hand(outer: str, epochs: int, *, accumulate: int = 1, clip: float | None 
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             criterion.step()
+            with torch.no_grad(), criterion.after_step():
+                for inputs, targets in window:
+                    criterion(model(inputs), targets)
             if scheduler is not None:
                 scheduler.step()
         criterion.end_epoch()

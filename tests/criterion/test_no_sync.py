@@ -72,7 +72,7 @@ def on(device: str, kinds: dict[str, str], seed: int) -> tuple[Tensor, dict[str,
 
 
 def calls(model: Heads, criterion: MultiTaskCriterion, kinds: dict[str, str], device: str, *, rounds: int = 2) -> None:
-    """Calls of every sort: plain, masked, weighted, absent task, extra, combined, held, evaluated."""
+    """Calls of every sort: plain, masked, weighted, absent task, extra, combined, held, evaluated, after a step."""
     first = next(iter(kinds))
     for seed in range(rounds):
         inputs, targets = on(device, kinds, seed)
@@ -95,6 +95,8 @@ def calls(model: Heads, criterion: MultiTaskCriterion, kinds: dict[str, str], de
             criterion(model(inputs), targets)
         criterion.train()
         criterion.step(skipped=seed == 1)
+        with torch.no_grad(), criterion.after_step():
+            criterion(model(inputs), targets)
         criterion.end_epoch()
         assert criterion.report is not None and criterion.report.losses.shape == (len(kinds),)
         assert criterion.outer.weights().shape == (len(kinds),)

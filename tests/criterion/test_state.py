@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from strategies import PROBES, REPRESENTATIVE, batch_for, crossed, equal, model_for, quick, same, snapshot
-from torch import nn
+from torch import Tensor, nn
 
 from mtl_axes import MultiTaskCriterion, compose
 from mtl_axes.errors import StateError
@@ -58,17 +58,24 @@ class Training:
 
     def advance(self, start: int, stop: int) -> None:
         for call in range(start, stop):
-            inputs, targets = batch_for(KINDS, seed=call)
-            here = {name: None if call % 7 == 4 and name == "health" else target for name, target in targets.items()}
-            (self.criterion(self.model(inputs), here) / self.size).backward()
+            (self.loss(call) / self.size).backward()
             self.weights.append(self.criterion.report.weights.tolist())
             if (call + 1) % self.size == 0:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 if self.criterion.accumulate == "manual":
                     self.criterion.step()
+                if self.criterion.outer.wants_after_step:
+                    with torch.no_grad(), self.criterion.after_step():
+                        for number in range(call + 1 - self.size, call + 1):
+                            self.loss(number)
             if (call + 1) % 10 == 0:
                 self.criterion.end_epoch()
+
+    def loss(self, call: int) -> Tensor:
+        inputs, targets = batch_for(KINDS, seed=call)
+        here = {name: None if call % 7 == 4 and name == "health" else target for name, target in targets.items()}
+        return self.criterion(self.model(inputs), here)
 
     def checkpoint(self) -> dict[str, Any]:
         return {
@@ -308,15 +315,22 @@ WRONG = {
     "before the first call": (lambda: called(calls=0), "saved before its first call"),
     "before the first call, tasks unknown": (lambda: compose(quick("gaba")), "saved before its first call"),
     "fewer tasks": (lambda: called(tasks=("a",)), r"Found \['a'\]"),
+    "a stage of it": (
+        lambda: called("ema"),
+        r"should be of GABA. Found one of Ema\(InverseNorm\)",
+    ),
     "a learnable one": (lambda: called("uncertainty"), "should be of GABA. Found one of Uncertainty"),
 }
 CRIPPLED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "another version": (lambda state: state["_extra_state"].update(version=0), "version 2. Found version 0. Go on with"),
+    "another version": (lambda state: state["_extra_state"].update(version=0), "version 3. Found version 0. Go on with"),
     "no version": (lambda state: state["_extra_state"].pop("version"), "should be what criterion.state_dict\\(\\) returned"),
     "no extra state": (lambda state: state.pop("_extra_state"), "should be what criterion.state_dict\\(\\) returned"),
     "extra state of another kind": (lambda state: state.update(_extra_state=torch.ones(2)), "what criterion.state_dict"),
     "no kinds": (lambda state: state["_extra_state"].pop("kinds"), "Found one that does not fit: 'kinds'"),
-    "an average is missing": (lambda state: state.pop("outer.ema"), "does not fit.*Missing key.*outer.ema"),
+    "an average is missing": (
+        lambda state: state.pop("outer.base.base.current"),
+        "does not fit.*Missing key.*outer.base.base",
+    ),
     "the schedule is missing": (lambda state: state.pop("window._extra_state"), "does not fit.*Missing key.*window._extra"),
     "the schedule is cut": (lambda state: state["window._extra_state"].pop("calls"), "does not fit: 'calls'"),
     "the sums are missing": (lambda state: state.pop("window.loss_sum"), "saved before its first call"),
