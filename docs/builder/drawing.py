@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from curves import Picture
+from matplotlib.ticker import LogFormatter
 
 INK, PALE, COLOURS = "#3a3a3a", "#d8d8d8", ("#2f6690", "#b5654a", "#4f7f5b", "#8c6bb1")
 
@@ -33,6 +34,11 @@ def draw(picture: Picture, target: Path, mark: str) -> None:
             ax.plot(panel.x, values, style, color=COLOURS[order % len(COLOURS)], linewidth=1.6, label=label)
         if panel.log:
             ax.set_yscale("log")
+            # Numbers, and not powers in mathematical type.
+            ax.yaxis.set_major_formatter(LogFormatter())
+            ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.5)))
+        if panel.share:
+            ax.set_ylim(-0.03, 1.03)
         ax.set_title(panel.title, fontsize=9, color=INK)
         ax.set_xlabel(panel.xlabel, fontsize=9)
         ax.tick_params(labelsize=8)
