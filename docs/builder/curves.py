@@ -156,7 +156,7 @@ def coupled_curves(shape: InnerShape, kind: Any) -> Picture:
         prediction.requires_grad_()
         loss = shape(prediction, target)
         (gradient,) = torch.autograd.grad(loss.sum(), prediction)
-        losses.append(float(loss[0]))
+        losses.append(float(loss.detach()[0]))
         slopes.append(float(gradient.view(-1)[0]))
     what = "the sample whose entries it pools" if shape.pooled else "the first sample of a batch of 8"
     moving = "first number of the prediction"
