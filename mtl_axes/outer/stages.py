@@ -51,7 +51,7 @@ class Stage(OuterWeighting):
         self.base = copy.deepcopy(given)
         self._given = (copy.deepcopy(given),)
         # Read in every window, and as fixed as the options that it may depend on.
-        self._base_memoryless = given.memoryless
+        self._base_memoryless, self._base_total = given.memoryless, given.total
 
     def options(self) -> dict[str, Any]:
         options = super().options()
@@ -76,7 +76,7 @@ class Stage(OuterWeighting):
 
     @property
     def total(self) -> Literal["1", "K"] | None:  # type: ignore[override]
-        return self.base.total
+        return self._base_total
 
     @property
     def sign(self) -> Literal["positive", "nonnegative", "any"]:  # type: ignore[override]
