@@ -76,7 +76,7 @@ def of_error(name: str, error: Tensor, **options: Any) -> Tensor:
 
 def test_every_shape_of_these_families_is_tried() -> None:
     """The options above cover what the modules of these families register."""
-    mine = {"robust", "redescending", "asymmetric", "deviance", "distributional", "balanced"}
+    mine = {"robust", "redescending", "asymmetric", "deviance", "gaussian", "balanced", "barron", "msle", "ensemble"}
     named = {name for name in available("inner") if type(create_any(name)).__module__.rpartition(".")[2] in mine}
     assert named == set(SHAPES)
 
@@ -396,6 +396,19 @@ def test_half_precision_stays_half_precision(name: str, dtype: torch.dtype) -> N
     exact = shape(prediction.double(), target.double())
     precision = torch.finfo(dtype).eps
     torch.testing.assert_close(losses.double(), exact, rtol=64 * precision, atol=64 * precision)
+
+
+@pytest.mark.parametrize("name", ["bmc", "crps_ensemble", "pseudo_huber"])
+def test_a_compiled_shape_is_one_graph(name: str) -> None:
+    """torch.compile takes a shape as a whole, and changes neither losses nor gradients: on some of many operations."""
+    torch._dynamo.reset()
+    shape = shape_of(name)
+    prediction, target = draw(shape)
+    leaves = [prediction.clone().requires_grad_() for _ in range(2)]
+    compiled = torch.compile(shape, fullgraph=True, backend="eager")
+    losses = [compiled(leaves[0], target), shape(leaves[1], target)]
+    close(*losses)
+    close(*(torch.autograd.grad(loss.sum(), leaf)[0] for loss, leaf in zip(losses, leaves, strict=True)))
 
 
 # ---- ensembles

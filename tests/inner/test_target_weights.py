@@ -108,6 +108,15 @@ def test_casting_a_weight_changes_nothing(name: str) -> None:
     assert not weight.state_dict()
 
 
+@pytest.mark.parametrize("name", ["lds", "step"])
+def test_a_compiled_weight_is_one_graph(name: str) -> None:
+    """torch.compile takes a weight as a whole."""
+    torch._dynamo.reset()
+    weight = weight_of(name)
+    target = labels_for(weight)
+    close(torch.compile(weight, fullgraph=True, backend="eager")(target), weight(target))
+
+
 # ---- curves
 
 
