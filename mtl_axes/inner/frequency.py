@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from mtl_axes.errors import DataError, OptionError
+from mtl_axes.inner._values import check_values_option, constants
 from mtl_axes.inner.base import TargetWeight
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.signals import Kind
@@ -21,10 +22,7 @@ Binned = TypeVar("Binned", bound="InverseFrequency")
 
 def check_counts(counts: Sequence[float], *, positive: bool = False) -> tuple[float, ...]:
     """Return the option ``counts`` as a tuple of numbers, one of them positive, else raise :class:`OptionError`."""
-    if isinstance(counts, str) or not isinstance(counts, Iterable):
-        raise OptionError(f"Option `counts` should be a sequence of counts, one per bin or class. Found counts={counts!r}.")
-    values = counts.tolist() if isinstance(counts, Tensor) else list(counts)
-    found = tuple(check_number("counts", value, low=0.0, low_open=positive) for value in values)
+    found = check_values_option("counts", counts, least=1, low_open=positive)
     if not any(found):
         raise OptionError(f"Option `counts` should hold a positive count. Found counts={counts!r}.")
     return found
@@ -67,9 +65,8 @@ def inverse(counts: Sequence[float], sizes: Sequence[float]) -> tuple[float, ...
 
 def look_up(table: Sequence[float], index: Tensor, target: Tensor) -> Tensor:
     """Return the entries of a table of host numbers at ``index``, in the dtype of a float target."""
-    dtype = target.dtype if target.is_floating_point() else torch.get_default_dtype()
-    # From pageable memory, which is read before the copy returns: non_blocking spares only the wait for the device.
-    return torch.tensor(table, dtype=dtype).to(target.device, non_blocking=True)[index]
+    like = target if target.is_floating_point() else target.new_empty(0, dtype=torch.get_default_dtype())
+    return constants(table, like)[index]
 
 
 class InverseFrequency(TargetWeight):

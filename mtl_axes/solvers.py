@@ -1,0 +1,283 @@
+r"""Small problems in the K x K Gramian of the tasks' gradients, solved in float64 on the CPU, for K up to 64 or so.
+
+All three first write G = D C D, with the norms D on the diagonal and the cosines C between them: gradients of 1e-12 and of
+1e12 are then equally important, and "relative" below means relative to \|C\| \|D z\|, the size of what is added up. A row of
+zero norm is no part of a problem and gets 0. A Gramian that is not positive semi-definite to within 1e-10 (float32 leaves
+eigenvalues of -1e-7) is first moved there, by the smallest power of ten on the diagonal of C that does it.
+
+Every loop ends: pivoting is left as soon as it fails to improve, descent ends when it no longer descends, and Newton's
+method is cut off. Accuracy is measured by ``tests/solvers``, time by ``python -m benchmarks.solvers``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["min_norm", "nash", "nnls"]
+
+_RIDGE = 1e-10
+_SIGN = 1e-11
+_PATIENCE = 3
+_STEPS = 1_000
+_SHRINK, _GROW = 0.95, 30.0
+
+
+def _scaled(gramian: Tensor) -> tuple[Tensor, Tensor]:
+    """Return C, positive semi-definite to within the ridge, and the diagonal of D."""
+    norms = gramian.diagonal().sqrt()
+    inverse = norms.reciprocal()
+    cosines = (gramian * inverse * inverse.unsqueeze(-1)).clamp_(-1.0, 1.0)
+    ridged, shift = _shifted(cosines, 0.5 * _RIDGE), 0.0
+    while int(torch.linalg.cholesky_ex(ridged).info):
+        shift = max(10 * shift, _RIDGE)
+        ridged = _shifted(cosines, shift)
+    return (_shifted(cosines, shift) if shift else cosines), norms
+
+
+def _shifted(matrix: Tensor, shift: float) -> Tensor:
+    return matrix + shift * torch.eye(matrix.shape[0], dtype=matrix.dtype)
+
+
+def _without_zeros(gramian: Tensor) -> Tensor | None:
+    """Return the positions of the rows that are not zero, or None when that is all of them."""
+    alive = gramian.diagonal() > 0
+    return None if bool(alive.all()) else alive.nonzero().squeeze(-1)
+
+
+def nnls(gramian: Tensor, target: Tensor) -> Tensor:
+    r"""Return the z >= 0 that minimises 1/2 z'Gz - target'z: non-negative least squares, by its normal equations.
+
+    Of several minimisers it is the one with the least \|D z\|, so that equal tasks get equal shares. The relative residual
+    of the optimality conditions is at most 1e-10, and 1e-14 unless gradients are parallel to 1e-5 or better. The minimum
+    exists when the target lies in the range of G; beyond it, z ends at about 1e10 \|target\|.
+
+    Block principal pivoting (J. J. Judice, F. M. Pires, 1994; J. Kim, H. Park, 2011) on C + 1e-10 I, which makes the
+    solution unique: all K right-hand sides that UPGrad has are solved at once. One whose exchanges stop improving goes on
+    by the active set method of C. L. Lawson and R. J. Hanson ("Solving Least Squares Problems", 1974, ch. 23), whose
+    objective only falls. The ridge is then taken back on the tasks found positive, by a truncated eigendecomposition.
+
+    Args:
+        gramian: (k, k) symmetric, positive semi-definite.
+        target: (k,), or (m, k) for m problems with one matrix.
+
+    Returns:
+        As ``target``.
+    """
+    alive = _without_zeros(gramian)
+    if alive is not None:
+        part = nnls(gramian[alive][:, alive], target[..., alive])
+        return torch.zeros_like(target).index_copy_(-1, alive, part)
+    if not target.numel():
+        return target.clone()
+    cosines, norms = _scaled(gramian)
+    goal = target.reshape(-1, len(norms)) / norms
+    # The largest positive entry sets the size of the solution, however negative others are.
+    top = goal.amax(-1, keepdim=True)
+    size = torch.where(top > 0, top, 1.0 - goal.amin(-1, keepdim=True))
+    return (_nonnegative(cosines, goal / size) * size / norms).reshape(target.shape)
+
+
+def _nonnegative(matrix: Tensor, goal: Tensor) -> Tensor:
+    """Solve m problems (m, k) with one matrix of about unit diagonal and goals of about unit size."""
+    ridged, eye = _shifted(matrix, _RIDGE), torch.eye(matrix.shape[0], dtype=matrix.dtype)
+    solution, positive, stuck = _pivot(ridged, goal, eye)
+    for row in stuck:
+        solution[row] = _descend(ridged, goal[row], solution[row], eye)
+        positive[row] = solution[row] > 0
+    exact = _without_ridge(matrix, goal, positive)
+    error = _violation(matrix, goal, exact)
+    if float(error.max()) <= 1e-13:
+        return exact
+    return torch.where(error <= _violation(matrix, goal, solution), exact, solution)
+
+
+def _pivot(ridged: Tensor, goal: Tensor, eye: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    """Exchange all tasks on the wrong side at once; return z, z > 0, and the problems in which that stopped helping."""
+    positive = goal > 0
+    fewest, patience = [len(eye) + 1] * len(goal), [_PATIENCE] * len(goal)
+    while True:
+        solution = _on(positive, ridged, goal, eye)
+        slack = goal - solution @ ridged
+        # Backward stable solves leave a slack of 1e-16 / sqrt(ridge) at most.
+        wrong = torch.where(positive, solution < 0, slack > _SIGN * solution.abs().amax(-1, keepdim=True).clamp_min(1.0))
+        counts: list[int] = wrong.sum(-1).tolist()
+        for row, count in enumerate(counts):
+            patience[row] = _PATIENCE if count < fewest[row] else patience[row] - 1
+            fewest[row] = min(count, fewest[row])
+        going = [count > 0 and left >= 0 for count, left in zip(counts, patience, strict=True)]
+        if not any(going):
+            return solution.clamp_(min=0.0), positive, [row for row, count in enumerate(counts) if count > 0]
+        positive = positive ^ (wrong & torch.tensor(going)[:, None])
+
+
+def _on(positive: Tensor, ridged: Tensor, goal: Tensor, eye: Tensor) -> Tensor:
+    """Solve for the positive tasks alone; 0 for the others."""
+    block = torch.where(positive.unsqueeze(-1) & positive.unsqueeze(-2), ridged, eye)
+    factor = torch.linalg.cholesky_ex(block).L
+    return torch.cholesky_solve((goal * positive).unsqueeze(-1), factor).squeeze(-1)
+
+
+def _descend(ridged: Tensor, goal: Tensor, start: Tensor, eye: Tensor) -> Tensor:
+    """Lawson and Hanson's method for one problem (k,), from any start >= 0; the objective falls in every round."""
+    solution, best = start, math.inf
+    positive = start > 0
+    while True:
+        inner = _on(positive, ridged, goal, eye)
+        while bool((inner < 0).any()):
+            reach = torch.where(inner < 0, solution / (solution - inner), 2.0)
+            step = reach.min()
+            positive = positive & (reach > step) & ((solution > 0) | (inner > 0))
+            solution = torch.where(positive, solution + step * (inner - solution), 0.0)
+            inner = _on(positive, ridged, goal, eye)
+        slack = goal - inner @ ridged
+        value = -0.5 * float(inner @ (goal + slack))
+        if value >= best:
+            return solution
+        solution, best = inner, value
+        slack = torch.where(positive, 0.0, slack)
+        entering = int(slack.argmax())
+        if float(slack[entering]) <= _SIGN * max(1.0, float(solution.max())):
+            return solution
+        positive = positive | (eye[entering] > 0)
+
+
+def _without_ridge(matrix: Tensor, goal: Tensor, positive: Tensor) -> Tensor:
+    """Solve for the positive tasks by eigenvectors, leaving out those whose eigenvalue and right-hand side both vanish."""
+    block = matrix * (positive.unsqueeze(-1) & positive.unsqueeze(-2))
+    values, vectors = torch.linalg.eigh(block)
+    along = ((goal * positive).unsqueeze(-2) @ vectors).squeeze(-2)
+    kept = (values > 1e-9) | (along.abs() > 1e-13)
+    along = along * kept / values.clamp_min(1e-13)
+    return ((vectors @ along.unsqueeze(-1)).squeeze(-1) * positive).clamp_(min=0.0)
+
+
+def _violation(matrix: Tensor, goal: Tensor, solution: Tensor) -> Tensor:
+    """(m, 1) violation of the optimality conditions, relative to the size of the terms."""
+    slack = goal - solution @ matrix
+    residual = torch.where(solution > 0, slack.abs(), slack).amax(-1, keepdim=True)
+    violation: Tensor = residual / (solution @ matrix.abs()).amax(-1, keepdim=True).clamp_min(1.0)
+    return violation
+
+
+def min_norm(gramian: Tensor) -> Tensor:
+    r"""Return the w on the simplex that minimises w'Gw: the shortest vector in the convex hull of the gradients.
+
+    It is z / sum(z) of the z >= 0 that minimises z'Gz + (1'z - 1)^2, which is bounded and has z != 0 even where the minimum
+    is 0, for opposed gradients. Accurate as :func:`nnls`, which solves it with D z for z. Without any non-zero row: uniform.
+
+    Args:
+        gramian: (k, k) symmetric, positive semi-definite.
+
+    Returns:
+        (k,) non-negative weights that sum to 1.
+
+    References:
+        P. Wolfe, "Finding the nearest point in a polytope", 1976; C. L. Lawson and R. J. Hanson, as above, ch. 23.
+    """
+    alive = _without_zeros(gramian)
+    if alive is not None:
+        if not len(alive):
+            return torch.full_like(gramian.diagonal(), 1.0 / len(gramian))
+        part = min_norm(gramian[alive][:, alive])
+        return torch.zeros_like(gramian.diagonal()).index_copy_(0, alive, part)
+    cosines, norms = _scaled(gramian)
+    inverse = norms.min() / norms
+    size = (1.0 + inverse * inverse).sqrt_()
+    goal = inverse / size
+    matrix = cosines / size / size.unsqueeze(-1) + goal * goal.unsqueeze(-1)
+    weights = _nonnegative(matrix, goal.unsqueeze(0)).squeeze(0) * goal
+    return weights / weights.sum()
+
+
+def nash(gramian: Tensor, *, alpha: float = 1.0) -> Tensor:
+    r"""Return the x > 0 with (G x)_i = x_i^(-1/alpha): Nash's bargaining solution for alpha = 1, else alpha-fairness.
+
+    It minimises the convex 1/2 x'Gx - sum_i log x_i (alpha = 1; else x_i^(1 - 1/alpha) / (1 - 1/alpha)), which is unbounded
+    where a non-negative combination of the gradients vanishes, as for opposed ones. There a ridge of 1e-10 on C decides: it
+    caps x_i g_i, at 1e5 sqrt(k) for alpha = 1. Elsewhere it is taken back, or leaves a relative residual below 1e-10.
+
+    Newton's method on y = D x > 0 and s = C y > 0 with log s_i + (log y_i) / alpha fixed, both kept positive by step
+    length: an interior point method that aims at the products y_i s_i = 1 (alpha = 1), from whose end the other alphas
+    start. For alpha = 1 it takes 5 to 12 steps, opposed gradients and norms of 1e-12 to 1e12 included; for others up to
+    some 500 with such norms, and 15 with norms of one size. It is cut off at 1000, or where rounding leaves no step, and
+    the solution for alpha = 1 is returned: seen for exactly opposed gradients with such norms and alpha <= 0.3 or >= 5.
+
+    Args:
+        gramian: (k, k) symmetric, positive semi-definite.
+        alpha: > 0.
+
+    Returns:
+        (k,) positive weights; 0 for a row of zero norm.
+
+    References:
+        A. Navon et al., "Multi-Task Learning as a Bargaining Game", 2022; H. Ban, K. Ji, "Fair Resource Allocation in
+        Multi-Task Learning", 2024; L. Khachiyan, B. Kalantari, "Diagonal matrix scaling and linear programming", 1992.
+    """
+    alive = _without_zeros(gramian)
+    if alive is not None:
+        part = nash(gramian[alive][:, alive], alpha=alpha)
+        return torch.zeros_like(gramian.diagonal()).index_copy_(0, alive, part)
+    cosines, norms = _scaled(gramian)
+    ones, level = torch.ones_like(norms), torch.zeros_like(norms)
+    primal, dual = _balance(cosines, level, 1.0, ones, ones)
+    if alpha == 1:
+        return primal / norms
+    level = (1 / alpha - 1) * norms.log()
+    # A factor that all tasks have in common is taken out, so that neither end of the scale overflows. It enters primal
+    # to the power 1 / (1 + 1 / alpha), because dual = exp(level) primal^(-1/alpha) is linear in primal.
+    common = level.max()
+    level = level - common
+    fair, gains = _balance(cosines, level, alpha, primal, dual)
+    if not _imbalance(_shifted(cosines, _RIDGE), cosines.abs(), level, alpha, fair, gains) < 1e-9:
+        return primal / norms
+    return fair * (common / (1 + 1 / alpha)).exp() / norms
+
+
+def _balance(cosines: Tensor, level: Tensor, alpha: float, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve dual = C primal and log dual + log(primal) / alpha = level, with the ridge where it decides."""
+    ridged, size = _shifted(cosines, _RIDGE), cosines.abs()
+    near = False
+    for _ in range(_STEPS):
+        if near and _imbalance(ridged, size, level, alpha, primal, dual) < 1e-13:
+            break
+        relative, turn = _newton(ridged, level, alpha, primal, dual)
+        lowest, highest = torch.stack((relative, turn)).aminmax()
+        down, up = -float(lowest) / _SHRINK, float(highest) / _GROW
+        if not math.isfinite(down + up):
+            break
+        near = down < 0.05 / _SHRINK
+        length = 1.0 / max(1.0, down, up)
+        primal = primal * (1.0 + length * relative)
+        dual = dual * (1.0 + length * turn)
+    for _ in range(2):
+        relative, turn = _newton(cosines, level, alpha, primal, dual)
+        change = float(torch.maximum(relative.abs(), turn.abs()).max())
+        if not change < 1e-3:
+            break
+        primal, dual = primal * (1.0 + relative), dual * (1.0 + turn)
+        if change < 1e-6:
+            break
+    return primal, dual
+
+
+def _newton(matrix: Tensor, level: Tensor, alpha: float, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Newton's steps of both, relative to them."""
+    gap = dual - matrix @ primal
+    wanted = level - dual.log() - primal.log() / alpha
+    # Downwards the product is made linear and upwards its logarithm: each is the one that overshoots less.
+    wanted = torch.where(wanted > 0, wanted, torch.expm1(wanted))
+    factor = torch.linalg.cholesky_ex(matrix + (dual / primal / alpha).diag()).L
+    step = torch.cholesky_solve(torch.addcmul(gap, dual, wanted).unsqueeze(-1), factor).squeeze(-1)
+    relative = step / primal
+    return relative, wanted - relative / alpha
+
+
+def _imbalance(matrix: Tensor, size: Tensor, level: Tensor, alpha: float, primal: Tensor, dual: Tensor) -> float:
+    """Return the residual of both equations, relative to the size of the terms."""
+    terms = size @ primal + dual
+    gap = (dual - matrix @ primal).abs()
+    off = torch.expm1(level - dual.log() - primal.log() / alpha).abs() * dual
+    return float((torch.maximum(gap, off) / terms).max())
