@@ -187,14 +187,6 @@ class Quantile(InnerShape):
             prediction = prediction.unsqueeze(-1) + steps
         return prediction, target
 
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
-        prediction, target = super().sample(kind, size, generator, dtype)
-        if isinstance(self.q, tuple):
-            prediction = super().sample(kind, (*size, len(self.q)), generator, dtype)[0]
-        return prediction, target
-
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         if not isinstance(self.q, tuple):
             return self._pinball(target - prediction, self.q)
