@@ -50,7 +50,7 @@ class MSLE(InnerShape):
 
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
         for role, values in (("Targets", target), ("Predictions", prediction)):
-            low = float(values.min())
+            low = float(values.detach().min())
             if low <= -1:
                 hint = " End the head in softplus or relu." if role == "Predictions" else ""
                 raise DataError(f"{role} of msle should be > -1. Found {low:g}.{hint}")

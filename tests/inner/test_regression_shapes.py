@@ -577,7 +577,15 @@ def test_options_out_of_range_are_refused(name: str, options: dict[str, Any], me
 def test_values_outside_the_domain_are_refused(name: str, prediction: Any, target: Any, message: str) -> None:
     """In its first call a criterion refuses values for which the loss is not defined, and names the task."""
     with pytest.raises(DataError, match=rf"Task 'a', shape .*: {message}"):
-        compose(inner={"a": name})({"a": torch.tensor(prediction)}, {"a": torch.tensor(target)})
+        compose(inner={"a": name})({"a": torch.tensor(prediction, requires_grad=True)}, {"a": torch.tensor(target)})
+
+
+@EVERY
+def test_a_first_call_with_a_graph_reads_values_quietly(name: str) -> None:
+    """The checks of the first call pass ordinary values whose prediction has a graph, without a warning of torch."""
+    prediction, target = draw(shape_of(name))
+    criterion = compose(inner={"a": shape_of(name)})
+    assert criterion({"a": prediction.requires_grad_()}, {"a": target}).isfinite()
 
 
 @pytest.mark.parametrize("name", ["gaussian_nll", "beta_nll", "crps_gaussian", "crps_ensemble"])
