@@ -22,6 +22,7 @@ _RIDGE = 1e-10
 _SIGN = 1e-11
 _PATIENCE = 3
 _STEPS = 1_000
+_SHRINK, _GROW = 0.95, 30.0
 
 
 def _scaled(gramian: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,13 +196,14 @@ def nash(gramian: Tensor, *, alpha: float = 1.0) -> Tensor:
     r"""Return the x > 0 with (G x)_i = x_i^(-1/alpha): Nash's bargaining solution for alpha = 1, else alpha-fairness.
 
     It minimises the convex 1/2 x'Gx - sum_i log x_i (alpha = 1; else x_i^(1 - 1/alpha) / (1 - 1/alpha)), which is unbounded
-    where a non-negative combination of the gradients vanishes, as for opposed ones. There, and nowhere else to more than a
-    relative 1e-10, a ridge of 1e-10 on C decides: it caps x_i g_i, at 1e5 sqrt(k) for alpha = 1.
+    where a non-negative combination of the gradients vanishes, as for opposed ones. There a ridge of 1e-10 on C decides: it
+    caps x_i g_i, at 1e5 sqrt(k) for alpha = 1. Elsewhere it is taken back, or leaves a relative residual below 1e-10.
 
     Newton's method on y = D x > 0 and s = C y > 0 with log s_i + (log y_i) / alpha fixed, both kept positive by step
-    length: the primal-dual path of an interior point method with the products y_i s_i = 1 as its target (alpha = 1), from
-    whose end the other alphas start. 5 to 10 steps for gradients of any length that are not opposed and alpha = 1; at
-    most 1000, which alpha = 0.1 or 10 can need where norms differ by 1e12.
+    length: an interior point method that aims at the products y_i s_i = 1 (alpha = 1), from whose end the other alphas
+    start. For alpha = 1 it takes 5 to 12 steps, opposed gradients and norms of 1e-12 to 1e12 included; for others up to
+    some 500 with such norms, and 15 with norms of one size. It is cut off at 1000, or where rounding leaves no step, and
+    the solution for alpha = 1 is returned: seen for exactly opposed gradients with such norms and alpha <= 0.3 or >= 5.
 
     Args:
         gramian: (k, k) symmetric, positive semi-definite.
@@ -219,39 +221,63 @@ def nash(gramian: Tensor, *, alpha: float = 1.0) -> Tensor:
         part = nash(gramian[alive][:, alive], alpha=alpha)
         return torch.zeros_like(gramian.diagonal()).index_copy_(0, alive, part)
     cosines, norms = _scaled(gramian)
-    matrix = _shifted(cosines, _RIDGE)
-    ones = torch.ones_like(norms)
-    primal, dual = _balance(matrix, torch.zeros_like(norms), 1.0, ones, ones)
+    ones, level = torch.ones_like(norms), torch.zeros_like(norms)
+    primal, dual = _balance(cosines, level, 1.0, ones, ones)
     if alpha == 1:
         return primal / norms
     level = (1 / alpha - 1) * norms.log()
     # A factor that all tasks have in common is taken out, so that neither end of the scale overflows. It enters primal
     # to the power 1 / (1 + 1 / alpha), because dual = exp(level) primal^(-1/alpha) is linear in primal.
     common = level.max()
-    primal, _ = _balance(matrix, level - common, alpha, primal, dual)
-    return primal * (common / (1 + 1 / alpha)).exp() / norms
+    level = level - common
+    fair, gains = _balance(cosines, level, alpha, primal, dual)
+    if not _imbalance(_shifted(cosines, _RIDGE), cosines.abs(), level, alpha, fair, gains) < 1e-9:
+        return primal / norms
+    return fair * (common / (1 + 1 / alpha)).exp() / norms
 
 
-def _balance(matrix: Tensor, level: Tensor, alpha: float, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve dual = matrix primal and log dual + log(primal) / alpha = level."""
-    near, size = False, matrix.abs()
+def _balance(cosines: Tensor, level: Tensor, alpha: float, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve dual = C primal and log dual + log(primal) / alpha = level, with the ridge where it decides."""
+    ridged, size = _shifted(cosines, _RIDGE), cosines.abs()
+    near = False
     for _ in range(_STEPS):
-        gap = dual - matrix @ primal
-        wanted = level - dual.log() - primal.log() / alpha
-        # Downwards the product is made linear and upwards its logarithm: each is the one that overshoots less.
-        wanted = torch.where(wanted > 0, wanted, torch.expm1(wanted))
-        if near:
-            terms = size @ primal + dual
-            off = wanted.abs() * torch.minimum(dual / terms, torch.ones_like(dual))
-            if float(torch.maximum(gap.abs() / terms, off).max()) < 1e-13:
-                break
-        factor = torch.linalg.cholesky_ex(matrix + (dual / (alpha * primal)).diag()).L
-        step = torch.cholesky_solve((dual * wanted + gap).unsqueeze(-1), factor).squeeze(-1)
-        relative = step / primal
-        turn = wanted - relative / alpha
-        lowest = float(torch.minimum(relative, turn).min())
-        near = lowest > -0.05
-        length = 1.0 if lowest > -0.95 else -0.95 / lowest
-        primal = primal + length * step
+        if near and _imbalance(ridged, size, level, alpha, primal, dual) < 1e-13:
+            break
+        relative, turn = _newton(ridged, level, alpha, primal, dual)
+        lowest, highest = torch.stack((relative, turn)).aminmax()
+        down, up = -float(lowest) / _SHRINK, float(highest) / _GROW
+        if not math.isfinite(down + up):
+            break
+        near = down < 0.05 / _SHRINK
+        length = 1.0 / max(1.0, down, up)
+        primal = primal * (1.0 + length * relative)
         dual = dual * (1.0 + length * turn)
+    for _ in range(2):
+        relative, turn = _newton(cosines, level, alpha, primal, dual)
+        change = float(torch.maximum(relative.abs(), turn.abs()).max())
+        if not change < 1e-3:
+            break
+        primal, dual = primal * (1.0 + relative), dual * (1.0 + turn)
+        if change < 1e-6:
+            break
     return primal, dual
+
+
+def _newton(matrix: Tensor, level: Tensor, alpha: float, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Newton's steps of both, relative to them."""
+    gap = dual - matrix @ primal
+    wanted = level - dual.log() - primal.log() / alpha
+    # Downwards the product is made linear and upwards its logarithm: each is the one that overshoots less.
+    wanted = torch.where(wanted > 0, wanted, torch.expm1(wanted))
+    factor = torch.linalg.cholesky_ex(matrix + (dual / primal / alpha).diag()).L
+    step = torch.cholesky_solve(torch.addcmul(gap, dual, wanted).unsqueeze(-1), factor).squeeze(-1)
+    relative = step / primal
+    return relative, wanted - relative / alpha
+
+
+def _imbalance(matrix: Tensor, size: Tensor, level: Tensor, alpha: float, primal: Tensor, dual: Tensor) -> float:
+    """Return the residual of both equations, relative to the size of the terms."""
+    terms = size @ primal + dual
+    gap = (dual - matrix @ primal).abs()
+    off = torch.expm1(level - dual.log() - primal.log() / alpha).abs() * dual
+    return float((torch.maximum(gap, off) / terms).max())

@@ -61,7 +61,7 @@ class Ema(Stage):
     @property
     def total(self) -> Literal["1", "K"] | None:  # type: ignore[override]
         """That of the base; None where weights can be negative, since a subset may then have no mass to move in."""
-        return None if self.base.sign == "any" else self.base.total
+        return None if self.base.sign == "any" else self._base_total
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
         super().bind(tasks)
@@ -86,7 +86,7 @@ class Ema(Stage):
         scale = mass
         if not self._base_memoryless:
             scale = mass / (raw * members).sum()
-        elif self.base.total == "K":
+        elif self._base_total == "K":
             scale = mass / count.clamp_min(1)
         moved = decay * ema + torch.rsub(decay, 1) * raw * scale
         # Tasks that were away for different times move by different shares, which must not change their mass.

@@ -81,7 +81,9 @@ class FAMO(OuterWeighting):
     moment1: Tensor
     moment2: Tensor
     updates: Tensor
-    latest: Tensor
+    before: Tensor
+    seen_at: Tensor
+    turn: Tensor
     bounds: Tensor
 
     def __init__(self, *, lr: float = 0.025, gamma: float = 1e-3, min_losses: float | Mapping[str, float] = 0.0) -> None:
@@ -101,31 +103,32 @@ class FAMO(OuterWeighting):
         if isinstance(given, Mapping) and set(given) != set(names):
             raise OptionError(f"Option `min_losses` should name the tasks {names}. Found {list(given)}.")
         super().bind(tasks)
-        for name in ("logits", "moment1", "moment2", "updates"):
+        for name in ("logits", "moment1", "moment2", "updates", "before"):
             self.register_buffer(name, torch.zeros(count, dtype=self.dtype))
-        # The window that waits for its losses after the step: its losses, and 1 for the tasks that were active in it.
-        self.register_buffer("latest", torch.zeros(2, count, dtype=self.dtype))
+        # A task waits for its loss after the step where it was seen at this turn. Neither marks a task that is absent.
+        self.register_buffer("seen_at", torch.full((count,), -1, dtype=torch.int64))
+        self.register_buffer("turn", torch.zeros((), dtype=torch.int64))
         values = [float(given[name]) for name in names] if isinstance(given, Mapping) else [float(given)] * count
         # Not persistent: the option, not a checkpoint, says what the bounds are.
         self.register_buffer("bounds", vector(values, self.dtype, self.current.device), persistent=False)
 
     def forward(self, signals: Signals, /) -> Tensor:
         active = signals.active & (signals.losses > self.bounds)
-        self.latest.copy_(torch.stack([signals.losses, active.to(signals.losses.dtype)]))
+        self.turn.add_(1)
+        self.before.copy_(torch.where(active, signals.losses, self.before))
+        self.seen_at.copy_(torch.where(active, self.turn, self.seen_at))
         return self._shares(signals.losses, active)
 
     def after_step(self, losses: Tensor, active: Tensor, /) -> None:
-        above = active & (losses > self.bounds)
-        before, waits = self.latest
-        both = above & (waits > 0)
+        both = active & (losses > self.bounds) & (self.seen_at == self.turn)
         moves = both & (both.sum() > 1)
-        change = torch.where(moves, self._log(before) - self._log(losses), 0.0)
+        change = torch.where(moves, self._log(self.before) - self._log(losses), 0.0)
         z = torch.where(moves, self.logits.softmax(0), 0.0)
         mass = z.sum().clamp_min(torch.finfo(z.dtype).tiny)
         gradient = z * (change - (z * change).sum() / mass)
         adam_step(self.logits, self.moment1, self.moment2, self.updates, gradient, moves, lr=self.lr, decay=self.gamma)
-        waits.zero_()
-        self.current.copy_(self._shares(losses, above))
+        self.turn.add_(1)
+        self.current.copy_(self._shares(losses, both))
 
     def _log(self, losses: Tensor) -> Tensor:
         return (losses - self.bounds + _EPS).log()

@@ -78,7 +78,7 @@ class Floor(Stage):
         super().bind(tasks)
 
     def reshaped(self, weights: Tensor, members: Tensor | None, /) -> Tensor:
-        if self.base.total == "1":
+        if self._base_total == "1":
             floored = weights.clamp_min(self.floor)
             if members is not None:
                 floored = torch.where(members, floored, 0.0)
@@ -92,7 +92,7 @@ class Floor(Stage):
 
     def diagnostics(self) -> Mapping[str, Tensor]:
         weights = self.base.current
-        below = weights < (self.floor if self.base.total == "1" else self.floor * weights.sum())
+        below = weights < (self.floor if self._base_total == "1" else self.floor * weights.sum())
         if self._base_memoryless:
             below = below & (self.current > 0)
         return {**self.base.diagnostics(), "floor_active": below}

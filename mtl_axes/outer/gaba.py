@@ -33,6 +33,8 @@ class GABA(WarmUp):
     GABA adds is the average, the floor and the warm-up. For K > 2 only ``"inverse"`` equalises lambda_i g_i; the
     complement never exceeds 1 / (K - 1) before the floor.
 
+    It is the composition warmup(floor(ema(inverse_norm(form), beta), floor), warmup), whose parts go with any weighting.
+
     With a subset A of the tasks active, raw is taken over A, times the mass that ``ema`` has on A, and only those entries
     move, scaled to that mass where their elapsed windows differ; with fewer than two active tasks nothing moves.
 
@@ -63,6 +65,7 @@ class GABA(WarmUp):
 
     needs: ClassVar[Need] = "norms"
     total: ClassVar[Literal["1", "K"] | None] = "1"
+    reads_signals: ClassVar[bool] = True
     memoryless: ClassVar[bool] = False
     scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
     example: ClassVar[Mapping[str, Any]] = {}

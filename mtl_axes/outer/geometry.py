@@ -41,7 +41,7 @@ def resolution(dtype: torch.dtype) -> float:
 def cosines(gramian: Tensor) -> tuple[Tensor, Tensor]:
     """Return the norms (k,) of the gradients, and the cosines (k, k) between them."""
     norms = gramian.diagonal().sqrt()
-    return norms, gramian / norms / norms[:, None]
+    return norms, (gramian / norms / norms[:, None]).fill_diagonal_(1.0)
 
 
 def _threshold(count: int, dtype: torch.dtype) -> float:
@@ -104,8 +104,6 @@ def _graded_factor(norms: Tensor, rest: Tensor, dtype: torch.dtype) -> Tensor:
         column = rest[:, pivot] / left[pivot].sqrt()
         columns.append(column * norms)
         rest = rest - torch.outer(column, column)
-        # What a pivot leaves of itself is rounding, and must not become another one.
-        rest[pivot], rest[:, pivot] = 0, 0
     return torch.stack(columns, 1)
 
 

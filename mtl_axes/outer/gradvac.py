@@ -96,9 +96,8 @@ class GradVac(GramianWeighting):
             turn = lifted * (1 - cosine.square()).sqrt() / (1 - lifted.square()).sqrt() - cosine
             coefficients[every, other] += torch.where(left & (cosine < lifted), size / norms[other] * turn, 0.0)
             targets[every, other] = torch.where(left, target + self.beta * (cosine - target), target)
-        rho = self.rho.cpu().double()
-        rho[index[:, None], index] = targets
-        self.rho.copy_(rho)
+        here = index.to(self.rho.device)
+        self.rho[here[:, None], here] = targets.to(self.rho)
         return coefficients.sum(0)
 
     def _orders(self, count: int) -> Tensor:

@@ -91,9 +91,7 @@ class SLAW(OuterWeighting):
         torch.where(members, deviation, self.deviation, out=self.deviation)
         spread = torch.maximum(self.deviation, _STILL * self.mean)
         moves = members & (self.windows > 1)
-        # Relative to the smallest, so that no reciprocal overflows.
-        least = torch.where(moves, spread, torch.inf).amin()
-        return redistribute(least / torch.where(moves, spread, 1.0), moves, self.current, float(signals.size))
+        return redistribute(1 / torch.where(moves, spread, 1.0), moves, self.current, float(signals.size))
 
     def diagnostics(self) -> Mapping[str, Tensor]:
         return {"deviation": self.deviation.clone()}

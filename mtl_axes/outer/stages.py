@@ -51,7 +51,7 @@ class Stage(OuterWeighting):
         self.base = copy.deepcopy(given)
         self._given = (copy.deepcopy(given),)
         # Read in every window, and as fixed as the options that it may depend on.
-        self._base_memoryless = given.memoryless
+        self._base_memoryless, self._base_total = given.memoryless, given.total
 
     def options(self) -> dict[str, Any]:
         options = super().options()
@@ -76,7 +76,7 @@ class Stage(OuterWeighting):
 
     @property
     def total(self) -> Literal["1", "K"] | None:  # type: ignore[override]
-        return self.base.total
+        return self._base_total
 
     @property
     def sign(self) -> Literal["positive", "nonnegative", "any"]:  # type: ignore[override]
@@ -104,6 +104,10 @@ class Stage(OuterWeighting):
         return self.base.traceable
 
     @property
+    def wants_after_step(self) -> bool:  # type: ignore[override]
+        return self.base.wants_after_step
+
+    @property
     def tasks(self) -> tuple[TaskInfo, ...]:
         """The tasks, of which the base learns whenever they are set here."""
         return self._tasks
@@ -124,6 +128,10 @@ class Stage(OuterWeighting):
         super().bind(tasks)
         # What never moves follows from the options, which a checkpoint must not overrule.
         self.register_buffer("current", self.reshaped(self.base.current, None).clone(), persistent=self.moves)
+
+    def after_step(self, losses: Tensor, active: Tensor, /) -> None:
+        """Hand the losses on to the base. The weights of the stage follow with the next window."""
+        self.base.after_step(losses, active)
 
     def reshaped(self, weights: Tensor, members: Tensor | None, /) -> Tensor:
         """Return what the stage makes of weights (K,) of its base.

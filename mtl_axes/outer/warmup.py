@@ -57,7 +57,7 @@ class WarmUp(Stage):
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
         super().bind(tasks)
-        even = 1.0 if self.base.total == "K" else 1.0 / len(tasks)
+        even = 1.0 if self._base_total == "K" else 1.0 / len(tasks)
         self.current.fill_(even)
         self.register_buffer("over", torch.tensor(self.windows == 0))
         self.register_buffer("even", torch.tensor(even, dtype=self.dtype), persistent=False)
@@ -73,7 +73,7 @@ class WarmUp(Stage):
             return torch.where(over, weights, self.even)
         members = signals.active.to(weights.dtype)
         count = members.sum()
-        even = members if self.base.total == "K" else members / count
+        even = members if self._base_total == "K" else members / count
         return torch.where(over, weights, torch.where(count > 0, even, self.current))
 
     def _base_moved(self) -> None:

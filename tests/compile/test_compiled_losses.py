@@ -26,8 +26,8 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
-def trained(outer: dict[str, Any], *, compiled: bool) -> tuple[list[float], dict[str, Any]]:
-    """Totals of six steps, of which the first is eager in any case, and the state afterwards."""
+def trained(outer: dict[str, Any], *, compiled: bool) -> tuple[list[list[float]], dict[str, Any]]:
+    """Weights after each of six steps, of which the first is eager in any case, and totals, model and state afterwards."""
     torch._dynamo.reset()
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -39,22 +39,23 @@ def trained(outer: dict[str, Any], *, compiled: bool) -> tuple[list[float], dict
         return criterion.combine({"a": a.square().mean(), "b": (b - 1).square().mean()})
 
     optimizer = torch.optim.SGD([{"params": list(model.parameters())}, *criterion.param_groups()], lr=0.05)
-    call, seen = total, []
+    call, seen, totals = total, [], []
     for step in range(6):
         optimizer.zero_grad()
         loss = call(torch.tensor(1 + step / 3))
         loss.backward()
         optimizer.step()
-        seen.append(loss.item())
+        totals.append(loss.item())
+        seen.append(criterion.outer.weights().tolist())
         if compiled:
             call = torch.compile(total, backend="eager", fullgraph=True) if step == 0 else call
-    return seen, {**criterion.outer.state_dict(), "weights": criterion.outer.weights().detach()}
+    return seen, {**criterion.outer.state_dict(), **model.state_dict(), "totals": totals}
 
 
 @pytest.mark.parametrize("outer", WAYS, ids=lambda outer: " ".join(str(value) for value in outer.values()))
 def test_one_graph_with_the_numbers_of_an_eager_call(outer: dict[str, Any]) -> None:
-    """Without a break in the graph, totals, weights and state are those of eager calls bit for bit."""
+    """Without a break in the graph, weights, totals, model and state are those of eager calls bit for bit."""
     (eager, state), (compiled, other) = trained(outer, compiled=False), trained(outer, compiled=True)
     assert eager == compiled
     assert equal(state, other)
-    assert len(set(eager)) == 6
+    assert len(set(map(tuple, eager))) > 3

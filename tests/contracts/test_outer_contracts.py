@@ -87,9 +87,9 @@ def test_forward_moves(name: str) -> None:
     weighting = quick(name)
     if not weighting.reads_signals:
         pytest.skip("its weights do not depend on the signals")
-    for step in range(4):
-        weighting(random_signals(3, seed=step, step=step))
-    assert not torch.equal(weighting.weights(), torch.full_like(weighting.current, float(weighting.current[0])))
+    shown = [weighting(random_signals(3, seed=step, step=step)) for step in range(4)]
+    # Not in the last window alone: without a conflict there is nothing for some of them to do.
+    assert any(not torch.equal(weights, weights[:1].expand(3)) for weights in shown)
 
 
 @pytest.mark.parametrize("name", MASS)

@@ -351,6 +351,23 @@ def test_a_copy_made_within_the_block_is_outside() -> None:
     assert twin.window.step == 2
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_stage_hands_the_losses_on(accumulate: int) -> None:
+    """FAMO under an average and a floor learns what it learns alone from the same losses, and says what it wants."""
+    nested = {"name": "floor", "floor": 0.05, "base": {"name": "ema", "beta": 0.5, "base": "famo"}}
+    run = Run(nested, accumulate=accumulate)
+    assert run.criterion.outer.wants_after_step
+    within, alone = run.criterion.outer.base.base, FAMO()
+    for start in range(0, 8, accumulate):
+        window = range(start, start + accumulate)
+        alone(Signals(run.values(*window)))
+        run.step(*window)
+        run.again(*window)
+        alone.after_step(run.values(*window), torch.ones(3, dtype=torch.bool))
+        torch.testing.assert_close(within.logits, alone.logits, rtol=1e-12, atol=0)
+    assert "it has not come" not in run.criterion.explain() and len(set(alone.logits.tolist())) == 3
+
+
 def test_it_warns_once_when_the_losses_never_come() -> None:
     """After 20 windows, in words that say what to add; one block in time puts it off."""
     run = Run()

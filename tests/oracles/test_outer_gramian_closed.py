@@ -303,17 +303,18 @@ def test_gradvac_begins_as_both_peers(name: str) -> None:
     close(step, libmtl("GradVac_identity_order_step1", name, "grad"), rtol=1e-7)
 
 
-def test_gradvac_reaches_its_target() -> None:
+@pytest.mark.parametrize(("dtype", "rel"), [(f32, 1e-5), (f64, 1e-12)])
+def test_gradvac_reaches_its_target(dtype: torch.dtype, rel: float) -> None:
     """After the turn the cosine is the target, for two tasks; a cosine above it is left alone."""
     weighting = create("outer", "gradvac", beta=1.0)
-    ask(weighting, pair(0.6, 2.0, 5.0))
-    assert weighting.rho.flatten().tolist() == pytest.approx([0, 0.6, 0.6, 0])
+    ask(weighting, pair(0.6, 2.0, 5.0).to(dtype))
+    assert weighting.rho.flatten().tolist() == pytest.approx([0, 0.6, 0.6, 0], rel=rel)
     turned = pair(-0.2, 2.0, 5.0)
-    found = ask(weighting, turned)
+    found = ask(weighting, turned.to(dtype))
     first = vector([1.0, float(found[1]) - 1])
     step = turned @ first
-    assert float(step[1] / ((first @ step).sqrt() * 5.0)) == pytest.approx(0.6, rel=1e-12)
-    assert ask(weighting, pair(0.1, 2.0, 5.0)).tolist() == [1.0, 1.0]
+    assert float(step[1] / ((first @ step).sqrt() * 5.0)) == pytest.approx(0.6, rel=rel)
+    assert ask(weighting, pair(0.1, 2.0, 5.0).to(dtype)).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("dtype", [f32, f64])
@@ -324,9 +325,16 @@ def test_gradvac_never_asks_for_an_infinite_weight(dtype: torch.dtype) -> None:
         found = ask(weighting, pair(cosine, 3.0, 1e-3).to(dtype))
         assert bool(torch.isfinite(found).all()) and bool((found >= 1).all())
         assert bool(torch.isfinite(weighting.rho).all())
-    three = torch.ones(3, 3, dtype=dtype)
-    three[2, :2] = three[:2, 2] = -1
-    assert bool(torch.isfinite(weights_of("gradvac", three)).all())
+
+
+@pytest.mark.parametrize("norms", [[1.0, 1.0, 1.0], [3.0, 0.7, 1e-4]])
+def test_gradvac_takes_no_cosine_of_what_is_zero(norms: list[float]) -> None:
+    """A gradient opposed to two that are parallel is zero after its first turn: the second pair has no cosine to follow."""
+    weighting = create("outer", "gradvac", beta=1.0)
+    sides, sizes = vector([1.0, 1.0, -1.0]), vector(norms)
+    found = ask(weighting, sides * sides[:, None] * sizes * sizes[:, None])
+    assert sorted(weighting.rho[2, :2].tolist()) == pytest.approx([-1, 0])
+    assert bool(torch.isfinite(found).all())
 
 
 def test_gradvac_keeps_the_targets_of_absent_pairs() -> None:
@@ -363,7 +371,9 @@ def test_torchjd_agrees_over_windows(name: str) -> None:
         weighting, peer = create("outer", name, **options, **seeded), getattr(peers, cls)(**theirs)
         torch.manual_seed(seed)
         for window in range(3):
-            gramian = gramian_of(random_jacobian(100 * seed + window, 2 + seed % 5, common=0.5))
+            # In 3 dimensions gradients conflict most, and a gradient may come to conflict with what it was.
+            common, width = (0.0, 3) if seeded else (0.5, 7)
+            gramian = gramian_of(random_jacobian(100 * seed + window, 2 + seed % 5, width, common=common))
             found, expected = ask(weighting, gramian), peer(gramian)
             if name == "imtl_g" and bool((gramian @ expected < 0).all()):
                 raised += 1  # its weights raise every loss
@@ -445,12 +455,14 @@ def test_two_tasks_get_the_inverse_norms_at_any_angle(name: str) -> None:
 @given(first=magnitudes(), second=magnitudes(), angle=st.floats(0, math.pi))
 @settings(max_examples=60)
 def test_two_tasks_of_any_norms(first: float, second: float, angle: float) -> None:
-    """The collapse holds from parallel to opposed, and for norms of 1e-12 beside 1e12."""
-    gramian = pair(math.cos(angle), first, second)
+    """The collapse holds from parallel to opposed, and for norms of 1e-12 beside 1e12, to the rounding of the cosine."""
+    cosine = math.cos(angle)
+    rtol = 1e-9 + (1e-15 / (1 - abs(cosine)) if abs(cosine) < 1 else 0)
+    gramian = pair(cosine, first, second)
     found = weights_of("imtl_g", gramian)
-    torch.testing.assert_close(found[0] * first, found[1] * second, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[0] * first, found[1] * second, rtol=rtol, atol=0)
     found = weights_of("config", gramian)
-    torch.testing.assert_close(found * vector([first, second]), vector([(first + second) / 2] * 2), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found * vector([first, second]), vector([(first + second) / 2] * 2), rtol=rtol, atol=0)
 
 
 # What all of them share

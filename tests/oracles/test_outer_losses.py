@@ -58,6 +58,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "stch": {"name": "stch", "warmup": 2},
     "stch sharp": {"name": "stch", "warmup": 1, "mu": 0.01},
     "stch linear": {"name": "stch", "form": "linear"},
+    "stch maximum": {"name": "stch", "form": "linear", "mu": 1e-30},
     "slaw": {"name": "slaw", "beta": 0.8},
     "cov": {"name": "cov"},
     "softadapt": {"name": "softadapt"},
@@ -535,13 +536,21 @@ def test_slaw_keeps_the_digits_of_a_small_spread() -> None:
     assert 5 < float(weighting.weights()[0] / weighting.weights()[1]) < 20
 
 
-def test_slaw_estimates_inverse_sizes() -> None:
-    """Losses that are multiples of one another get weights in the inverse ratio, whatever their unit."""
-    for unit in (1.0, 1e-12, 1e12):
-        weighting = create("outer", "slaw")
-        for losses in falling(1):
-            weights = weighting(shown([losses[0] * unit, 10 * losses[0] * unit, 100 * losses[0] * unit]))
-        np.testing.assert_allclose(weights.numpy(), shares([1.0, 0.1, 0.01], 3), rtol=1e-9)
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-4), (f64, 1e-9)])
+@pytest.mark.parametrize("unit", [1.0, 1e-20, 1e12])
+def test_slaw_estimates_inverse_sizes(unit: float, dtype: torch.dtype, limit: float) -> None:
+    """Losses that are multiples of one another get weights in the inverse ratio, also where their squares underflow."""
+    weighting = create("outer", "slaw")
+    for losses in falling(1):
+        weights = weighting(shown([losses[0] * unit, 10 * losses[0] * unit, 100 * losses[0] * unit], dtype=dtype))
+    np.testing.assert_allclose(weights.numpy(), shares([1.0, 0.1, 0.01], 3), rtol=limit)
+
+
+def test_losses_below_1e_30_count_as_1e_30() -> None:
+    """What float32 hardly holds changes nothing in float64 either."""
+    for name in ("gls", "scale_invariant", "stch"):
+        found = [create("outer", name)(shown([low, 1.0])) for low in (1e-40, 1e-35, 1e-30)]
+        assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[2])
 
 
 # -- Edges
@@ -554,8 +563,8 @@ EXTREMES = [(1e-12, 1e12, 1.0), (1e12, 1e-12, 1.0), (0.0, 1.0, 1e12), (0.0, 0.0,
 def test_extreme_losses_leave_weights_and_state_finite(way: str, dtype: torch.dtype) -> None:
     """Losses of 1e-12 and 1e12, of exactly 0 and below the normal numbers, in any order, are never NaN or infinite."""
     weighting = make(way)
-    for _ in range(2):
-        for losses in (*EXTREMES, *reversed(EXTREMES)):
+    for repeats in (1, 3):
+        for losses in (each for each in (*EXTREMES, *reversed(EXTREMES)) for _ in range(repeats)):
             weights = weighting(shown(losses, dtype=dtype)).detach()
             assert bool(torch.isfinite(weights).all()) and bool((weights >= 0).all()), losses
             assert bool(torch.isfinite(weights.sum())), losses
@@ -603,7 +612,7 @@ def test_the_first_windows(way: str) -> None:
     if way in REMEMBERING:
         assert first.tolist() == [start] * 3
         assert weighting(shown([1.0, 0.8, 0.3])).unique().numel() == 3
-    elif way != "imtl_l":
+    elif way not in ("imtl_l", "stch maximum"):
         assert first.unique().numel() == 3
 
 
@@ -706,7 +715,7 @@ def test_no_task_at_all(way: str) -> None:
         assert torch.equal(weighting(shown([0.0] * 3)), before)
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith(("rlw", "imtl_l"))])
+@pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith(("rlw", "imtl_l", "stch maximum"))])
 def test_units_of_the_losses(way: str) -> None:
     """The claims on scaling and balance hold from the first window on, and where none is made the weights do change."""
     weighting = make(way)
@@ -772,7 +781,7 @@ def test_losses_that_can_be_negative_are_refused_where_they_cannot_be_used(way: 
     named = WAYS[way]
     criterion = compose(named, tasks=["a", "b"])
     losses = (torch.tensor(-1.0, requires_grad=True), torch.tensor(1.0, requires_grad=True))
-    if way in ("rlw", "rlw dirichlet", "stch linear", "softadapt", "softadapt normalized"):
+    if way in ("rlw", "rlw dirichlet", "stch linear", "stch maximum", "softadapt", "softadapt normalized"):
         criterion.combine(losses).backward()
     else:
         with pytest.raises(ValueError, match="negative"):
