@@ -45,8 +45,8 @@ class CRPSEnsemble(InnerShape):
     tensor([1.4444, 0.2222])
 
     References:
-        T. Gneiting, A. E. Raftery, 2007, as above; C. A. T. Ferro, "Fair scores for ensemble forecasts", 2014. Equal to
-        properscoring.crps_ensemble, to 2e-16, which has no fair form.
+        T. Gneiting, A. E. Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation", 2007; C. A. T. Ferro, "Fair
+        scores for ensemble forecasts", 2014. Equal to properscoring.crps_ensemble, to 2e-16, which has no fair form.
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
