@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any, Final
@@ -43,18 +42,6 @@ def _absent(problem: Problem, weighting: OuterWeighting, why: str, task: int, st
     return Signals(**given, step=step)
 
 
-def _settled(case: OuterCase, weighting: OuterWeighting) -> dict[str, Any]:
-    """Return the state, apart from what was noted of the last window alone to compare its losses after the step with.
-
-    Each such note is replaced by that of one and the same further window.
-    """
-    if not weighting.wants_after_step:
-        return snapshot(weighting)
-    twin = copy.deepcopy(weighting)
-    twin(ordinary(case.count, 55).signals(twin.needs, case.start + 50))
-    return snapshot(twin)
-
-
 def absent(case: OuterCase) -> None:
     """A task that is absent, not finite or without a gradient does not count.
 
@@ -68,7 +55,7 @@ def absent(case: OuterCase) -> None:
         if first.needs == "losses" and "norm" in why:
             continue
         weighting = case.driven()
-        before, held = _settled(case, weighting), weighting.weights().detach().clone()
+        before, held = snapshot(weighting), weighting.weights().detach().clone()
         for step, problem in case.following():
             case.given = f"{problem.told(weighting.needs)} with task {task} absent ({why})"
             signals = _absent(problem, weighting, why, task, case.start + step)
@@ -86,7 +73,7 @@ def absent(case: OuterCase) -> None:
                     "claims memoryless=False, so that an absent task keeps its weight",
                     f"{float(weights[task]):.10g} for task {task} after {float(held[task]):.10g}",
                 )
-                left, right = of_task(_settled(case, weighting), task, count), of_task(before, task, count)
+                left, right = of_task(snapshot(weighting), task, count), of_task(before, task, count)
                 case.require(
                     same(left, right),
                     "claims memoryless=False, so that an absent task keeps its state",
@@ -123,14 +110,14 @@ def nothing_active(case: OuterCase) -> None:
     """With no active task at all, weights and the state of every task stay as they are."""
     count = case.count
     weighting = case.driven()
-    before, held = _settled(case, weighting), weighting.weights().detach().clone()
+    before, held = snapshot(weighting), weighting.weights().detach().clone()
     problem = ordinary(count, 9)
     for task in range(count):
         problem = problem.without(task)
     weights = case.show(weighting, problem, 4).detach()
     told = "should keep its weights when no task is active"
     case.require(equal(weights, held), told, f"weights {numbers(weights)} after {numbers(held)}")
-    after = _settled(case, weighting)
+    after = snapshot(weighting)
     for task in range(count):
         left, right = of_task(after, task, count), of_task(before, task, count)
         case.require(
