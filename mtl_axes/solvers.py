@@ -218,7 +218,7 @@ def nash(gramian: Tensor, *, alpha: float = 1.0) -> Tensor:
     """
     alive = _without_zeros(gramian)
     if alive is not None:
-        part = nash(gramian[alive][:, alive], alpha=alpha)
+        part = nash(gramian[alive][:, alive], alpha=alpha) if len(alive) else gramian.diagonal()[:0]
         return torch.zeros_like(gramian.diagonal()).index_copy_(0, alive, part)
     cosines, norms = _scaled(gramian)
     ones, level = torch.ones_like(norms), torch.zeros_like(norms)
