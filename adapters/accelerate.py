@@ -27,7 +27,9 @@ def attach(accelerator: Accelerator, criterion: MultiTaskCriterion, optimizer: A
     accelerator's device, takes part in ``save_state`` and ``load_state``, and accumulates as the accelerator does; where
     ``gradient_accumulation_steps`` changes, ``accelerator.accumulate`` lets the next window follow. Every
     ``optimizer.step()`` that synchronises gradients then commits the pending window, also an epoch's shorter last one, and
-    one that the GradScaler skips drops it. An epoch's end stays yours: ``criterion.end_epoch()``.
+    one that the GradScaler skips drops it. An epoch's end stays yours: ``criterion.end_epoch()``. So does the loss after the
+    optimizer step, for a weighting that wants it: where ``accelerator.sync_gradients``, run the batches of the window again
+    within ``with torch.no_grad(), criterion.after_step():``. After a step that was skipped that block does nothing.
 
     Args:
         accelerator: with or without ``gradient_accumulation_steps``.

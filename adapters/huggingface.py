@@ -8,6 +8,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
+from mtl_axes.adapters.replay import Replay
 from torch import Tensor
 
 from mtl_axes import MultiTaskCriterion
@@ -80,6 +81,9 @@ class MultiTaskMixin(_Base):
       criterion. Outputs that belong to no task are ignored.
     - ``criterion.accumulate`` follows ``gradient_accumulation_steps`` during a training, and is then as composed; a window
       ends with its optimizer step, also the short one at the end of an epoch, and a step that the GradScaler skips drops it.
+    - For a weighting that wants the losses after the optimizer step, ``compute_loss`` runs again on the micro-batches of the
+      step, without gradients and in training mode, with the random numbers of the first time; the model's buffers stay as
+      the first time left them. ``criterion.replaying`` is True then, for a ``compute_loss`` of your own that counts.
     - With ``missing="ignore"`` a batch of which no row has a label has the loss 0.
     - Learnable parameters of the criterion get a group of the optimizer without weight decay, also of an optimizer that you
       gave, unless it has them. Clipping does not see them.
@@ -99,6 +103,7 @@ class MultiTaskMixin(_Base):
     criterion: MultiTaskCriterion
     _criterion_lr: float | None
     _evaluated: _TaskMeans | None
+    _replay: Replay
 
     def __init__(self, *args: Any, criterion: MultiTaskCriterion, criterion_lr: float | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -110,6 +115,8 @@ class MultiTaskMixin(_Base):
         self.criterion = criterion.to(self.args.device)
         self._criterion_lr = lr
         self._evaluated = None
+        assert self.model is not None
+        self._replay = Replay(self.model)
         # The criterion's loss is a mean over one micro-batch, so that the Trainer has to divide it by their number.
         self.model_accepts_loss_kwargs = False
         self.label_names = ["labels"]
@@ -127,6 +134,17 @@ class MultiTaskMixin(_Base):
         finally:
             self.criterion.step(skipped=True)
             self.criterion.accumulate = composed
+            self._replay.forget()
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Train on a micro-batch, and keep it where the weighting wants its losses after the optimizer step."""
+        if self.criterion.outer.wants_after_step:
+            self._replay.remember(model, inputs)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def _compute_loss_again(self, model: torch.nn.Module, inputs: dict[str, Tensor | Any]) -> None:
+        with self.compute_loss_context_manager():
+            self.compute_loss(model, self._prepare_inputs(inputs))
 
     def compute_loss(
         self,
@@ -157,7 +175,7 @@ class MultiTaskMixin(_Base):
 
     def _loss_without_labels(self, outputs: Any) -> Any:
         """Return the loss of a batch of which no row has a label: 0."""
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and not self.criterion.replaying:
             return torch.zeros((), device=self.args.device)
         # Through the criterion, which other ranks may wait for.
         return self.criterion(outputs, self._completed({}, outputs))
@@ -348,6 +366,7 @@ class _Steps(TrainerCallback):
         criterion.step(skipped=True)
         criterion.zero_grad()
         criterion.log_dict()
+        self._trainer._replay.forget()
         criterion.accumulate = _accumulation(args, criterion)  # type: ignore[assignment]
         criterion.train()
 
@@ -363,8 +382,13 @@ class _Steps(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         criterion = self._trainer.criterion
-        criterion.step(skipped=self._scale() < self._scale_before)
+        skipped = self._scale() < self._scale_before
+        criterion.step(skipped=skipped)
         criterion.zero_grad()
+        if skipped:
+            self._trainer._replay.forget()
+        elif criterion.outer.wants_after_step:
+            self._trainer._replay.run(self._trainer._compute_loss_again, [criterion])
         # Before the Trainer saves, so that no checkpoint lies between the last step of an epoch and its end.
         if has_length(kwargs["train_dataloader"]) and state.epoch == int(state.epoch or 0):
             criterion.end_epoch()

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from mtl_axes.adapters.replay import Replay
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
@@ -23,6 +24,9 @@ Batch = tuple[Any, Any]
 class Loop:
     """Trains a model on ``(inputs, targets)`` batches with a criterion.
 
+    For a weighting that wants the losses after the optimizer step the batches of the step are run again, without gradients
+    and in training mode, with the random numbers of the first time; the model's buffers stay as the first time left them.
+
     Args:
         model: called as ``model(inputs)``; its result goes to the criterion as the outputs.
         criterion: from ``compose``; with ``accumulate=n`` the optimizer steps once in n batches, on their mean gradient.
@@ -32,7 +36,7 @@ class Loop:
         scaler: for fp16. A step that it skips drops the criterion's pending window, when there is one (``accumulate > 1``).
         clip: largest norm of the model's gradient.
         compute_loss: replaces ``criterion(model(inputs), targets)``, for example to run under autocast; it is given the
-            batch.
+            batch, a second time where the weighting wants the losses after the step.
         after_step: called with the loop after every optimizer step.
         log_every: optimizer steps per row of :attr:`history`; an epoch ends with a row. Reading the device waits for it.
         progress: show a progress bar, when tqdm is installed.
@@ -66,6 +70,7 @@ class Loop:
         self.scaler, self.clip = scaler, clip
         self.compute_loss = compute_loss if compute_loss is not None else self._loss
         self.after_step, self.log_every, self.progress = after_step, log_every, progress
+        self._replay = Replay(model)
         self.history: list[dict[str, float]] = []
         self.step = self.epoch = 0
 
@@ -97,7 +102,11 @@ class Loop:
     def _step(self, window: list[Batch]) -> None:
         self.model.zero_grad()
         self.criterion.zero_grad()
+        self._replay.forget()
+        wants = self.criterion.outer.wants_after_step
         for batch in window:
+            if wants:
+                self._replay.remember(batch)
             loss = self.compute_loss(batch) / len(window)
             torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
         if self.clip is not None:
@@ -106,6 +115,8 @@ class Loop:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.clip)
         skipped = self._optimize()
         self.criterion.step(skipped=skipped)
+        if wants and not skipped:
+            self._replay.run(self.compute_loss, [self.criterion])
         if self.scheduler is not None and not skipped:
             self.scheduler.step()
         self.step += 1

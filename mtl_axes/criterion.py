@@ -28,10 +28,12 @@ __all__ = ["MultiTaskCriterion"]
 
 Normalise = Literal["sum1", "sumK"] | None
 
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 _PATIENCE = 1_000
 # Times a plain step, above which a cheaper probe is worth a warning.
 _DEAR = 4.0
+# Windows without the losses after their steps, after which a weighting that wants them is worth a warning.
+_UNANSWERED = 20
 
 
 class _Unread(NamedTuple):
@@ -42,6 +44,22 @@ class _Unread(NamedTuple):
     collected: Measurement | None
     step: int | Tensor
     extra: Mapping[str, Tensor]
+
+
+class _AfterStep:
+    """The calls within one ``after_step()``: sums (K,) of their finite losses and how many there were; None before any."""
+
+    def __init__(self) -> None:
+        self.loss_sum: Tensor | None = None
+        self.loss_count: Tensor | None = None
+
+    def add(self, losses: Tensor, active: Tensor) -> None:
+        """Add the losses of one call."""
+        here, count = torch.where(active, losses, 0.0), active.to(losses.dtype)
+        if self.loss_sum is None or self.loss_count is None:
+            self.loss_sum, self.loss_count = here, count
+        else:
+            self.loss_sum, self.loss_count = self.loss_sum + here, self.loss_count + count
 
 
 class MultiTaskCriterion(WideState):
@@ -85,6 +103,7 @@ class MultiTaskCriterion(WideState):
         self._log = LossLog()
         self._steadiness = Steadiness()
         self._held = 0
+        self._after: _AfterStep | None = None
         self._on_trial = False
         self._probed = False
         self._met = False
@@ -197,6 +216,8 @@ class MultiTaskCriterion(WideState):
         window, outer = self.window, self.outer
         if self.task_set.debug:
             return uncompiled.debugging
+        if self._after is not None:
+            return uncompiled.replaying
         training = self.training and torch.is_grad_enabled()
         if training and not self._held:
             if outer.needs != "losses":
@@ -212,6 +233,8 @@ class MultiTaskCriterion(WideState):
         return None if legible and window.allocated else uncompiled.first_call
 
     def _total(self, found: TaskLosses) -> Tensor:
+        if self._after is not None:
+            return self._total_after_step(found, self._after)
         training = self.training and torch.is_grad_enabled()
         if training and ranks(self.window.sync) > 1 and self._must_agree():
             found = self._over_ranks(found)
@@ -227,6 +250,14 @@ class MultiTaskCriterion(WideState):
             # A copy, as in training: this loss may be differentiated after the buffer has moved.
             return self._sum(found, self._normalised(weights.clone()))
         return self._assemble(found, self._weights())
+
+    def _total_after_step(self, found: TaskLosses, after: _AfterStep) -> Tensor:
+        if self.window.sync == "gradients" and ranks("gradients") > 1 and self._shows_after_step():
+            found = found.over_ranks("gradients")
+        values = found.values()
+        self._prepare(values)
+        after.add(values.to(self.window.loss_sum.dtype), _active(values, found.labelled()))
+        return self._sum(found, self._weights().detach())
 
     def _assemble(self, found: TaskLosses, weights: Tensor, tape: Tape | None = None) -> Tensor:
         """Return the scalar of a call, coupled to the probe where it has a tape."""
@@ -255,6 +286,8 @@ class MultiTaskCriterion(WideState):
     def _train(self, found: TaskLosses, values: Tensor) -> Tensor:
         window, outer, probe = self.window, self.outer, self.probe
         collected = window.commit(outer, probe) if window.full else None
+        if outer.wants_after_step and not torch.compiler.is_compiling():
+            self._warn_without_after_step()
         if window.commits_alone(outer):
             return self._train_on_losses(found, values)
         collected, self._collected = collected or self._collected, None
@@ -332,6 +365,15 @@ class MultiTaskCriterion(WideState):
             f"{self.probe!r} measures {count} tasks {often(every)}, which costs about {cost:.1f} times a plain step where "
             f"the shared part takes most of it. {spared}; see docs/cost.md.",
         )
+
+    def _warn_without_after_step(self) -> None:
+        if self.window.unanswered() >= _UNANSWERED:
+            self._warn_once(
+                "after_step",
+                f"{type(self.outer).__name__} needs the loss after the optimizer step, and has not had it for {_UNANSWERED} "
+                "windows. Add after optimizer.step(): with torch.no_grad(), criterion.after_step(): criterion(model(x), y), "
+                "on the batch of that step.",
+            )
 
     def _weights(self) -> Tensor:
         weights = self.outer.weights()
@@ -486,7 +528,7 @@ class MultiTaskCriterion(WideState):
             "version": _STATE_VERSION,
             "tasks": list(self.tasks),
             "kinds": self.task_set.known_kinds(),
-            "outer": type(self.outer).__name__,
+            "outer": _lineage(self.outer),
             "probe": type(self.probe).__name__,
         }
 
@@ -559,8 +601,8 @@ class MultiTaskCriterion(WideState):
                 f"The state should be of version {_STATE_VERSION}. Found version {saved['version']!r}. Go on with the "
                 "mtl_axes that saved it, or begin anew: weights adapt again within a few hundred steps."
             )
-        if saved["outer"] != type(self.outer).__name__:
-            raise StateError(f"The state should be of {type(self.outer).__name__}. Found one of {saved['outer']}.")
+        if saved["outer"] != _lineage(self.outer):
+            raise StateError(f"The state should be of {_lineage(self.outer)}. Found one of {saved['outer']}.")
         if self.tasks and saved["tasks"] and list(self.tasks) != saved["tasks"]:
             raise StateError(f"The state should be of the tasks {list(self.tasks)}. Found {saved['tasks']}.")
         if self.window.allocated and not called:
@@ -576,6 +618,8 @@ class MultiTaskCriterion(WideState):
         """
         if skipped:
             self.window.drop(self.probe)
+            if self.outer.wants_after_step:
+                self.window.answer()
         else:
             self._commit()
 
@@ -600,12 +644,69 @@ class MultiTaskCriterion(WideState):
         finally:
             self._held -= 1
 
+    @contextlib.contextmanager
+    def after_step(self) -> Iterator[None]:
+        """Within this context calls compute the losses after the optimizer step, for a weighting that wants them.
+
+        ::
+
+            loss.backward()
+            optimizer.step()
+            with torch.no_grad(), criterion.after_step():
+                criterion(model(x), y)  # the same batch
+
+        A call returns the sum with the current weights, without penalty, and moves nothing: no window, no report, no log, no
+        gradient is measured; in training mode or not. When the block ends, the losses of its calls are averaged as those of
+        a window are, over its calls and over the ranks, and handed to the weighting, which compares them with the losses of
+        the window that was committed last. The block says that the optimizer has stepped: a window that is pending, as with
+        ``accumulate > 1``, is committed first. Run all batches of that window in one block, on all ranks.
+
+        Nothing is handed over where the block raises or is empty, within ``hold()``, for a second block after one window,
+        and for a window whose step was skipped, of which ``step(skipped=True)`` tells. For a weighting that does not want
+        these losses the block does nothing, so that any loop may have it: ``criterion.outer.wants_after_step`` tells whether
+        it is worth the forward. A block within another belongs to it.
+        """
+        if self._after is not None:
+            yield
+            return
+        after = self._after = _AfterStep()
+        try:
+            if self._shows_after_step():
+                self._commit()
+            yield
+        finally:
+            self._after = None
+        if self._shows_after_step() and self.window.allocated:
+            self._hand_over(after)
+
+    @property
+    def replaying(self) -> bool:
+        """True within :meth:`after_step`, as to a model that is run a second time and should not count it."""
+        return self._after is not None
+
+    def _shows_after_step(self) -> bool:
+        return self.outer.wants_after_step and not self._held
+
+    def _hand_over(self, after: _AfterStep) -> None:
+        window = self.window
+        loss_sum, loss_count = after.loss_sum, after.loss_count
+        if loss_sum is None or loss_count is None:
+            if ranks(window.sync) == 1:
+                return
+            # Other ranks had calls, and wait.
+            loss_sum = loss_count = torch.zeros_like(window.loss_sum)
+        with torch.no_grad(), _no_autocast(loss_sum.device.type):
+            window.hand_over(self.outer, loss_sum, loss_count)
+
     def log_dict(self) -> dict[str, float]:
         """Return means since the last call of it, as floats: ``loss/TASK``, ``weight/TASK``, ``norm/TASK``.
 
         The only method that synchronises with the device. A task's loss is averaged over the calls in which it was
         labelled, its norm over those that measured it; what never happened is left out.
         """
+        if self.outer.wants_after_step:
+            # Compiled calls, which count on the device, did not look.
+            self._warn_without_after_step()
         return self._log.drain(self.tasks, self._tally())
 
     def _tally(self) -> Tally | None:
@@ -665,8 +766,9 @@ class MultiTaskCriterion(WideState):
 
     def __getstate__(self) -> dict[str, Any]:
         self._make_report()
-        # A copy made within hold() is not held: nothing would ever release it. Nor is it compiled, as no module's copy is.
-        return {**self.__dict__, "_held": 0, "_probed": False, "_met": False, "_compiled_call_impl": None}
+        # A copy made within hold() or after_step() is in neither: nothing would ever release it. Nor is it compiled, as no
+        # module's copy is.
+        return {**self.__dict__, "_held": 0, "_after": None, "_probed": False, "_met": False, "_compiled_call_impl": None}
 
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:
@@ -687,6 +789,12 @@ def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
 def _active(losses: Tensor, labelled: Tensor | None) -> Tensor:
     finite = is_finite(losses)
     return finite if labelled is None else labelled & finite
+
+
+def _lineage(outer: OuterWeighting) -> str:
+    """Return the class of a weighting, with that of the one it is a stage of: ``Ema(InverseNorm)``."""
+    base, name = outer.options().get("base"), type(outer).__name__
+    return f"{name}({_lineage(base)})" if isinstance(base, OuterWeighting) else name
 
 
 def _named(axis: Axis, strategy: OuterWeighting | InnerShape | TargetWeight) -> dict[str, Any]:

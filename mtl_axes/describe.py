@@ -37,7 +37,17 @@ _CLAIMS: dict[str, tuple[str, ...]] = {
         "on_host",
         "traceable",
     ),
-    "inner": ("kinds", "coupling", "pooled", "trailing", "masks", "lower_bound", "target_range", "prediction_range"),
+    "inner": (
+        "kinds",
+        "coupling",
+        "pooled",
+        "trailing",
+        "masks",
+        "detaches",
+        "lower_bound",
+        "target_range",
+        "prediction_range",
+    ),
     "weight": ("kinds",),
 }
 _SECTIONS = ("Args", "Returns", "Raises", "References")

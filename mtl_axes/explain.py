@@ -48,6 +48,8 @@ def explain(
         shape = tasks.shapes.get(name)
         lines.append(f"task    {name}: {tasks.kinds.get(name, 'kind not known yet')}, {shape if shape else 'no shape yet'}")
     lines += _measurement(outer, probe, window, len(tasks.names))
+    if outer.wants_after_step:
+        lines.append(_after_step(window))
     if outer.needs != "losses":
         lines += _shared(shared, model)
     lines.append(f"weights {_timing(outer, probe, window)}")
@@ -61,7 +63,7 @@ def _measurement(outer: OuterWeighting, probe: Probe, window: Window, count: int
     if outer.needs == "losses":
         return [
             "probe   none: the weighting reads losses alone, no gradient is measured",
-            "cost    about that of a plain step",
+            "cost    about that of a plain step" + (", and of one more forward" if outer.wants_after_step else ""),
         ]
     later = "" if outer.measures(window.step) else f", but not in window {window.step}: the weighting ignores them still"
     lines = [f"probe   {probe.describe()}; measured {often(window.every)}{later}"]
@@ -72,6 +74,15 @@ def _measurement(outer: OuterWeighting, probe: Probe, window: Window, count: int
             f"cost    a measured step is about {cost:.2f} plain ones{spread}, where the shared part takes most of it"
         )
     return lines
+
+
+def _after_step(window: Window) -> str:
+    without = int(window.unanswered())
+    lately = f"; it has not come for the last {without} windows" if without > 1 else ""
+    return (
+        "after   needs the loss on the same batch after the optimizer step: one more forward, about 0.4 of a plain step; "
+        f"from an adapter, or `with torch.no_grad(), criterion.after_step(): criterion(model(x), y)`{lately}"
+    )
 
 
 def _shared(shared: Shared, model: nn.Module | None) -> list[str]:

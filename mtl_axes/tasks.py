@@ -88,8 +88,10 @@ def infer_kind(name: str, prediction: Tensor, target: Tensor, shape: InnerShape 
         zero_one = labels is not None and bool(((labels == 0) | (labels == 1)).all())
         fits = ["regression", "binary"] if zero_one else ["regression"]
         why = "float targets that hold only 0 and 1" if zero_one else "float targets"
-        if shape is not None and shape.kinds == {"binary"}:
-            fits = ["binary"]  # soft labels
+        if shape is not None and "binary" in shape.kinds and "regression" not in shape.kinds:
+            soft = labels is None or bool(((labels >= 0) & (labels <= 1)).all())
+            # A shape for nothing else says itself which values it wants.
+            fits = ["binary"] if soft or shape.kinds == {"binary"} else fits
     elif target.is_complex():
         raise DataError(f"Targets of task {name!r} should be float, integer or bool. Found {target.dtype}.")
     elif one_more:

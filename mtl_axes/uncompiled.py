@@ -12,7 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["TRACES_STATE", "accumulating", "debugging", "drawing", "first_call", "measuring", "moving", "summing"]
+__all__ = [
+    "TRACES_STATE",
+    "accumulating",
+    "debugging",
+    "drawing",
+    "first_call",
+    "measuring",
+    "moving",
+    "replaying",
+    "summing",
+]
 
 Run = Callable[..., Tensor]
 # Torch 2.4 loses, in silence, some of what a traced call writes to the state of a weighting. Where that ended is not known;
@@ -37,5 +47,6 @@ measuring = _outside(f"the weighting measures gradients within the call, which c
 accumulating = _outside(f"accumulate is not 1, and calls are counted on the host. {_ELSE}")
 summing = _outside(f"losses are summed over the ranks within the call. {_ELSE}")
 drawing = _outside(f"the weighting draws random numbers, or reads values on the host. {_ELSE}")
+replaying = _outside(f"losses after an optimizer step are gathered on the host. {_ELSE}")
 moving = _outside(f"this version of torch does not trace the state of a weighting. {_ELSE}")
 debugging = _outside("debug=True reads the values of every call. Leave it out.")

@@ -78,6 +78,7 @@ class Window(WideState):
         self.compiled = False
         self.calls = 0
         self._step = 0
+        self._answered: int | Tensor = 0
         self._uncounted: list[_Seen] = []
 
     @property
@@ -102,6 +103,14 @@ class Window(WideState):
         else:
             # Past the __setattr__ of a module, which costs more than a kernel.
             self.__dict__["_step"] += 1
+
+    def unanswered(self) -> int | Tensor:
+        """Return the number of windows committed since :meth:`answer`; a tensor where windows are counted on the device."""
+        return self.clock() - self._answered
+
+    def answer(self) -> None:
+        """Take note that what the optimizer step of the last window did is known by now, or that it was skipped."""
+        self._answered = self.clock()
 
     @property
     def allocated(self) -> bool:
@@ -152,7 +161,10 @@ class Window(WideState):
 
         Decided by the schedule alone, so that all ranks agree on it whatever tasks they have.
         """
-        return outer.needs != "losses" and self.step % self.every == 0 and outer.measures(self.step)
+        return outer.needs != "losses" and self._measured(self.step, outer)
+
+    def _measured(self, step: int, outer: OuterWeighting) -> bool:
+        return step % self.every == 0 and outer.measures(step)
 
     def see(self, losses: Tensor, labelled: Tensor | None, measurement: Measurement | None) -> None:
         """Remember the values of one call, to count the tasks of which one was not finite."""
@@ -238,8 +250,7 @@ class Window(WideState):
             self._uncounted.append(_Seen(collected.norms, here, None))
             self._add_measurement(here, collected)
         if outer.moves and (outer.needs == "losses" or self.due(outer)):
-            # With the gradients of the whole batch every statistic is that of all ranks already.
-            signals = self._signals(outer.needs, "norms" if self.sync == "norms" and outer.reads_signals else None)
+            signals = self._signals(outer.needs, self._sync_of(outer))
             outer(signals)
             if outer.needs != "losses":
                 self.measured_at.copy_(torch.where(signals.active, self.clock(), self.measured_at))
@@ -252,6 +263,30 @@ class Window(WideState):
         if self.calls:
             probe.discard()
             self._begin()
+
+    def _sync_of(self, outer: OuterWeighting) -> Sync:
+        """Return how statistics are summed in a commit: with the losses of the whole batch they are those of all ranks."""
+        return "norms" if self.sync == "norms" and outer.reads_signals else None
+
+    def hand_over(self, outer: OuterWeighting, loss_sum: Tensor, loss_count: Tensor) -> None:
+        """Show a weighting the losses after the step of the last window, unless it was shown them, or never that window.
+
+        Args:
+            outer: a weighting that wants them.
+            loss_sum: (K,) sum of the finite losses of this rank's calls.
+            loss_count: (K,) their number.
+        """
+        waiting = self.unanswered()
+        if isinstance(waiting, int) and waiting == 0:
+            return
+        if outer.needs != "losses" and not self._measured(self.step - 1, outer):
+            return
+        total, count = sum_over_ranks(self._sync_of(outer), loss_sum, loss_count)
+        assert total is not None and count is not None
+        losses = total / count.clamp_min(1)
+        active = (count > 0) & is_finite(losses) & (waiting > 0)
+        outer.after_step(torch.where(active, losses, 1.0), active)
+        self.answer()
 
     def _begin(self) -> None:
         self.calls = 0
@@ -313,9 +348,10 @@ class Window(WideState):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the host part of the schedule."""
-        return {"step": self.step, "calls": self.calls}
+        return {"step": self.step, "calls": self.calls, "answered": int(self._answered)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over the host part of the schedule."""
         self.step = state["step"]
         self.calls = state["calls"]
+        self._answered = state.get("answered", state["step"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mtl_axes import InnerShape, OuterWeighting, Signals, available, create
+from mtl_axes.registry import lookup
+from mtl_axes.testing.case import equal as equal  # for the tests, as the kit compares
+from mtl_axes.testing.case import same as same
+from mtl_axes.testing.case import snapshot as snapshot
 
 KINDS = ("regression", "binary", "multiclass")
 STANDARD = {"regression": "mse", "binary": "bce", "multiclass": "cross_entropy"}
@@ -39,16 +44,37 @@ PROBES: dict[str, dict[str, Any]] = {
 }
 OUTERS = available("outer")
 INNERS = available("inner")
+WEIGHTS = available("weight")
+# One weighting of each mechanism, for cross products; of the others each is taken once.
+REPRESENTATIVE = tuple(
+    name
+    for name in ("fixed", "uncertainty", "dwa", "gradnorm", "gaba", "famo", "rlw", "mgda", "upgrad", "floor")
+    if name in OUTERS
+)
 
 
 def quick(name: str, **options: Any) -> OuterWeighting:
     """A weighting that moves within a few windows."""
-    return create("outer", name, **{**QUICK.get(name, {}), **options})
+    return create("outer", name, **{**lookup("outer", name).example, **QUICK.get(name, {}), **options})
 
 
 def shaped(name: str) -> InnerShape:
     """A shape whose options differ from its defaults where it has any."""
-    return create("inner", name, **SHAPED.get(name, {}))
+    return create("inner", name, **{**lookup("inner", name).example, **SHAPED.get(name, {})})
+
+
+def drawn(name: str, kind: str, *, size: tuple[int, ...] | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A prediction and a target as the shape itself draws them, float64."""
+    shape = shaped(name)
+    generator = torch.Generator().manual_seed(seed)
+    return shape.sample(kind, size or ((7, 4) if shape.pooled else (7,)), generator, torch.float64)
+
+
+def crossed(*settings: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Every representative weighting with every combination of settings, and every other one with the first of each."""
+    lists = [list(setting) for setting in settings]
+    others = [name for name in OUTERS if name not in REPRESENTATIVE]
+    return [*product(REPRESENTATIVE, *lists), *((name, *(values[0] for values in lists)) for name in others)]
 
 
 def kinds_of(shape: InnerShape) -> tuple[str, ...]:
@@ -56,7 +82,6 @@ def kinds_of(shape: InnerShape) -> tuple[str, ...]:
     return tuple(kind for kind in KINDS if kind in shape.kinds)
 
 
-PAIRS = tuple((outer, inner) for outer in OUTERS for inner in INNERS)
 INNER_KINDS = tuple((inner, kind) for inner in INNERS for kind in kinds_of(shaped(inner)))
 
 
@@ -115,62 +140,36 @@ def random_signals(
     return Signals(losses.to(dtype), gramian=gramian, norms=gramian.diagonal().sqrt(), active=flags, step=step)
 
 
-def snapshot(module: nn.Module) -> dict[str, Any]:
-    """A copy of all that a module remembers: parameters, buffers (persistent or not) and the extra state."""
-    state: dict[str, Any] = {name: tensor.detach().clone() for name, tensor in module.named_parameters()}
-    state |= {name: tensor.detach().clone() for name, tensor in module.named_buffers()}
-    state |= {key: repr(value) for key, value in module.state_dict().items() if not isinstance(value, Tensor)}
-    return state
-
-
-def same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
-    """Whether two snapshots agree bit for bit, dtypes included."""
-    if left.keys() != right.keys():
-        return False
-    return all(equal(left[key], right[key]) for key in left)
-
-
-def equal(left: Any, right: Any) -> bool:
-    """Whether two nested values agree bit for bit; NaN equals NaN."""
-    if isinstance(left, Tensor):
-        return (
-            isinstance(right, Tensor)
-            and left.dtype == right.dtype
-            and left.shape == right.shape
-            and bool(((left == right) | ((left != left) & (right != right))).all())
-        )
-    if isinstance(left, Mapping):
-        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(equal(a, b) for a, b in zip(left, right, strict=True))
-    return bool(left == right)
-
-
 @dataclass(frozen=True)
 class Plan:
-    """Windows to drive a weighting through: losses, norms and active flags, one row per window."""
+    """Windows to drive a weighting through: losses, norms and flags, one row per window; the cosine of all gradients."""
 
     losses: tuple[tuple[float, ...], ...]
     norms: tuple[tuple[float, ...], ...]
     active: tuple[tuple[bool, ...], ...]
+    cosine: float = 0.0
 
     @property
     def size(self) -> int:
         return len(self.losses[0])
 
     def signals(self, order: Sequence[int] | None = None) -> list[Signals]:
-        """The windows as signals in float64, with the tasks in the given order."""
+        """The windows as signals in float64, with the tasks in the given order, and a Gramian of their common cosine."""
         index = torch.tensor(list(range(self.size)) if order is None else list(order))
-        return [
-            Signals(
-                torch.tensor(losses, dtype=torch.float64)[index],
-                norms=torch.tensor(norms, dtype=torch.float64)[index],
-                gramian=torch.tensor(norms, dtype=torch.float64)[index].square().diag(),
-                active=torch.tensor(active)[index],
-                step=step,
+        cosines = torch.eye(self.size, dtype=torch.float64) * (1 - self.cosine) + self.cosine
+        found = []
+        for step, (losses, norms, active) in enumerate(zip(self.losses, self.norms, self.active, strict=True)):
+            sizes = torch.tensor(norms, dtype=torch.float64)[index]
+            found.append(
+                Signals(
+                    torch.tensor(losses, dtype=torch.float64)[index],
+                    norms=sizes,
+                    gramian=cosines * sizes * sizes[:, None],
+                    active=torch.tensor(active)[index],
+                    step=step,
+                )
             )
-            for step, (losses, norms, active) in enumerate(zip(self.losses, self.norms, self.active, strict=True))
-        ]
+        return found
 
 
 def magnitudes(low: float = -12.0, high: float = 12.0) -> st.SearchStrategy[float]:
@@ -205,8 +204,11 @@ def plans(draw: st.DrawFn, *, low: int = 1, high: int = 5, windows: int = 6) -> 
     """Windows of K tasks in which tasks come and go."""
     count, length = draw(st.integers(low, high)), draw(st.integers(1, windows))
     flags = st.tuples(*[st.booleans()] * count)
+    # A common cosine below -1 / (K - 1) is that of no gradients; at both ends the Gramian is singular.
+    lowest = -1.0 / (count - 1) if count > 1 else 0.0
     return Plan(
         tuple(draw(losses(count)) for _ in range(length)),
         tuple(draw(norms(count)) for _ in range(length)),
         tuple(draw(flags) for _ in range(length)),
+        draw(st.sampled_from([0.0, lowest, 1.0]) | st.floats(lowest, 1.0)),
     )

@@ -216,10 +216,11 @@ def test_reweighted_refuses_parts_that_do_not_go_together() -> None:
     ):
         Reweighted("cross_entropy", FailureBias())
     with pytest.raises(
-        OptionError, match=r"Reweighted needs an inner shape and a target weight\. Found MSE\(\) and MSE\(\)\."
+        OptionError,
+        match=r"Option `weight` should be a registered name, a mapping .* an instance of TargetWeight\. Found MSE\(\)\.",
     ):
         Reweighted(MSE(), MSE())  # type: ignore[arg-type]
-    with pytest.raises(UnknownNameError, match=r"No inner strategy is named 'msee'\. Did you mean 'mse'\?"):
+    with pytest.raises(UnknownNameError, match=r"No inner strategy is named 'msee'\. Did you mean 'mse' or 'msle'\?"):
         Reweighted("msee", FailureBias())
 
 

@@ -125,6 +125,7 @@ def test_adapters_import_the_library_and_their_own_trainer() -> None:
         "huggingface": {"transformers", "accelerate"},  # the Trainer is built on it
         "lightning": {"lightning", "pytorch_lightning"},
         "accelerate": {"accelerate"},
+        "torchjd": {"torchjd"},
     }
     files = modules(ADAPTERS, "adapters")
     assert "adapters.loop" in files
@@ -142,7 +143,7 @@ def test_importing_the_library_imports_no_trainer() -> None:
     """After ``import mtl_axes`` no adapter and none of the libraries that adapters serve is loaded."""
     script = (
         "import sys, mtl_axes; "
-        "print(sorted({'transformers', 'lightning', 'accelerate', 'mtl_axes.adapters'} & set(sys.modules)))"
+        "print(sorted({'transformers', 'lightning', 'accelerate', 'torchjd', 'mtl_axes.adapters'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -65,6 +65,8 @@ class InnerShape(nn.Module):
             image or a list. A sample without a valid entry does not count.
         target_range: bounds, inclusive, within which targets of a regression make sense.
         prediction_range: the same for predictions.
+        detaches: True when it holds a factor of its loss constant on purpose, so that its gradient is not the derivative of
+            its value.
         example: options with which it is shown and tested, where the constructor needs some.
     """
 
@@ -73,6 +75,7 @@ class InnerShape(nn.Module):
     lower_bound: ClassVar[float | None] = 0.0
     trailing: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
+    detaches: ClassVar[bool] = False
     target_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     prediction_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     example: ClassVar[Mapping[str, Any]] = {}

@@ -178,6 +178,15 @@ class Quantile(InnerShape):
                 f"Found prediction {tuple(prediction.shape)} and target {tuple(target.shape)}."
             )
 
+    def sample(
+        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
+    ) -> tuple[Tensor, Tensor]:
+        prediction, target = super().sample(kind, size, generator, dtype)
+        if isinstance(self.q, tuple):
+            steps = torch.linspace(-1, 1, len(self.q), dtype=torch.float64).to(dtype)
+            prediction = prediction.unsqueeze(-1) + steps
+        return prediction, target
+
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         if not isinstance(self.q, tuple):
             return self._pinball(target - prediction, self.q)

@@ -2,82 +2,75 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mtl_axes.errors import OptionError
 from mtl_axes.inner.base import InnerShape, TargetWeight
-from mtl_axes.options import check_number
-from mtl_axes.registry import create
-from mtl_axes.signals import Kind
+from mtl_axes.inner.weights import FailureBias
+from mtl_axes.registry import resolve
+from mtl_axes.signals import Kind, wide
 
-__all__ = ["FailureBias", "FailureBiased", "Reweighted"]
-
-
-class FailureBias(TargetWeight):
-    """Weight w(y) = 1 + clip(1 - y / r_max, 0, 1): 2 at failure (y <= 0), falling to 1 at y = r_max and beyond.
-
-    Args:
-        r_max: remaining life from which on samples are not emphasised, in target units, > 0. A target that was divided
-            by 125 needs r_max=1.
-
-    Returns:
-        weights in [1, 2], in the shape of the target.
-
-    Raises:
-        OptionError: r_max is not a positive number.
-
-    >>> FailureBias()(torch.tensor([-10.0, 0.0, 62.5, 125.0, 300.0]))
-    tensor([2.0000, 2.0000, 1.5000, 1.0000, 1.0000])
-    """
-
-    def __init__(self, r_max: float = 125.0) -> None:
-        super().__init__()
-        self.r_max = check_number("r_max", r_max, low=0.0, low_open=True)
-
-    def check_values(self, target: Tensor) -> None:
-        largest = float(target.abs().max())
-        if 0 < largest <= 1e-2 * self.r_max:
-            warnings.warn(
-                f"failure_biased: every target is at most {largest:g}, below 1 % of r_max={self.r_max:g}, so that every "
-                "sample gets almost the weight 2. If the target is scaled, pass r_max in the scaled unit.",
-                stacklevel=2,
-            )
-
-    def forward(self, target: Tensor, /) -> Tensor:
-        return 1 + (1 - target / self.r_max).clamp(0, 1)
+__all__ = ["FailureBiased", "Reweighted"]
 
 
 class Reweighted(InnerShape):
-    """w(y) * base(prediction, target): a base shape whose samples are weighted by their target.
+    """A base shape whose samples are weighted by their target.
 
-    The weights do not enter the mean's denominator, which stays the number of valid samples.
+    ::
+
+        l = w(target) base(prediction, target),  w without a gradient
+
+    Any shape goes with any weight of its kind. The weights stay out of the denominator of the mean, which is the number of
+    valid samples: with a weight of 2 a sample pulls twice as hard. With a base that couples the batch, the weight applies
+    to the losses that the base gives, and the mask is handed to the base. A base that pools the entries of a sample into
+    one loss is refused: it has no loss per target.
 
     Args:
-        base: an inner shape, or a registered name.
-        weight: a target weight.
+        base: an inner shape: a registered name, ``{"name": ..., **options}`` or an instance.
+        weight: a target weight, given in one of the same ways.
 
     Returns:
         (N, ...) losses, in the unit of the base.
 
     Raises:
-        OptionError: the base and the weight serve no common kind of task.
+        OptionError: base or weight is none of these, they serve no common kind of task, or the base pools.
+        UnknownNameError: no shape or weight has this name.
 
     >>> Reweighted("mse", FailureBias())(torch.tensor([15.0, 112.0]), torch.tensor([10.0, 110.0]))
     tensor([48.0000,  4.4800])
+    >>> Reweighted("mae", {"name": "step", "threshold": 30.0, "below": 3.0})
+    Reweighted(base=MAE(), weight=Step(threshold=30.0, below=3.0, above=2.0))
+
+    References:
+        Differs from torch's mse_loss(weight=), l1_loss(weight=) and cross_entropy(weight=), whose mean divides by the sum of
+        the weights: on the eight residuals of the golden file, failure-biased squares have the mean 84.115 here, and 52.572
+        there. torch's huber_loss(weight=) and bce(weight=) divide by the number of samples, as here.
     """
 
-    def __init__(self, base: InnerShape | str, weight: TargetWeight) -> None:
+    example: ClassVar[Mapping[str, Any]] = {
+        "base": {"name": "huber", "delta": 0.7},
+        "weight": {"name": "ramp", "low": -1.0, "high": 2.0, "at_low": 0.5, "at_high": 3.0},
+    }
+
+    def __init__(
+        self,
+        base: InnerShape | Mapping[str, Any] | str = "mse",
+        weight: TargetWeight | Mapping[str, Any] | str = "failure_biased",
+    ) -> None:
         super().__init__()
-        self.base = create("inner", base) if isinstance(base, str) else base
-        self.weight = weight
-        if not isinstance(self.base, InnerShape) or not isinstance(weight, TargetWeight):
-            raise OptionError(f"Reweighted needs an inner shape and a target weight. Found {base!r} and {weight!r}.")
+        self.base = resolve("inner", base, option="base")
+        self.weight = resolve("weight", weight, option="weight")
+        if self.base.pooled:
+            raise OptionError(
+                f"Reweighted needs a base with one loss per target. Found {self.base!r}, which pools those of a sample. "
+                "Pass sample_weight to the criterion instead."
+            )
         if not self.kinds:
-            raise OptionError(f"{self.base!r} and {weight!r} should serve a common kind of task. Found none.")
+            raise OptionError(f"{self.base!r} and {self.weight!r} should serve a common kind of task. Found none.")
 
     @property
     def kinds(self) -> frozenset[Kind]:  # type: ignore[override]
@@ -99,6 +92,26 @@ class Reweighted(InnerShape):
         """That of the base."""
         return self.base.trailing
 
+    @property
+    def detaches(self) -> bool:  # type: ignore[override]
+        """That of the base. The weight is constant, but depends on nothing that has a gradient."""
+        return self.base.detaches
+
+    @property
+    def target_range(self) -> tuple[float, float]:  # type: ignore[override]
+        """That of the base."""
+        return self.base.target_range
+
+    @property
+    def prediction_range(self) -> tuple[float, float]:  # type: ignore[override]
+        """That of the base."""
+        return self.base.prediction_range
+
+    def sample(
+        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
+    ) -> tuple[Tensor, Tensor]:
+        return self.base.sample(kind, size, generator, dtype)
+
     def check(self, prediction: Tensor, target: Tensor) -> None:
         self.base.check(prediction, target)
 
@@ -106,16 +119,20 @@ class Reweighted(InnerShape):
         self.base.check_values(prediction, target)
         self.weight.check_values(target)
 
-    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+    def forward(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:
         with torch.no_grad():
-            # An integer target would have its weight computed in float32.
-            weight = self.weight(target.to(prediction.dtype) if self.kinds == {"regression"} else target)
-        losses: Tensor = self.base(prediction, target) * weight
-        return losses
+            # Floats also for integer labels, whose weight would be computed in the default dtype.
+            weight: Tensor = self.weight(target.to(wide(prediction.dtype)))
+        losses = self.base.unchecked(prediction, target, valid)
+        return losses * weight.to(losses.dtype)
 
 
 class FailureBiased(Reweighted):
-    """Failure-biased squared error w(y) e^2 with w(y) = 1 + clip(1 - y / r_max, 0, 1), the inner axis of GRACE.
+    """Failure-biased squared error, the inner axis of GRACE.
+
+    ::
+
+        l = (1 + clip(1 - y / r_max, 0, 1)) e^2,  e = prediction - y
 
     Emphasises samples near failure up to twice; it weighs both signs of the error alike. Lies between mse and 2 mse.
 
@@ -137,6 +154,7 @@ class FailureBiased(Reweighted):
     """
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
+    example: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, *, r_max: float = 125.0) -> None:
         super().__init__("mse", FailureBias(r_max))

@@ -43,6 +43,9 @@ class OuterWeighting(WideState):
         on_host: True when ``forward`` reads values on the host, as the small solvers do: it waits for the device.
         traceable: False when ``forward`` cannot be a part of a compiled graph, which a criterion then leaves for it.
         example: options with which it is shown and tested, where the constructor needs some.
+        wants_after_step: True when it is to be shown the losses after the optimizer step, too: see :meth:`after_step`. A
+            weighting that wraps others returns it from a property, True where one of them wants it, and hands
+            ``after_step`` on.
         current: (K,) buffer, the weights that the last call returned; 1/K before the first.
         dtype: of the floating point state to allocate in ``bind``; float32, or wider when the losses are.
     """
@@ -61,6 +64,7 @@ class OuterWeighting(WideState):
     on_host: ClassVar[bool] = False
     traceable: ClassVar[bool] = True
     example: ClassVar[Mapping[str, Any]] = {}
+    wants_after_step: ClassVar[bool] = False
 
     current: Tensor
     tasks: tuple[TaskInfo, ...] = ()
@@ -101,7 +105,7 @@ class OuterWeighting(WideState):
         return True
 
     def forward(self, signals: Signals, /) -> Tensor:
-        """Move the state by one window and return the weights (K,). The only call that moves state.
+        """Move the state by one window and return the weights (K,). No other call but :meth:`after_step` moves state.
 
         A task that is not active must not move: a weighting without memory gives it 0 and the others the solution of
         the sub-problem, one with memory keeps its state.
@@ -121,6 +125,19 @@ class OuterWeighting(WideState):
             raise PluginError(f"{self!r} should return weights of shape ({signals.size},). Found {tuple(weights.shape)}.")
         current.copy_(weights.detach())
         return weights
+
+    def after_step(self, losses: Tensor, active: Tensor, /) -> None:
+        """Move the state by what the optimizer step of the last window did to the losses. Does nothing by default.
+
+        Called where ``wants_after_step`` is True, at most once for a window that ``forward`` was given, and before the next;
+        not for one whose optimizer step was skipped, nor where nobody provides these losses. What it compares with is kept
+        by ``forward``, in buffers. It may change :meth:`weights`, by writing ``current``.
+
+        Args:
+            losses: (K,) mean loss of each task on the same batches after the step, over all ranks where these agree;
+                detached, finite, in the dtype of the statistics, and 1 where a task is not active.
+            active: (K,) bool, True where the task has a finite loss there. One that is not active must not move.
+        """
 
     def weights(self) -> Tensor:
         """Return the weights (K,) of the next sum. A pure read; carries a graph only when the weighting is learnable."""

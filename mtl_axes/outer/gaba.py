@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
-import torch
 from torch import Tensor
 
-from mtl_axes.errors import OptionError
-from mtl_axes.options import check_choice, check_number
-from mtl_axes.outer.base import OuterWeighting
-from mtl_axes.signals import Need, Signals, TaskInfo
+from mtl_axes.options import check_number
+from mtl_axes.outer.ema import Ema
+from mtl_axes.outer.floor import Floor, check_floor
+from mtl_axes.outer.inverse_norm import InverseNorm
+from mtl_axes.outer.stages import Stage
+from mtl_axes.outer.warmup import WarmUp
+from mtl_axes.signals import Need, TaskInfo
 
 __all__ = ["GABA"]
 
 
-class GABA(OuterWeighting):
+class GABA(WarmUp):
     r"""Weights that fall with a task's gradient norm g_i on the shared parameters, smoothed and floored.
 
     ::
@@ -30,6 +32,8 @@ class GABA(OuterWeighting):
     The two forms agree for K = 2, where both are the inverse norm (and, up to scale, IMTL-G, ConFIG and Nash-MTL): what
     GABA adds is the average, the floor and the warm-up. For K > 2 only ``"inverse"`` equalises lambda_i g_i; the
     complement never exceeds 1 / (K - 1) before the floor.
+
+    It is the composition warmup(floor(ema(inverse_norm(form), beta), floor), warmup), whose parts go with any weighting.
 
     With a subset A of the tasks active, raw is taken over A, times the mass that ``ema`` has on A, and only those entries
     move, scaled to that mass where their elapsed windows differ; with fewer than two active tasks nothing moves.
@@ -61,9 +65,10 @@ class GABA(OuterWeighting):
 
     needs: ClassVar[Need] = "norms"
     total: ClassVar[Literal["1", "K"] | None] = "1"
+    reads_signals: ClassVar[bool] = True
+    memoryless: ClassVar[bool] = False
     scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
-
-    ema: Tensor
+    example: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self,
@@ -73,51 +78,18 @@ class GABA(OuterWeighting):
         warmup: int = 100,
         form: Literal["complement", "inverse"] = "complement",
     ) -> None:
-        super().__init__()
-        self.beta = check_number("beta", beta, low=0.0, high=1.0, high_open=True)
-        self.floor = check_number("floor", floor, low=0.0, high=1.0, high_open=True)
-        self.warmup = int(check_number("warmup", warmup, low=0, integer=True))
-        check_choice("form", form, ("complement", "inverse"))
-        self.form = form
+        windows = int(check_number("warmup", warmup, low=0, integer=True))
+        raw = InverseNorm(form=form)
+        average = Ema(raw, beta=beta)
+        floored = Floor(average, floor=floor)
+        super().__init__(floored, windows=windows)
+        self.beta, self.floor, self.warmup, self.form = average.beta, floored.floor, windows, raw.form
+
+    @property
+    def ema(self) -> Tensor:
+        """The average (K,), before the floor."""
+        return cast("Stage", self.base).base.current
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
-        count = len(tasks)
-        if self.floor * count >= 1 and count > 1:
-            raise OptionError(
-                f"Option `floor` of GABA should be below 1/K = {1 / count:.4g} for the {count} tasks. "
-                f"Found floor={self.floor!r}."
-            )
+        check_floor("GABA", self.floor, len(tasks))
         super().bind(tasks)
-        self.register_buffer("ema", torch.full((count,), 1.0 / count, dtype=self.dtype))
-
-    def measures(self, step: int) -> bool:
-        return step >= self.warmup
-
-    def forward(self, signals: Signals, /) -> Tensor:
-        norms, active = signals.norms, signals.active
-        assert norms is not None
-        count = active.sum()
-        if self.form == "complement":
-            total = torch.where(active, norms, 0.0).sum()
-            # A lone active task would divide by zero; it does not move, and the clamp keeps NaN out of the graph.
-            raw = (total - norms) / ((count - 1).clamp_min(1) * total)
-        else:
-            inverse = torch.where(active, 1 / norms, 0.0)
-            raw = inverse / inverse.sum()
-        mass = torch.where(active, self.ema, 0.0).sum()
-        # On all tasks the mass is 1 by definition; its rounding must not enter the average window after window.
-        mass = torch.where(active.all(), 1.0, mass)
-        decay = self.beta**signals.elapsed
-        ema = decay * self.ema + (1 - decay) * raw * mass
-        # Tasks that were away for different times move by different shares, which must not change their mass.
-        ema = ema * (mass / torch.where(active, ema, 0.0).sum())
-        warm = signals.step >= self.warmup
-        self.ema.copy_(torch.where(active & (count > 1) & warm & torch.isfinite(ema), ema, self.ema))
-        return torch.where(warm, self._floored(), 1.0 / self.ema.shape[0])
-
-    def _floored(self) -> Tensor:
-        floored = self.ema.clamp_min(self.floor)
-        return floored / floored.sum()
-
-    def diagnostics(self) -> Mapping[str, Tensor]:
-        return {"ema": self.ema.clone(), "floor_active": self.ema < self.floor}

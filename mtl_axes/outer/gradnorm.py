@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from mtl_axes.options import check_number
+from mtl_axes.outer.adam import adam_step
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.signals import Need, Signals, TaskInfo
 
 __all__ = ["GradNorm"]
-
-_BETAS = (0.9, 0.999)
-_EPS = 1e-8
 
 
 class GradNorm(OuterWeighting):
@@ -89,7 +87,8 @@ class GradNorm(OuterWeighting):
         moves = active & (active.sum() > 1)
         gradient = self._gradient(norms, signals.losses, active)
         moves = moves & torch.isfinite(gradient)
-        self._adam(torch.where(moves, gradient, 0.0), moves)
+        gradient = torch.where(moves, gradient, 0.0)
+        adam_step(self.logits, self.moment1, self.moment2, self.updates, gradient, moves, lr=self.lr)
         return self._softmax()
 
     def _softmax(self) -> Tensor:
@@ -110,27 +109,6 @@ class GradNorm(OuterWeighting):
         # The active weights sum to K, or to the mass that the absent ones leave them.
         mass = torch.where(active, weights, 0.0).sum()
         return weights * (pull - (weights * pull).sum() / mass)
-
-    def _adam(self, gradient: Tensor, moves: Tensor) -> None:
-        """One step of Adam on v, for the entries that move; written out because its moments are state of the weighting."""
-        beta1, beta2 = _BETAS
-        moment1 = beta1 * self.moment1 + (1 - beta1) * gradient
-        moment2 = beta2 * self.moment2 + (1 - beta2) * gradient.square()
-        updates = self.updates + 1
-        step = self.lr * (moment1 / (1 - beta1**updates)) / ((moment2 / (1 - beta2**updates)).sqrt() + _EPS)
-        logits = torch.where(moves, self.logits - step, self.logits)
-        # Softmax ignores a common shift. This one keeps the weights of the tasks that do not move where they are.
-        shift = self._log_mass(self.logits, moves) - self._log_mass(logits, moves)
-        logits = torch.where(moves & ~moves.all(), logits + shift, logits)
-        self.logits.copy_(logits)
-        self.moment1.copy_(torch.where(moves, moment1, self.moment1))
-        self.moment2.copy_(torch.where(moves, moment2, self.moment2))
-        self.updates.copy_(torch.where(moves, updates, self.updates))
-
-    @staticmethod
-    def _log_mass(logits: Tensor, members: Tensor) -> Tensor:
-        # -1e30 instead of -inf: with no member the difference of two such masses is 0 and not NaN.
-        return torch.where(members, logits, -1e30).logsumexp(0)
 
     def diagnostics(self) -> Mapping[str, Tensor]:
         return {"first_loss": self.first_loss.clone()}

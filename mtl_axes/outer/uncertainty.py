@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -11,15 +9,13 @@ from torch import Tensor, nn
 
 from mtl_axes._state import vector
 from mtl_axes.options import check_choice
-from mtl_axes.outer.base import OuterWeighting
-from mtl_axes.signals import Need, Signals, TaskInfo
+from mtl_axes.outer.learned import LearnedWeighting
+from mtl_axes.signals import TaskInfo
 
 __all__ = ["Uncertainty"]
 
-_PATIENCE = 20
 
-
-class Uncertainty(OuterWeighting):
+class Uncertainty(LearnedWeighting):
     r"""Learned log variances s_i = log sigma_i^2, in the total 0.5 exp(-s_i) L_i + 0.5 s_i.
 
     For a regression task the weight is 0.5 exp(-s), for every other kind, and for losses computed elsewhere, which have no
@@ -51,35 +47,21 @@ class Uncertainty(OuterWeighting):
         regression form, which changes its balance against classification.
     """
 
-    needs: ClassVar[Need] = "losses"
-    reads_signals: ClassVar[bool] = False
-    learnable: ClassVar[bool] = True
     sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
+    parameter_name: ClassVar[str] = "log_variance"
+    called: ClassVar[str] = "uncertainty: the log variances"
+
+    log_variance: nn.Parameter
 
     def __init__(self, *, variant: Literal["kendall", "revised"] = "kendall") -> None:
         super().__init__()
         check_choice("variant", variant, ("kendall", "revised"))
         self.variant = variant
-        self._got_gradient = False
-        self._windows = 0
-        self._version = 0
-        self._before: Tensor | None = None
         self._factors: tuple[tuple[TaskInfo, ...], Tensor] | None = None
 
-    def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
-        super().bind(tasks)
-        self.log_variance = nn.Parameter(torch.zeros(len(tasks), dtype=self.dtype))
-
-    def forward(self, signals: Signals, /) -> Tensor:
-        self._watch_optimizer()
-        return self.weights()
-
-    def weights(self) -> Tensor:
+    def read(self) -> Tensor:
         precision = torch.exp(-self.log_variance)
-        weights = precision * self._halves(precision)
-        if weights.requires_grad and not torch.compiler.is_compiling() and self._windows <= _PATIENCE:
-            weights.register_hook(self._note_gradient)  # type: ignore[no-untyped-call]
-        return weights
+        return precision * self._halves(precision)
 
     def _halves(self, like: Tensor) -> Tensor:
         """0.5 for a regression task, 1 for any other, made anew when the kinds, the device or the dtype have changed."""
@@ -100,29 +82,3 @@ class Uncertainty(OuterWeighting):
         if self.variant == "revised":
             return nn.functional.softplus(self.log_variance)
         return 0.5 * self.log_variance
-
-    def diagnostics(self) -> Mapping[str, Tensor]:
-        return {"log_variance": self.log_variance.detach().clone()}
-
-    def _note_gradient(self, gradient: Tensor) -> None:
-        self._got_gradient = True
-
-    def _watch_optimizer(self) -> None:
-        """Warn once when gradients arrive window after window and no optimizer moves the parameter."""
-        if torch.compiler.is_compiling() or self._windows > _PATIENCE:
-            return
-        if self._before is None:
-            self._version, self._before = self.log_variance._version, self.log_variance.detach().clone()
-        self._windows += self._got_gradient
-        self._got_gradient = False
-        if self._windows <= _PATIENCE:
-            return
-        before, self._before = self._before, None
-        # A fused optimizer does not raise the version, so that only the values tell. Comparing them synchronises; it
-        # happens at most once in a run.
-        if self.log_variance._version == self._version and torch.equal(before.to(self.log_variance), self.log_variance):
-            warnings.warn(
-                f"uncertainty: the log variances received gradients over {_PATIENCE} steps and did not change, so they are "
-                "not in the optimizer. Add criterion.param_groups() to its parameter groups.",
-                stacklevel=2,
-            )

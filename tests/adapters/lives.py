@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch._dynamo  # an optimizer would import it in every life anew
 from killing import save
-from strategies import OUTERS, quick, snapshot
+from strategies import REPRESENTATIVE, quick, snapshot
 from torch import nn
 
 from mtl_axes import MultiTaskCriterion, OuterWeighting
@@ -27,7 +27,7 @@ from mtl_axes import MultiTaskCriterion, OuterWeighting
 EPOCHS, ACCUMULATE, STEPS_PER_EPOCH, SAVED_EVERY, KILLS = 3, 2, 4, 2, 2
 STEPS = EPOCHS * STEPS_PER_EPOCH
 
-TRAININGS = {**{outer: (outer, "exact") for outer in OUTERS}, "gaba, lagged": ("gaba", "lagged")}
+TRAININGS = {**{outer: (outer, "exact") for outer in REPRESENTATIVE}, "gaba, lagged": ("gaba", "lagged")}
 """Weighting and probe, by the name of the training."""
 
 Kill = Callable[[MultiTaskCriterion, Callable[[], int]], None]

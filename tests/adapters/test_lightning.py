@@ -308,7 +308,7 @@ def test_a_pending_window_is_saved(tmp_path: Path, probe: str) -> None:
 
     through = run(Save(tmp_path / "saved.ckpt", 5))
     saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)["state_dict"]
-    assert saved["criterion.window._extra_state"] == {"step": 1, "calls": 2}
+    assert saved["criterion.window._extra_state"] == {"step": 1, "calls": 2, "answered": 0}
     again = run(ckpt_path=tmp_path / "saved.ckpt", weights_only=True)
     assert same(snapshot(through), snapshot(again))
 
@@ -552,6 +552,7 @@ RUNS = [
         for accumulate in (1, 2)
     ),
     *(f"{strategy} gaba 2 gradients" for strategy in (*STRATEGIES, "fabric")),
+    *(f"ddp famo {accumulate} {sync}" for accumulate in (1, 2) for sync in ("norms", "gradients")),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from killing import save
-from strategies import OUTERS, PROBES, batch_for, model_for, quick
+from strategies import PROBES, REPRESENTATIVE, batch_for, model_for, quick
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
@@ -41,18 +41,25 @@ class Run:
         # Twice the scale after every second step: it overflows now and then, and steps are skipped.
         self.scaler = GradScaler("cpu", init_scale=2.0**14, growth_interval=2, enabled=half)
 
-    def call(self, number: int) -> None:
+    def loss(self, number: int) -> Tensor:
         inputs, targets = batch_for(KINDS, seed=number, scale=20.0)
         here = {name: None if number % 7 == 4 and name == "health" else target for name, target in targets.items()}
         with torch.autocast("cpu", dtype=torch.float16, enabled=self.half):
             outputs = self.model(inputs)
-        self.scaler.scale(self.criterion(outputs, here) / self.accumulate).backward()
+        return self.criterion(outputs, here)
+
+    def call(self, number: int) -> None:
+        self.scaler.scale(self.loss(number) / self.accumulate).backward()
         if (number + 1) % self.accumulate == 0:
             before = self.scaler.get_scale()
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad()
             self.criterion.step(skipped=self.scaler.get_scale() < before)
+            if self.criterion.outer.wants_after_step:
+                with torch.no_grad(), self.criterion.after_step():
+                    for again in range(number + 1 - self.accumulate, number + 1):
+                        self.loss(again)
         if (number + 1) % EPOCH == 0:
             self.criterion.end_epoch()
 
@@ -77,7 +84,7 @@ class Run:
 def runs() -> dict[str, Run]:
     found = {}
     for accumulate in (1, 2):
-        for outer in OUTERS:
+        for outer in REPRESENTATIVE:
             found[f"{outer}, accumulate={accumulate}"] = Run(outer, accumulate)
         for probe, options in PROBES.items():
             if probe == "exact":

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch._functorch.config as functorch_config
-from strategies import OUTERS, batch_for, model_for, quick
+from strategies import batch_for, crossed, model_for, quick
 from torch import Tensor, nn
 
 from mtl_axes import OuterWeighting, Signals, compose
@@ -100,10 +100,9 @@ def test_gradient_is_the_weighted_sum_for_weights_far_from_even(count: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("outer", "normalise"),
-    [(outer, how) for outer in OUTERS for how in (None, "sum1", "sumK") if how is None or not quick(outer).learnable],
+    ("outer", "normalise", "count"),
+    [case for case in crossed([None, "sum1", "sumK"], [2, 1, 4]) if case[1] is None or not quick(case[0]).learnable],
 )
-@pytest.mark.parametrize("count", [1, 2, 4])
 def test_gradient_is_the_weighted_sum_for_every_weighting(outer: str, count: int, normalise: Any) -> None:
     """Gradient and value of (total - penalty) are those of the reported weights, which are constants to autograd."""
     weighting = quick(outer)

@@ -15,7 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from strategies import INNER_KINDS, OUTERS, SHAPED, STANDARD, Heads, batch_for, model_for, quick, same, shaped, snapshot
+from strategies import (
+    INNER_KINDS,
+    REPRESENTATIVE,
+    SHAPED,
+    STANDARD,
+    Heads,
+    batch_for,
+    model_for,
+    quick,
+    same,
+    shaped,
+    snapshot,
+)
 
 from mtl_axes import MultiTaskCriterion, compose
 
@@ -93,6 +105,9 @@ NUMPY = {
     "mse": mse,
     "quantile": quantile,
 }
+
+# Every other shape, and every other weighting, shows the identity among its contracts, by means of torch.
+BY_HAND = [(inner, kind) for inner, kind in INNER_KINDS if inner in NUMPY]
 
 
 def by_hand(
@@ -188,7 +203,7 @@ def combined(gradients: dict[str, Any], factor: dict[str, float], name: str) -> 
 
 
 every_pair = pytest.mark.parametrize(
-    ("outer", "inner", "kind"), [(outer, inner, kind) for outer in OUTERS for inner, kind in INNER_KINDS]
+    ("outer", "inner", "kind"), [(outer, inner, kind) for outer in REPRESENTATIVE for inner, kind in BY_HAND]
 )
 
 
@@ -247,7 +262,7 @@ def test_the_identity_holds_at_equal_weights(outer: str, inner: str, kind: str) 
         np.testing.assert_allclose(gradient, expected, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("outer", [name for name in OUTERS if name != "fixed"])
+@pytest.mark.parametrize("outer", [name for name in REPRESENTATIVE if name != "fixed"])
 def test_the_weightings_of_the_four_have_moved(outer: str) -> None:
     """The identity is not tested on weightings at rest: the state of C and D differs from that of their first step."""
     four = Four(outer, "failure_biased", "regression")
@@ -258,7 +273,7 @@ def test_the_weightings_of_the_four_have_moved(outer: str) -> None:
         assert abs(weights[0] - weights[1]) > 1e-3
 
 
-@pytest.mark.parametrize(("inner", "kind"), [pair for pair in INNER_KINDS if pair[0] not in ("mse", "cross_entropy")])
+@pytest.mark.parametrize(("inner", "kind"), [pair for pair in BY_HAND if pair[0] not in ("mse", "cross_entropy")])
 def test_live_weights_depend_on_the_shape(inner: str, kind: str) -> None:
     """The complement: GABA reads the shaped gradient, so that the weights of C and D differ and are no common lambda."""
     four = Four("gaba", inner, kind)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from mtl_axes.adapters.loop import Loop
-from strategies import OUTERS, PROBES, Heads, batch_for, equal, quick, same, snapshot
+from strategies import PROBES, Heads, batch_for, crossed, equal, quick, same, snapshot
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.amp.grad_scaler import GradScaler
@@ -298,12 +298,13 @@ def assert_went_on(model: nn.Module, criterion: MultiTaskCriterion, scaler: Grad
     assert criterion.window.step > 0 and all(tensor.isfinite().all() for tensor in criterion.buffers())
     assert all(parameter.isfinite().all() and parameter.dtype is f32 for parameter in criterion.parameters())
     assert reports[-1].active.all()
-    assert scaler.get_scale() == 2.0**8 / 4, "two steps should have been skipped"
+    # A weighting that divides by the very loss leaves nothing that could overflow.
+    overflows = sum(float(reports[number].weights[0]) * 2.0**100 > 2.0**20 for number in BAD)
+    assert scaler.get_scale() == 2.0**8 / 2.0**overflows, "the steps that overflow should have been skipped"
+    assert overflows == len(BAD) or (criterion.outer.balances and criterion.window.accumulate == 1)
 
 
-@pytest.mark.parametrize("outer", OUTERS)
-@pytest.mark.parametrize("probe", ["exact", "representation", "lagged"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("outer", "probe", "accumulate"), crossed(["exact", "representation", "lagged"], [1, 2]))
 def test_an_overflow_drops_a_window_and_not_the_run(outer: str, probe: str, accumulate: int) -> None:
     """A handwritten loop with autocast and a GradScaler, and criterion.step() told what the scaler did."""
     model = model_of()
@@ -320,6 +321,10 @@ def test_an_overflow_drops_a_window_and_not_the_run(outer: str, probe: str, accu
             scaler.update()
             optimizer.zero_grad()
             criterion.step(skipped=scaler.get_scale() < before)
+            if criterion.outer.wants_after_step:
+                with torch.no_grad(), criterion.after_step():
+                    for again in range(number + 1 - accumulate, number + 1):
+                        criterion.combine(losses_of(model, overflowing(again), "autocast", seed=again))
     assert_went_on(model, criterion, scaler, reports)
     if probe == "exact" and criterion.outer.needs == "norms" and accumulate == 1:
         assert [number for number in range(2, CALLS) if not reports[number].active.all()] == sorted(BAD)
@@ -327,9 +332,7 @@ def test_an_overflow_drops_a_window_and_not_the_run(outer: str, probe: str, accu
         assert (reports[-1].dropped - reports[1].dropped).tolist() == [len(BAD), 0, 0]
 
 
-@pytest.mark.parametrize("outer", OUTERS)
-@pytest.mark.parametrize("probe", ["exact", "lagged"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("outer", "probe", "accumulate"), crossed(["exact", "lagged"], [1, 2]))
 def test_an_overflow_in_the_plain_loop(outer: str, probe: str, accumulate: int) -> None:
     """The same in mtl_axes.adapters.loop."""
     model = model_of()
@@ -354,9 +357,7 @@ def test_an_overflow_in_the_plain_loop(outer: str, probe: str, accumulate: int) 
 HALF = ("autocast", "half", "autocast bfloat16", "bfloat16")
 
 
-@pytest.mark.parametrize("how", HALF)
-@pytest.mark.parametrize("probe", PROBES)
-@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.parametrize(("outer", "probe", "how"), crossed(PROBES, HALF))
 def test_every_weighting_trains_in_half_precision(outer: str, probe: str, how: str) -> None:
     """Norms are within 1 % of those in float64, weights follow, and the state is float32 to the last buffer."""
     model = cast(how, model_of())
@@ -385,9 +386,7 @@ def test_every_weighting_trains_in_half_precision(outer: str, probe: str, how: s
     assert (criterion.outer.needs == "losses") == (criterion.report.norms is None)
 
 
-@pytest.mark.parametrize("how", ["half", "bfloat16"])
-@pytest.mark.parametrize("outer", OUTERS)
-@pytest.mark.parametrize("calls", [0, 3])
+@pytest.mark.parametrize(("outer", "how", "calls"), crossed(["half", "bfloat16"], [3, 0]))
 def test_a_criterion_in_a_module_that_is_cast_trains_as_one_outside(outer: str, how: str, calls: int) -> None:
     """A cast before the first call or after some leaves state and learnable parameters in float32, their gradients too."""
     models = [model_of(), model_of()]

@@ -15,7 +15,7 @@ from strategies import quick, snapshot
 
 from mtl_axes import compose
 
-OUTERS = ("dwa", "gaba", "gradnorm", "uncertainty")
+OUTERS = ("dwa", "famo", "gaba", "gradnorm", "uncertainty")
 # Version 4 loads the optimizer to a device "cpu:0" under DDP on the CPU, which torch does not know.
 RESUMES = int(transformers.__version__.split(".")[0]) >= 5
 EVALUATED = 9  # no multiple of two batches of 4: the last ones repeat the first rows

@@ -33,6 +33,8 @@ def test_the_python_of_a_page_runs(
     """Every Python block of a page runs, in order, in one namespace."""
     if page.stem == "compile" and not hasattr(functorch_config, "donated_buffer"):
         pytest.skip("this torch donates no buffers")
+    if page.stem == "torchjd":
+        pytest.importorskip("torchjd", reason="the bridge to TorchJD needs torchjd")
     source = tmp_path / (page.stem + ".py")
     source.write_text(python_blocks(page))
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,131 @@
+"""The command line: ``mtl-axes list``, ``mtl-axes show NAME`` and ``mtl-axes plugins``."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+from mtl_axes.__about__ import version
+from mtl_axes.describe import REQUIRED, Description, describe
+from mtl_axes.errors import MtlAxesError
+from mtl_axes.registry import Axis, available, failures
+
+__all__ = ["main"]
+
+AXES: tuple[Axis, ...] = get_args(Axis)
+_TITLES: dict[Axis, str] = {"outer": "outer weighting", "inner": "inner shape", "weight": "target weight"}
+_WIDTH = 100
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, or 2 when a name is unknown."""
+    parser = argparse.ArgumentParser(prog="mtl-axes", description="Strategies of multi-task losses, by name.")
+    parser.add_argument("--version", action="version", version=f"mtl_axes {version}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    listing = commands.add_parser("list", help="names, what they need or serve, and one line on each")
+    listing.add_argument("--axis", choices=AXES, help="of one axis alone")
+    showing = commands.add_parser("show", help="formula, options, claims, example and papers of a strategy")
+    showing.add_argument("name", metavar="NAME", help="a registered name")
+    commands.add_parser("plugins", help="plugins that could not be used, and why")
+    given = parser.parse_args(arguments)
+    if given.command == "list":
+        print("\n\n".join(_listed(axis) for axis in AXES if given.axis in (None, axis)))
+        _tell_failures(sys.stderr)
+        return 0
+    if given.command == "plugins":
+        _tell_failures(sys.stdout)
+        if not failures():
+            print("Every plugin that is installed could be used.")
+        return 0
+    return _show(given.name)
+
+
+def _show(name: str) -> int:
+    found = [axis for axis in AXES if name in available(axis)]
+    if not found:
+        names = sorted({known for axis in AXES for known in available(axis)})
+        near = difflib.get_close_matches(name, names, n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        print(f"No strategy is named {name!r}.{hint} `mtl-axes list` shows all names.", file=sys.stderr)
+        _tell_failures(sys.stderr)
+        return 2
+    try:
+        print("\n\n".join(_shown(describe(axis, name)) for axis in found))
+    except MtlAxesError as error:  # two plugins with one name
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _tell_failures(stream: Any) -> None:
+    for source, why in failures().items():
+        print(f"Plugin {source} could not be used: {why}", file=stream)
+
+
+def _listed(axis: Axis) -> str:
+    rows = []
+    for name in available(axis):
+        try:
+            about = describe(axis, name)
+        except MtlAxesError as error:  # two plugins with one name: told here, the rest goes on
+            rows.append((name, "?", str(error)))
+            continue
+        serves = about.claims["needs"] if axis == "outer" else ", ".join(sorted(about.claims["kinds"] or ()))
+        rows.append((name, serves, about.summary))
+    first = max((len(name) for name, _, _ in rows), default=0)
+    second = max((len(serves) for _, serves, _ in rows), default=0)
+    head = f"{len(rows)} {_TITLES[axis]}{'' if len(rows) == 1 else 's'}"
+    return "\n".join([head, *(f"  {name:<{first}}  {serves:<{second}}  {line}" for name, serves, line in rows)])
+
+
+def _shown(about: Description) -> str:
+    title = f"{about.name}: {_TITLES[about.axis]} {about.cls.__module__}.{about.cls.__qualname__}"
+    blocks = [f"{title}\n{'=' * len(title)}", _wrapped(about.summary)]
+    if about.formula and about.formula != about.summary:
+        blocks.append(textwrap.indent(about.formula, "    "))
+    blocks += [_wrapped(paragraph) for paragraph in about.prose.split("\n\n") if paragraph]
+    blocks.append(_section("Options", _options(about)))
+    others = {key: text for key, text in about.arguments.items() if not _names(key) <= set(about.options)}
+    blocks.append(_section("Arguments", _items(others.items())))
+    blocks.append(_section("Returns", _wrapped(about.returns)))
+    blocks.append(_section("Raises", _items(about.raises.items())))
+    blocks.append(_section("Claims", _claims(about.claims)))
+    blocks.append(_section("Example", about.example))
+    blocks.append(_section("References", about.references))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _names(key: str) -> set[str]:
+    """Return the names that an entry under Args explains: one, or several with commas between them."""
+    return {name.strip() for name in key.split(",")}
+
+
+def _options(about: Description) -> str:
+    lines = []
+    for name, default in about.options.items():
+        text = next((text for key, text in about.arguments.items() if name in _names(key)), "")
+        lines.append((name if default is REQUIRED else f"{name}={default!r}", text))
+    return _items(lines) if lines else "None."
+
+
+def _items(items: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(
+        textwrap.fill(f"{name}: {text}" if text else name, _WIDTH - 4, subsequent_indent="    ") for name, text in items
+    )
+
+
+def _claims(claims: Mapping[str, Any]) -> str:
+    told = {name: ", ".join(sorted(value)) if isinstance(value, frozenset) else value for name, value in claims.items()}
+    return _wrapped(", ".join(f"{name}={value!r}" for name, value in told.items()))
+
+
+def _section(head: str, text: str) -> str:
+    return f"{head}\n{textwrap.indent(text, '    ')}" if text else ""
+
+
+def _wrapped(paragraph: str) -> str:
+    return textwrap.fill(" ".join(paragraph.split()), _WIDTH - 4)

@@ -1,0 +1,135 @@
+"""Shapes for targets of which some values are rare: focal_r looks at the error, bmc at the other targets of the batch."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtl_axes.inner.base import InnerShape
+from mtl_axes.options import check_choice, check_number
+from mtl_axes.signals import Kind
+
+__all__ = ["BMC", "FocalR"]
+
+_REGRESSION: frozenset[Kind] = frozenset({"regression"})
+
+
+class FocalR(InnerShape):
+    """Focal loss of a regression: the error times a factor that grows from 0 to 1 with its size.
+
+    ::
+
+        l = base(e) m^gamma,  e = prediction - target,  base = e^2 or |e|
+        m = 2 sigmoid(beta |e|) - 1 = tanh(beta |e| / 2)   activate="sigmoid"
+          = tanh(beta |e|)                                 activate="tanh"
+
+    Easy samples count less. The factor depends on the prediction and has a gradient, too. With gamma = 0 it is the base.
+
+    Args:
+        base: ``"mse"`` or ``"mae"``.
+        beta: steepness of the factor per target unit, > 0.
+        gamma: focus, >= 0.
+        activate: ``"sigmoid"`` or ``"tanh"``; the second with beta / 2 is the first.
+
+    Returns:
+        (N, ...) losses >= 0, in the unit of the base.
+
+    Raises:
+        OptionError: an option is outside its range.
+
+    >>> FocalR()(torch.tensor([15.0, 26.0]), torch.tensor([10.0, 30.0]))
+    tensor([11.5529,  6.0792])
+
+    References:
+        Y. Yang, K. Zha, Y.-C. Chen, H. Wang, D. Katabi, "Delving into Deep Imbalanced Regression", 2021. The paper prints
+        sigmoid(|beta e|)^gamma, which is 0.5 at e = 0; this is the 2 sigmoid - 1 of its repository, imbalanced-regression,
+        to 1.5e-14. Differs from that in a finite gradient for gamma < 1 at e = 0, where the repository's is NaN.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+
+    def __init__(
+        self,
+        *,
+        base: Literal["mse", "mae"] = "mse",
+        beta: float = 0.2,
+        gamma: float = 1.0,
+        activate: Literal["sigmoid", "tanh"] = "sigmoid",
+    ) -> None:
+        super().__init__()
+        check_choice("base", base, ("mse", "mae"))
+        check_choice("activate", activate, ("sigmoid", "tanh"))
+        self.base = base
+        self.beta = check_number("beta", beta, low=0.0, low_open=True)
+        self.gamma = check_number("gamma", gamma, low=0.0)
+        self.activate = activate
+
+    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        size = (prediction - target).abs()
+        base = size.square() if self.base == "mse" else size
+        if self.gamma == 0:
+            return base
+        factor = ((self.beta / 2 if self.activate == "sigmoid" else self.beta) * size).tanh()
+        # The slope of m^gamma at 0 is infinite for gamma < 1, and 0 times infinity is NaN.
+        return base * factor.clamp_min(torch.finfo(factor.dtype).tiny) ** self.gamma
+
+
+class BMC(InnerShape):
+    """Balanced squared error by batch Monte Carlo: as if every target value were equally likely.
+
+    ::
+
+        l_j = 2 s^2 (-log softmax_k(-(p_j - y_k)^2 / (2 s^2)))_j       k over the samples of the batch
+            = e_j^2 + 2 s^2 logsumexp_k(-(p_j - y_k)^2 / (2 s^2)),     e_j = p_j - y_j
+        dl_j/dp_j = 2 (sum_k w_jk y_k - y_j),  w_jk the softmax over k
+
+    A prediction is compared to all targets of the batch: it has to be closer to its own than to theirs, and where targets
+    crowd that says little. Equal targets share their mass: with m equal ones at least 2 s^2 log m remains. It couples the
+    samples of a batch; masked ones leave the sum, so that the loss is that of the batch without them. A single sample costs
+    nothing. Of targets (N, ...) every trailing position is a variable of its own, with its own sum over N. It needs N^2
+    numbers per position, and batches large enough to show how the targets are distributed; under data parallelism the batch
+    is that of one process.
+
+    Args:
+        noise: s, the standard deviation of an ordinary error in target units, > 0. As it grows, the sum evens out.
+        prediction: (N, ...) floats.
+        target: (N, ...) floats.
+        valid: (N, ...) bools, the entries that count; None for all.
+
+    Returns:
+        (N, ...) losses >= 0, in squared target units.
+
+    Raises:
+        OptionError: noise is not a positive number.
+
+    >>> BMC(noise=8.0)(torch.tensor([15.0, 26.0, 68.0]), torch.tensor([10.0, 30.0, 60.0]))
+    tensor([2.4358e+01, 1.8277e+01, 2.6550e-03])
+
+    References:
+        J. Ren, M. Zhang, C. Yu, Z. Liu, "Balanced MSE for Imbalanced Visual Regression", 2022. Differs from its repository,
+        BalancedMSE, in the noise, an option and not a parameter that is learned along; in entries of a target with several
+        dimensions; and in its formula, a logsumexp of (y_k - y_j)(p_j - y_k + e_j) / (2 s^2), whose own term is exactly 0:
+        in float32 at e = 1e4 and s = 1, the original's two parts of 1e8 leave an error of 1 in a loss of 19999.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    coupling: ClassVar[Literal["sample", "batch"]] = "batch"
+
+    def __init__(self, *, noise: float = 1.0) -> None:
+        super().__init__()
+        self.noise = check_number("noise", noise, low=0.0, low_open=True)
+
+    def forward(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:
+        error = prediction - target
+        twice = 2 * self.noise**2
+        # Rows are predictions j, columns are targets k; e_j^2 - (p_j - y_k)^2 as a product.
+        columns = target.unsqueeze(0)
+        logits = (columns - target.unsqueeze(1)) * (prediction.unsqueeze(1) - columns + error.unsqueeze(1)) / twice
+        if valid is not None:
+            # A sample that does not count keeps its own column: no row is without any.
+            own = torch.eye(len(target), dtype=torch.bool, device=target.device)
+            keep = valid.unsqueeze(0) | own.reshape(own.shape + (1,) * (target.ndim - 1))
+            logits = torch.where(keep, logits, -torch.inf)
+        return twice * logits.logsumexp(1)

@@ -1,0 +1,215 @@
+"""Shapes for targets that are not negative: msle, poisson, gamma, tweedie. All but msle take the logarithm of the mean."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mtl_axes.errors import DataError
+from mtl_axes.inner.base import InnerShape
+from mtl_axes.options import check_choice, check_number
+from mtl_axes.signals import Kind
+
+__all__ = ["MSLE", "Gamma", "Poisson", "Tweedie"]
+
+_REGRESSION: frozenset[Kind] = frozenset({"regression"})
+# exp(20) is 5e8: within these, nothing overflows, whatever is squared.
+_LOG_MEAN = (-20.0, 20.0)
+
+
+def check_targets(name: str, target: Tensor, *, positive: bool = False) -> None:
+    """Raise :class:`DataError` when a target is negative, or not positive where it has to be."""
+    low = float(target.min())
+    if low < 0 or (positive and low == 0):
+        raise DataError(f"Targets of {name} should be {'> 0' if positive else '>= 0'}. Found {low:g}.")
+
+
+class MSLE(InnerShape):
+    """Squared difference of log(1 + .): the square of a relative error, for targets over several orders of magnitude.
+
+    ::
+
+        l = (log(1 + p) - log(1 + y))^2
+        dl/dp = 2 (log(1 + p) - log(1 + y)) / (1 + p)
+
+    An under-prediction costs more than an over-prediction of the same size. Predictions have to be > -1: let the head end
+    in softplus or relu. Where they are not, the loss is NaN; the first call says so.
+
+    Args:
+        prediction: (N, ...) floats > -1.
+        target: (N, ...) floats > -1.
+
+    Returns:
+        (N, ...) losses >= 0.
+
+    Raises:
+        DataError: in the first call, a target or a prediction is <= -1.
+
+    >>> MSLE()(torch.tensor([15.0, 26.0]), torch.tensor([10.0, 30.0]))
+    tensor([0.1404, 0.0191])
+
+    References:
+        Equal to sklearn.metrics.mean_squared_log_error and torchmetrics' MeanSquaredLogError, before their mean.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    # The last bfloat16 above -1.
+    target_range: ClassVar[tuple[float, float]] = (-1 + 2**-8, math.inf)
+    prediction_range: ClassVar[tuple[float, float]] = (-1 + 2**-8, math.inf)
+
+    def check_values(self, prediction: Tensor, target: Tensor) -> None:
+        for role, values in (("Targets", target), ("Predictions", prediction)):
+            low = float(values.min())
+            if low <= -1:
+                hint = " End the head in softplus or relu." if role == "Predictions" else ""
+                raise DataError(f"{role} of msle should be > -1. Found {low:g}.{hint}")
+
+    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        return (prediction.log1p() - target.log1p()).square()
+
+
+class Poisson(InnerShape):
+    """Poisson's negative log likelihood of a count, from the logarithm of its mean.
+
+    ::
+
+        l = exp(x) - y x                               x = log mean, the prediction
+          = 2 (y log y - y x - y + exp(x))             deviance=True; 0 log 0 = 0
+        dl/dx = exp(x) - y, twice that for the deviance
+
+    Both have the same minimiser. The likelihood leaves out log y!, and is negative for large counts; weightings that take
+    ratios or logarithms of losses need the deviance. exp(x) is infinite in float32 from x = 89 on: a count of 1e38.
+
+    Args:
+        deviance: return the deviance, which is >= 0 and 0 for a perfect prediction.
+
+    Returns:
+        (N, ...) losses; >= 0 with deviance=True.
+
+    Raises:
+        OptionError: deviance is not a bool.
+        DataError: in the first call, a target is negative.
+
+    >>> Poisson()(torch.tensor([0.5, 1.0]), torch.tensor([10.0, 0.0]))
+    tensor([-3.3513,  2.7183])
+    >>> Poisson(deviance=True)(torch.tensor([0.5, 1.0]), torch.tensor([10.0, 0.0]))
+    tensor([19.3491,  5.4366])
+
+    References:
+        J. A. Nelder, R. W. M. Wedderburn, "Generalized Linear Models", 1972. Equal to
+        torch.nn.functional.poisson_nll_loss(log_input=True), and to sklearn.metrics.mean_poisson_deviance of exp(x) before
+        its mean. Differs from the first in that a mean is not taken as it is: pass ``mean.log()``.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    target_range: ClassVar[tuple[float, float]] = (0.0, math.inf)
+    prediction_range: ClassVar[tuple[float, float]] = _LOG_MEAN
+
+    def __init__(self, *, deviance: bool = False) -> None:
+        super().__init__()
+        check_choice("deviance", deviance, (False, True))
+        self.deviance = deviance
+
+    @property
+    def lower_bound(self) -> float | None:  # type: ignore[override]
+        """0 for the deviance; the likelihood can be negative."""
+        return 0.0 if self.deviance else None
+
+    def check_values(self, prediction: Tensor, target: Tensor) -> None:
+        check_targets("poisson", target)
+
+    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        likelihood = prediction.exp() - target * prediction
+        if not self.deviance:
+            return likelihood
+        # The smallest likelihood is that of x = log y; rounding may leave the difference a digit below 0.
+        return 2 * (likelihood - (target - torch.xlogy(target, target))).clamp_min(0)
+
+
+class Gamma(InnerShape):
+    """The gamma deviance of a positive target, from the logarithm of its mean: errors count relative to the mean.
+
+    ::
+
+        l = 2 (exp(d) - d - 1),  d = log y - x,  x = log mean, the prediction
+        dl/dx = 2 (1 - y exp(-x))
+
+    Args:
+        prediction: (N, ...) logarithms of the mean.
+        target: (N, ...) floats > 0.
+
+    Returns:
+        (N, ...) losses >= 0, without unit: scaling y and exp(x) changes nothing.
+
+    Raises:
+        DataError: in the first call, a target is not positive.
+
+    >>> Gamma()(torch.tensor([0.5, 1.0]), torch.tensor([1.0, 10.0]))
+    tensor([0.2131, 2.7524])
+
+    References:
+        P. McCullagh, J. A. Nelder, "Generalized Linear Models", 1989. Equal to sklearn.metrics.mean_gamma_deviance of
+        exp(x) before its mean; xgboost's reg:gamma is half of it, without the terms of y alone.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    target_range: ClassVar[tuple[float, float]] = (torch.finfo(torch.bfloat16).tiny, math.inf)
+    prediction_range: ClassVar[tuple[float, float]] = _LOG_MEAN
+
+    def check_values(self, prediction: Tensor, target: Tensor) -> None:
+        check_targets("gamma", target, positive=True)
+
+    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        ratio = target.log() - prediction
+        return 2 * (ratio.expm1() - ratio).clamp_min(0)
+
+
+class Tweedie(InnerShape):
+    """The Tweedie deviance between Poisson's and gamma's, for targets that are often 0 and else positive and skewed.
+
+    ::
+
+        l = 2 (y^(2-p) / ((1-p)(2-p)) - y m^(1-p) / (1-p) + m^(2-p) / (2-p)),  m = exp(x),  x the prediction
+        dl/dx = 2 (m^(2-p) - y m^(1-p))
+
+    For a target in unit c it has the unit c^(2-p). Typical targets: claims of insured, rainfall, costs.
+
+    Args:
+        power: p, in (1, 2). Near 1 it tends to ``poisson(deviance=True)``, near 2 to ``gamma``.
+
+    Returns:
+        (N, ...) losses >= 0.
+
+    Raises:
+        OptionError: power is outside (1, 2).
+        DataError: in the first call, a target is negative.
+
+    >>> Tweedie(power=1.5)(torch.tensor([0.5, 1.0]), torch.tensor([0.0, 10.0]))
+    tensor([5.1361, 5.5579])
+
+    References:
+        B. Jorgensen, "Exponential Dispersion Models", 1987. Equal to sklearn.metrics.mean_tweedie_deviance of exp(x) before
+        its mean; xgboost's reg:tweedie is half of it, without the term of y alone.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    target_range: ClassVar[tuple[float, float]] = (0.0, math.inf)
+    prediction_range: ClassVar[tuple[float, float]] = _LOG_MEAN
+
+    def __init__(self, *, power: float = 1.5) -> None:
+        super().__init__()
+        self.power = check_number("power", power, low=1.0, high=2.0, low_open=True, high_open=True)
+
+    def check_values(self, prediction: Tensor, target: Tensor) -> None:
+        check_targets("tweedie", target)
+
+    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        more, rest = self.power - 1, 2 - self.power
+        ratio = target.log() - prediction
+        # With r = log(y / m), which a target of 0 makes minus infinity, the sum of the three terms is m^(2-p) times this
+        # one: nothing is divided by the small 1 - p or 2 - p that is not as small itself.
+        bent = (rest * ratio).exp() * (more * ratio).expm1() / more - (rest * ratio).expm1() / rest
+        return 2 * (rest * prediction).exp() * bent.clamp_min(0)

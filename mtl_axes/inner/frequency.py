@@ -1,0 +1,311 @@
+"""Weights of a sample by how rare its target is among the training labels: inverse_frequency, lds, class_balanced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from mtl_axes.errors import DataError, OptionError
+from mtl_axes.inner.base import TargetWeight
+from mtl_axes.options import check_choice, check_number
+from mtl_axes.signals import Kind
+
+__all__ = ["LDS", "ClassBalanced", "InverseFrequency"]
+
+Binned = TypeVar("Binned", bound="InverseFrequency")
+
+
+def check_counts(counts: Sequence[float], *, positive: bool = False) -> tuple[float, ...]:
+    """Return the option ``counts`` as a tuple of numbers, one of them positive, else raise :class:`OptionError`."""
+    if isinstance(counts, str) or not isinstance(counts, Iterable):
+        raise OptionError(f"Option `counts` should be a sequence of counts, one per bin or class. Found counts={counts!r}.")
+    values = counts.tolist() if isinstance(counts, Tensor) else list(counts)
+    found = tuple(check_number("counts", value, low=0.0, low_open=positive) for value in values)
+    if not any(found):
+        raise OptionError(f"Option `counts` should hold a positive count. Found counts={counts!r}.")
+    return found
+
+
+def check_clip(clip: Sequence[float] | None) -> tuple[float, float] | None:
+    """Return the option ``clip`` as a pair of numbers 0 < low <= high, or None."""
+    if clip is None:
+        return None
+    if isinstance(clip, str) or not isinstance(clip, Sequence) or len(clip) != 2:
+        raise OptionError(f"Option `clip` should be None or two counts, the smallest and the largest. Found clip={clip!r}.")
+    low = check_number("clip", clip[0], low=0.0, low_open=True)
+    return low, check_number("clip", clip[1], low=low)
+
+
+def bin_index(target: Tensor, low: float, width: float, bins: int) -> Tensor:
+    """Return the bin floor((y - low) / width) of each target, the first or the last for one that lies outside."""
+    values = target if target.is_floating_point() else target.to(torch.get_default_dtype())
+    return ((values - low) / width).nan_to_num().floor().clamp(0, bins - 1).long()
+
+
+def count_labels(labels: Tensor, low: float, width: float, bins: int | None) -> list[int]:
+    """Return how many labels lie in each bin; without ``bins`` there are as many as the largest label needs."""
+    check_number("width", width, low=0.0, low_open=True)
+    labels = torch.as_tensor(labels).detach().flatten()
+    if labels.numel() == 0 or not bool(torch.isfinite(labels).all()):
+        raise DataError("labels should be finite numbers, at least one. Found none, or NaN. Pass the labelled ones only.")
+    if bins is None:
+        bins = max(1, 1 + math.floor((float(labels.max()) - low) / width))
+    return torch.bincount(bin_index(labels, low, width, bins), minlength=bins).tolist()
+
+
+def inverse(counts: Sequence[float], sizes: Sequence[float]) -> tuple[float, ...]:
+    """Return 1 / size of each bin, scaled so that the mean over the counted labels is 1; an empty bin takes the largest."""
+    largest = max(1 / size for size in sizes if size > 0)
+    weights = [1 / size if size > 0 else largest for size in sizes]
+    mean = math.fsum(count * weight for count, weight in zip(counts, weights, strict=True)) / math.fsum(counts)
+    return tuple(weight / mean for weight in weights)
+
+
+def look_up(table: Sequence[float], index: Tensor, target: Tensor) -> Tensor:
+    """Return the entries of a table of host numbers at ``index``, in the dtype of a float target."""
+    dtype = target.dtype if target.is_floating_point() else torch.get_default_dtype()
+    # From pageable memory, which is read before the copy returns: non_blocking spares only the wait for the device.
+    return torch.tensor(table, dtype=dtype).to(target.device, non_blocking=True)[index]
+
+
+class InverseFrequency(TargetWeight):
+    """Weight that is inverse to how many training labels share the bin, or the class, of a target.
+
+    ::
+
+        w(y) = a / n_b^power,  b = floor((y - low) / width),  n_b = counts[b], clipped to clip;
+               a such that the mean over the counted labels is 1
+
+    With ``power=1`` every bin has the same total weight, with 0.5 the square root of that correction. Targets beyond the
+    ends count to the first or last bin. A bin without any label takes the largest weight of the others. The counts are
+    options and not the batch's: ``InverseFrequency.from_labels(labels, width=5.0)`` counts those of a training set. Class
+    indices and bools are bins of width 1 as they are.
+
+    Args:
+        counts: training labels in each bin, >= 0.
+        low: lower end of the first bin, in target units.
+        width: width of a bin, in target units, > 0.
+        power: exponent of the count, in [0, 1].
+        clip: two counts to which those of the bins are clipped, as (5, 1000); None leaves them alone.
+
+    Returns:
+        weights > 0, in the shape of the target.
+
+    Raises:
+        OptionError: no count is positive, or another option is outside its range.
+
+    >>> InverseFrequency(counts=(6, 3, 1), width=10.0)(torch.tensor([4.0, 12.0, 25.0, 99.0]))
+    tensor([0.5556, 1.1111, 3.3333, 3.3333])
+
+    References:
+        Equal to the weights of imbalanced-regression (see ``lds``) without smoothing: its ``sqrt_inv`` is power=0.5, its
+        ``inverse`` power=1 with clip=(5, 1000).
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"regression", "binary", "multiclass"})
+    example: ClassVar[Mapping[str, Any]] = {"counts": (40, 10, 2)}
+
+    def __init__(
+        self,
+        counts: Sequence[float],
+        *,
+        low: float = 0.0,
+        width: float = 1.0,
+        power: float = 1.0,
+        clip: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.counts = check_counts(counts)
+        self.low = check_number("low", low)
+        self.width = check_number("width", width, low=0.0, low_open=True)
+        self.power = check_number("power", power, low=0.0, high=1.0)
+        self.clip = check_clip(clip)
+        self._table = inverse(self.counts, self._sizes())
+
+    @classmethod
+    def from_labels(
+        cls: type[Binned], labels: Tensor, *, low: float = 0.0, width: float = 1.0, bins: int | None = None, **options: Any
+    ) -> Binned:
+        """Return the weight with the counts of ``labels``, the labelled targets of a training set.
+
+        Args:
+            labels: finite numbers, of any shape.
+            low: lower end of the first bin.
+            width: width of a bin.
+            bins: their number, the last one being open; None for as many as the largest label needs.
+            **options: the others of the constructor.
+
+        Raises:
+            DataError: there is no label, or one that is not finite.
+        """
+        return cls(count_labels(labels, low, width, bins), low=low, width=width, **options)
+
+    def _sizes(self) -> list[float]:
+        low, high = self.clip or (0.0, math.inf)
+        return [min(max(count, low), high) ** self.power if count or self.clip else 0.0 for count in self.counts]
+
+    def forward(self, target: Tensor, /) -> Tensor:
+        return look_up(self._table, bin_index(target, self.low, self.width, len(self._table)), target)
+
+
+class LDS(InverseFrequency):
+    """Label distribution smoothing: inverse frequencies of a histogram that a kernel has smoothed over its neighbours.
+
+    ::
+
+        w(y) = a / (sum_i k_i n_(b+i)^power),  b = floor((y - low) / width),  i = -(size-1)/2 ... (size-1)/2;
+               a such that the mean over the counted labels is 1
+
+    A rare value next to frequent ones is not rare. The power is taken before smoothing, and bins beyond the ends count 0.
+    ``LDS.from_labels(labels, bins=121)`` counts the labels of a training set; see ``inverse_frequency``.
+
+    Args:
+        counts: training labels in each bin, >= 0.
+        low: lower end of the first bin, in target units.
+        width: width of a bin, in target units, > 0.
+        power: exponent of the count, in [0, 1].
+        clip: two counts to which those of the bins are clipped; None leaves them alone.
+        kernel: ``"gaussian"``, ``"triangular"`` or ``"laplace"``.
+        size: number of bins that the kernel reaches over, odd.
+        sigma: width of a gaussian or laplace kernel, in bins, > 0.
+
+    Returns:
+        weights > 0, in the shape of the target.
+
+    Raises:
+        OptionError: no count is positive, size is even, or another option is outside its range.
+
+    >>> LDS(counts=(0, 9, 16, 1, 4))(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    tensor([1.0914, 0.8779, 0.9016, 1.3074])
+
+    References:
+        Y. Yang, K. Zha, Y.-C. Chen, H. Wang, D. Katabi, "Delving into Deep Imbalanced Regression", 2021. Follows its
+        repository, imbalanced-regression, to the 1e-7 of its float32 weights: ``sqrt_inv`` is power=0.5 (both defaults),
+        ``inverse`` power=1 with clip=(5, 1000), ``triang`` triangular, max_target bins. Its gaussian kernel filters a
+        window of ``size`` numbers with reflection at the ends, so that with size 5 and sigma 2 it is (0.858, 0.946, 1,
+        0.946, 0.858), not the bell (0.607, 0.882, 1, 0.882, 0.607). Differs from it in a finite weight, the largest of the
+        others, where the smoothed count is 0.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
+    example: ClassVar[Mapping[str, Any]] = {"counts": (40, 10, 2, 0, 1), "low": -2.0}
+
+    def __init__(
+        self,
+        counts: Sequence[float],
+        *,
+        low: float = 0.0,
+        width: float = 1.0,
+        power: float = 0.5,
+        clip: Sequence[float] | None = None,
+        kernel: Literal["gaussian", "triangular", "laplace"] = "gaussian",
+        size: int = 5,
+        sigma: float = 2.0,
+    ) -> None:
+        check_choice("kernel", kernel, ("gaussian", "triangular", "laplace"))
+        if check_number("size", size, low=1, integer=True) % 2 == 0:
+            raise OptionError(f"Option `size` should be odd. Found size={size!r}.")
+        super().__init__(counts, low=low, width=width, power=power, clip=clip)
+        self.kernel = kernel
+        self.size = size
+        self.sigma = check_number("sigma", sigma, low=0.0, low_open=True)
+        self._table = inverse(self.counts, self._smoothed())
+
+    def _smoothed(self) -> list[float]:
+        sizes, half = self._sizes(), self.size // 2
+        window = {shift: self._kernel(shift) for shift in range(-half, half + 1)}
+        places = range(len(sizes))
+        return [sum(k * sizes[b + shift] for shift, k in window.items() if b + shift in places) for b in places]
+
+    def _kernel(self, shift: int) -> float:
+        """Height at a distance; a factor common to all is of no account, as the weights are scaled."""
+        if self.kernel == "triangular":
+            return 1 - abs(shift) / (self.size // 2 + 1)
+        if self.kernel == "laplace":
+            return math.exp(-abs(shift) / self.sigma)
+        # The reference's filter ends at 4 sigma. Reflected at the ends of the window, its peak returns every `size` bins.
+        reach = int(4 * self.sigma + 0.5)
+        images = [
+            shift - copy * self.size
+            for copy in range(-reach // self.size - 1, reach // self.size + 2)
+            if abs(shift - copy * self.size) <= reach
+        ]
+        return math.fsum(math.exp(-0.5 * (image / self.sigma) ** 2) for image in images)
+
+
+class ClassBalanced(TargetWeight):
+    """Weight of a class by its effective number of samples, which saturates at 1 / (1 - beta).
+
+    ::
+
+        w(y) = a (1 - beta) / (1 - beta^n_y),  a such that the weights of all C classes sum to C
+
+    beta = 0 weighs all classes alike, beta -> 1 by 1/n. Computed with expm1: in float32 1 - 0.9999^1 is 1.00017e-4, not
+    1e-4. ``ClassBalanced.from_labels(labels)`` counts the classes of a training set. As every weight, it stays out of the
+    denominator of the mean: cross-entropy with it is torch's ``cross_entropy(weight=w, reduction="none").mean()``, and
+    not its ``reduction="mean"``, which divides by the sum of weights.
+
+    Args:
+        counts: training samples of each class, > 0.
+        beta: in [0, 1).
+
+    Returns:
+        weights > 0, in the shape of the target.
+
+    Raises:
+        OptionError: a class has no sample, or beta is outside [0, 1).
+        DataError: in the first call, a target is no index of a count.
+
+    >>> ClassBalanced(counts=(1000, 100, 10))(torch.tensor([0, 1, 2]))
+    tensor([0.0284, 0.2713, 2.7004])
+
+    References:
+        Y. Cui, M. Jia, T.-Y. Lin, Y. Song, S. Belongie, "Class-Balanced Loss Based on Effective Number of Samples", 2019.
+        The weights are those of vandit15/Class-balanced-loss-pytorch. Differs from its losses, which are binary
+        cross-entropies of sigmoids or of a softmax: here the base is free.
+    """
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"binary", "multiclass"})
+    example: ClassVar[Mapping[str, Any]] = {"counts": (1000, 100, 10)}
+
+    def __init__(self, counts: Sequence[float], *, beta: float = 0.9999) -> None:
+        super().__init__()
+        self.counts = check_counts(counts, positive=True)
+        self.beta = check_number("beta", beta, low=0.0, high=1.0, high_open=True)
+        raw = [1 / -math.expm1(count * math.log(beta)) if beta > 0 else 1.0 for count in self.counts]
+        self._table = tuple(weight * len(raw) / math.fsum(raw) for weight in raw)
+
+    @classmethod
+    def from_labels(cls, labels: Tensor, *, classes: int | None = None, beta: float = 0.9999) -> ClassBalanced:
+        """Return the weight with the counts of ``labels``, the class indices or bools of a training set.
+
+        Args:
+            labels: class indices, of any shape.
+            classes: their number; None for as many as the largest index needs.
+            beta: see the class.
+
+        Raises:
+            DataError: there is no label, or one below 0 or not below ``classes``.
+            OptionError: a class has no label.
+        """
+        if labels.numel() and (int(labels.min()) < 0 or (classes is not None and int(labels.max()) >= classes)):
+            raise DataError(
+                f"labels should be class indices from 0 on, below classes={classes}. "
+                f"Found {int(labels.min())}..{int(labels.max())}. Pass the labelled ones only."
+            )
+        return cls(count_labels(labels, 0.0, 1.0, classes), beta=beta)
+
+    def check_values(self, target: Tensor) -> None:
+        low, high = float(target.min()), float(target.max())
+        if low < 0 or high >= len(self.counts) or (target.is_floating_point() and bool((target != target.floor()).any())):
+            raise DataError(
+                f"class_balanced has counts of {len(self.counts)} classes, and targets should be their indices. "
+                f"Found {low:g}..{high:g}."
+            )
+
+    def forward(self, target: Tensor, /) -> Tensor:
+        return look_up(self._table, target.long(), target)

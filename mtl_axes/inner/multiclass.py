@@ -1,0 +1,162 @@
+"""Multiclass shapes from logits: gce, label_smoothing, poly1, symmetric_ce."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtl_axes.errors import OptionError
+from mtl_axes.inner.classification import CrossEntropy
+from mtl_axes.options import check_number
+
+__all__ = ["GCE", "LabelSmoothing", "Poly1", "SymmetricCE"]
+
+
+class GCE(CrossEntropy):
+    """Generalised cross-entropy, robust to wrong labels: between cross-entropy (q -> 0) and 1 - p (q = 1).
+
+    ::
+
+        (1 - p^q) / q                           p = softmax(x)_y
+
+    Its gradient is p^q times that of the cross-entropy and fades where the label looks wrong: the value is bounded, and
+    logits that are far off from the start learn slowly. (p^q held constant, times the cross-entropy, has this gradient and
+    another value: weightings that read values tell the two apart.)
+
+    Args:
+        q: robustness, in (0, 1].
+
+    Returns:
+        (N, ...) losses in [0, 1 / q], from (N, C, ...) logits and integer targets.
+
+    Raises:
+        OptionError: q is outside (0, 1].
+
+    >>> GCE()(torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([0]))
+    tensor([0.2220])
+
+    References:
+        Z. Zhang, M. Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels", 2018.
+        Differs from the reference, which also truncates the loss at a threshold k per training sample: that needs a state
+        per sample, which a shape does not have.
+    """
+
+    def __init__(self, *, q: float = 0.7) -> None:
+        super().__init__()
+        self.q = check_number("q", q, low=0.0, high=1.0, low_open=True)
+
+    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        return -torch.expm1(-self.q * super().forward(prediction, target)) / self.q  # 1 - p^q cancels near p = 1
+
+
+class LabelSmoothing(CrossEntropy):
+    """Cross-entropy with a smoothed label: epsilon of its mass is spread over all classes, the true one included.
+
+    ::
+
+        (1 - epsilon) (-log p_y) + epsilon / C  sum_c (-log p_c)            p = softmax(x)
+
+    It is never 0: it bounds the confidence that training asks for.
+
+    Args:
+        epsilon: mass that is spread, in [0, 1); at 0 the loss is cross_entropy.
+
+    Returns:
+        (N, ...) losses >= 0, in nats, from (N, C, ...) logits and integer targets.
+
+    Raises:
+        OptionError: epsilon is outside [0, 1).
+
+    >>> LabelSmoothing()(torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([0]))
+    tensor([0.3913])
+
+    References:
+        C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016. Equal to torch's
+        cross_entropy(label_smoothing=epsilon).
+    """
+
+    def __init__(self, *, epsilon: float = 0.1) -> None:
+        super().__init__()
+        self.epsilon = check_number("epsilon", epsilon, low=0.0, high=1.0, high_open=True)
+
+    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        log_p = prediction.log_softmax(1)  # whose log_softmax is log_p again
+        entropy = super().forward(log_p, target)
+        return entropy if self.epsilon == 0 else (1 - self.epsilon) * entropy - self.epsilon * log_p.mean(1)
+
+
+class Poly1(CrossEntropy):
+    """PolyLoss with one term: the cross-entropy with its first polynomial coefficient raised by epsilon.
+
+    ::
+
+        -log p + epsilon (1 - p)                p = softmax(x)_y
+
+    Its gradient is 1 + epsilon p times that of the cross-entropy.
+
+    Args:
+        epsilon: added to the coefficient 1 of 1 - p, >= -1; at 0 it is cross_entropy.
+
+    Returns:
+        (N, ...) losses >= 0, in nats, from (N, C, ...) logits and integer targets.
+
+    Raises:
+        OptionError: epsilon is below -1, where the loss could be negative.
+
+    >>> Poly1()(torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([0]))
+    tensor([0.4557])
+
+    References:
+        Z. Leng et al., "PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions", 2022. Equal to
+        optax's poly_loss_cross_entropy, whose default is epsilon=2.
+    """
+
+    def __init__(self, *, epsilon: float = 1.0) -> None:
+        super().__init__()
+        self.epsilon = check_number("epsilon", epsilon, low=-1.0)
+
+    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        entropy = super().forward(prediction, target)
+        return entropy - self.epsilon * torch.expm1(-entropy)
+
+
+class SymmetricCE(CrossEntropy):
+    """Symmetric cross-entropy, robust to wrong labels: cross-entropy plus its reverse, in which the prediction is the truth.
+
+    ::
+
+        alpha (-log p) + beta (-log_zero) (1 - p)           p = softmax(x)_y
+
+    The reverse term is -sum_c p_c log q_c of the one-hot label q, with log_zero for log 0.
+
+    Args:
+        alpha: factor of the cross-entropy, >= 0.
+        beta: factor of the reverse one, >= 0. Not both may be 0.
+        log_zero: stands for log 0, < 0.
+
+    Returns:
+        (N, ...) losses >= 0, in nats, from (N, C, ...) logits and integer targets.
+
+    Raises:
+        OptionError: a factor is negative, both are 0, or log_zero is not negative.
+
+    >>> SymmetricCE()(torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([0]))
+    tensor([0.8817])
+
+    References:
+        Y. Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", 2019. Differs from
+        the reference's code, which clamps labels at 1e-4, so that its log_zero is -9.21 and its cross-entropy has a
+        further 1e-4 sum_c (-log p_c), and p at 1e-7, below which it has no gradient.
+    """
+
+    def __init__(self, *, alpha: float = 0.1, beta: float = 1.0, log_zero: float = -4.0) -> None:
+        super().__init__()
+        self.alpha = check_number("alpha", alpha, low=0.0)
+        self.beta = check_number("beta", beta, low=0.0)
+        self.log_zero = check_number("log_zero", log_zero, high=0.0, high_open=True)
+        if alpha == 0 and beta == 0:
+            raise OptionError("One of `alpha` and `beta` should be positive. Found alpha=0 and beta=0.")
+
+    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        entropy = super().forward(prediction, target)
+        return self.alpha * entropy + self.beta * self.log_zero * torch.expm1(-entropy)

@@ -1,0 +1,83 @@
+"""Auxiliary tasks count as far as their gradient points where the main task's does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtl_axes.errors import OptionError
+from mtl_axes.options import check_number
+from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.signals import Need, Signals, TaskInfo
+
+__all__ = ["CosineGate"]
+
+
+class CosineGate(OuterWeighting):
+    r"""The main task has the weight 1, every other the cosine between its gradient and the main one's, or 0 below 0.
+
+    ::
+
+        lambda_main = 1
+        lambda_i    = max(0, G_im / sqrt(G_ii G_mm))        G (K, K) the Gramian, m the main task
+
+    Use it where one task is what matters and the others should help it: an auxiliary task in conflict is shut out for as
+    long as it is. It does not balance magnitudes, so that a long auxiliary gradient with a small cosine may still dominate.
+
+    Gates start at 1 and move when both the main task and their own are active. Where the main task is absent, without a
+    gradient or not finite, nothing is gated anew: every gate stays as it is, and so does that of an absent auxiliary task.
+    Nothing is read on the host.
+
+    Args:
+        main: name of the main task, or its position among the tasks.
+
+    Returns:
+        (K,) weights in [0, 1].
+
+    Raises:
+        OptionError: ``main`` is neither a name nor a position; on binding, no task is that one.
+
+    >>> jacobian = torch.tensor([[3.0, 4.0], [0.0, 2.0], [0.0, -5.0]])
+    >>> CosineGate(main=0)(Signals(torch.ones(3), gramian=jacobian @ jacobian.T))
+    tensor([1.0000, 0.8000, 0.0000])
+
+    References:
+        Y. Du et al., "Adapting Auxiliary Losses Using Gradient Similarity", 2018, its weighted version; the unweighted one
+        has 1 in place of every positive cosine. Neither TorchJD 0.18 nor LibMTL has it.
+    """
+
+    needs: ClassVar[Need] = "gramian"
+    symmetric: ClassVar[bool] = False
+    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+
+    def __init__(self, *, main: str | int = 0) -> None:
+        super().__init__()
+        if not isinstance(main, str):
+            if not isinstance(main, int) or isinstance(main, bool):
+                raise OptionError(f"Option `main` should be the name of a task, or its position. Found main={main!r}.")
+            main = int(check_number("main", main, low=0, integer=True))
+        self.main = main
+        self._position = 0
+
+    def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
+        names = [task.name for task in tasks]
+        if self.main not in (names if isinstance(self.main, str) else range(len(names))):
+            raise OptionError(f"Option `main` should be one of the tasks {names}, or a position. Found main={self.main!r}.")
+        super().bind(tasks)
+        self._position = names.index(self.main) if isinstance(self.main, str) else self.main
+        self.current.fill_(1.0)
+
+    def forward(self, signals: Signals, /) -> Tensor:
+        gramian, active, main = signals.gramian, signals.active, self._position
+        assert gramian is not None
+        norms = gramian.diagonal().sqrt()
+        cosine = (gramian[main] / norms / norms[main]).clamp(0, 1)
+        # Its cosine with itself is 1 but for rounding.
+        cosine = torch.where(torch.arange(len(norms), device=norms.device) == main, 1.0, cosine)
+        return torch.where(active & active[main], cosine, self.current)
+
+    def diagnostics(self) -> Mapping[str, Tensor]:
+        return {"gated": self.current == 0}

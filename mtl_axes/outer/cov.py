@@ -1,0 +1,83 @@
+"""Weighting by the coefficient of variation."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.members import positive_losses, redistribute
+from mtl_axes.signals import Need, Signals, TaskInfo
+
+__all__ = ["CoV"]
+
+_HIGH = 1e15
+_EPS = 1e-8
+
+
+class CoV(OuterWeighting):
+    r"""Weights in proportion to how much each loss varies, relative to its mean: a loss that stands still is satisfied.
+
+    ::
+
+        l_i      = L_i(t) / mean_i(L before t)               loss ratio, clamped to 1e15
+        c_i      = sqrt(var_i(l) + 1e-8) / mean_i(l)         coefficient of variation, over all windows so far
+        lambda_i = c_i / sum_j c_j
+
+    Means and variances are carried on by Welford's algorithm. The unit of a loss cancels: it does not balance losses of
+    different magnitude, as the weights multiply the losses themselves. A loss that varies for its noise alone gains, too.
+
+    The first ratio of a task is 1, and with one window there is no variance (0/0 in the formula): weights are 1/K until a
+    task has had two. One without a loss in a window, or with a loss of exactly 0, keeps its statistics and its weight, and
+    the others share the mass that they had.
+
+    Returns:
+        (K,) positive weights that sum to 1.
+
+    >>> weighting = CoV()
+    >>> for losses in ([2.0, 5.0], [1.0, 4.0], [0.5, 4.0]):
+    ...     weights = weighting(Signals(torch.tensor(losses)))
+    >>> weights
+    tensor([0.8355, 0.1645])
+
+    References:
+        R. Groenendijk, S. Karaoglu, T. Gevers, T. Mensink, "Multi-Loss Weighting with Coefficient of Variations", 2021.
+        Differs from the authors' code: weights follow the statistics of their own window, as in the paper, where the code
+        is one window late, so that its weights in window t + 1 are these in window t (equal to 1e-12). The 1e-8 is the
+        code's; it keeps a loss that is constant in the sum with 1e-4. TorchJD 0.18 and LibMTL have no such method.
+    """
+
+    needs: ClassVar[Need] = "losses"
+    nonnegative: ClassVar[bool] = True
+    total: ClassVar[Literal["1", "K"] | None] = "1"
+    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
+    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+
+    mean_loss: Tensor
+    mean_ratio: Tensor
+    spread: Tensor
+    windows: Tensor
+
+    def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
+        super().bind(tasks)
+        for name in ("mean_loss", "mean_ratio", "spread", "windows"):
+            self.register_buffer(name, torch.zeros(len(tasks), dtype=self.dtype))
+
+    def forward(self, signals: Signals, /) -> Tensor:
+        losses, members = positive_losses(signals)
+        ratio = torch.where(self.windows > 0, losses / self.mean_loss, 1.0).clamp_max(_HIGH)
+        self.windows.add_(members)
+        count = self.windows.clamp_min(1)
+        off = ratio - self.mean_ratio
+        mean_ratio = self.mean_ratio + off / count
+        spread = self.spread + off * (ratio - mean_ratio)
+        for state, value in (
+            (self.mean_loss, self.mean_loss + (losses - self.mean_loss) / count),
+            (self.mean_ratio, mean_ratio),
+            (self.spread, spread),
+        ):
+            torch.where(members, value, state, out=state)
+        variation = (self.spread / count + _EPS).sqrt() / torch.where(self.windows > 0, self.mean_ratio, 1.0)
+        return redistribute(variation, members & (self.windows > 1), self.current, 1.0)

@@ -1,0 +1,98 @@
+"""A stage that keeps every weight above a share of the sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtl_axes.errors import OptionError
+from mtl_axes.options import check_number
+from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.stages import Stage
+from mtl_axes.signals import TaskInfo
+
+__all__ = ["Floor", "check_floor"]
+
+
+def check_floor(method: str, floor: float, count: int) -> None:
+    """Raise :class:`OptionError` when ``count`` tasks cannot all have this share of the sum."""
+    if floor * count >= 1 and count > 1:
+        raise OptionError(
+            f"Option `floor` of {method} should be below 1/K = {1 / count:.4g} for the {count} tasks. Found floor={floor!r}."
+        )
+
+
+class Floor(Stage):
+    r"""The weights of another weighting, none of them below a share of their sum.
+
+    ::
+
+        lambda = S max(w, floor S) / sum_j max(w_j, floor S),  S = sum_j w_j
+
+    ``w`` are the weights of the base, which never sees the floored ones. They keep their sum. The share that a task has for
+    sure is floor / (1 + (K - 1) floor), a little less than the floor itself, because the others are not cut. Where the base
+    gives absent tasks the weight 0 they keep it, and the floor holds for the others.
+
+    Args:
+        base: the weighting to floor: a name, ``{"name": ..., **options}``, or an instance that was not called yet.
+        floor: smallest share of the sum before the last normalisation, in [0, 1/K).
+
+    Returns:
+        (K,) weights with the sum of those of the base.
+
+    Raises:
+        OptionError: the floor is outside its range; the base can have negative weights, was called already, or its weights
+            are learned; on binding, floor >= 1/K.
+
+    >>> weighting = Floor("inverse_norm", floor=0.1)
+    >>> weighting(Signals(torch.ones(2), norms=torch.tensor([100.0, 1.0])))
+    tensor([0.0917, 0.9083])
+    """
+
+    example: ClassVar[Mapping[str, Any]] = {"base": "inverse_norm", "floor": 0.1}
+
+    def __init__(self, base: OuterWeighting | Mapping[str, Any] | str, *, floor: float = 0.05) -> None:
+        super().__init__(base)
+        self.floor = check_number("floor", floor, low=0.0, high=1.0, high_open=True)
+        if self.base.sign == "any":
+            raise OptionError(
+                f"Floor needs a base whose weights are not negative, because a share of their sum says nothing otherwise. "
+                f"Found {self.base!r}. Use the stage `clip`, which bounds the weights themselves."
+            )
+
+    @property
+    def sign(self) -> Literal["positive", "nonnegative", "any"]:  # type: ignore[override]
+        """Positive above a floor that is."""
+        return "positive" if self.floor > 0 else self.base.sign
+
+    @property
+    def scaling(self) -> Literal["invariant", "inverse"] | None:  # type: ignore[override]
+        """That of the base: a share of the sum scales with it."""
+        return self.base.scaling
+
+    def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
+        check_floor("Floor", self.floor, len(tasks))
+        super().bind(tasks)
+
+    def reshaped(self, weights: Tensor, members: Tensor | None, /) -> Tensor:
+        if self._base_total == "1":
+            floored = weights.clamp_min(self.floor)
+            if members is not None:
+                floored = torch.where(members, floored, 0.0)
+            return floored / floored.sum()
+        total = weights.sum()
+        floored = torch.maximum(weights, self.floor * total)
+        if members is not None:
+            floored = torch.where(members, floored, 0.0)
+        # All of them zero have no shares.
+        return torch.where(total > 0, floored * (total / floored.sum()), weights)
+
+    def diagnostics(self) -> Mapping[str, Tensor]:
+        weights = self.base.current
+        below = weights < (self.floor if self._base_total == "1" else self.floor * weights.sum())
+        if self._base_memoryless:
+            below = below & (self.current > 0)
+        return {**self.base.diagnostics(), "floor_active": below}

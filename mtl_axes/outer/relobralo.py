@@ -1,0 +1,106 @@
+"""Relative loss balancing with random lookback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtl_axes.options import check_number
+from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.draws import Draws
+from mtl_axes.outer.members import positive_losses, redistribute
+from mtl_axes.signals import Need, Signals, TaskInfo
+
+__all__ = ["ReLoBRaLo"]
+
+_HIGH = 1e30
+
+
+class ReLoBRaLo(OuterWeighting):
+    r"""Weights that grow with how slowly a loss falls, against the window before or, now and then, against the first.
+
+    ::
+
+        bal(t, t') = K softmax(L(t) / (tau L(t')))
+        hist       = lambda(t - 1) with probability rho, else bal(t, 0)
+        lambda(t)  = alpha hist + (1 - alpha) bal(t, t - 1),  lambda(0) = 1
+
+    One draw in each window decides for all tasks. The unit of a loss cancels: only the rate counts, as with ``dwa``, of
+    which it is the form without epochs. With a small tau the largest ratio takes every weight of bal; ratios over tau are
+    clamped to 1e30.
+
+    L(0) is the loss of a task's first window. A task without a loss in a window, or with a loss of exactly 0, keeps its
+    losses and its weight, and the others share the mass that they had.
+
+    Args:
+        alpha: decay of the weights, in [0, 1].
+        tau: temperature, > 0; the larger, the more even the weights.
+        rho: probability of looking back at the window before only, in [0, 1].
+        seed: of the draws, an integer >= 0.
+
+    Returns:
+        (K,) weights, not negative, that sum to K.
+
+    Raises:
+        OptionError: an option is outside its range.
+
+    >>> weighting = ReLoBRaLo(alpha=0.5, tau=1.0, rho=1.0)
+    >>> for losses in ([2.0, 5.0], [1.0, 5.0]):
+    ...     weights = weighting(Signals(torch.tensor(losses)))
+    >>> weights
+    tensor([0.8775, 1.1225])
+
+    References:
+        R. Bischof, M. A. Kraus, "Multi-Objective Loss Balancing for Physics-Informed Deep Learning", 2021. Differs from
+        ports of the authors' code, in which alpha is 1 and then 0 in the first two windows, so that the weights start at
+        bal(1, 0): here they start at 1, as in physicsnemo-sym. With alpha = 0, tau = 1 it is what physicsnemo-sym calls
+        SoftAdapt: the weights agree to 6e-8, the size of its guards against 0/0.
+        TorchJD 0.18 and LibMTL have no such method.
+    """
+
+    needs: ClassVar[Need] = "losses"
+    nonnegative: ClassVar[bool] = True
+    total: ClassVar[Literal["1", "K"] | None] = "K"
+    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    traceable: ClassVar[bool] = False
+
+    first: Tensor
+    last: Tensor
+    seen: Tensor
+
+    def __init__(self, *, alpha: float = 0.999, tau: float = 0.1, rho: float = 0.999, seed: int = 0) -> None:
+        super().__init__()
+        self.alpha = check_number("alpha", alpha, low=0.0, high=1.0)
+        self.tau = check_number("tau", tau, low=0.0, low_open=True)
+        self.rho = check_number("rho", rho, low=0.0, high=1.0)
+        self.seed = int(check_number("seed", seed, low=0, integer=True))
+        self.draws = Draws(self.seed)
+
+    def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
+        super().bind(tasks)
+        self.current.fill_(1.0)
+        self.register_buffer("first", torch.ones(len(tasks), dtype=self.dtype))
+        self.register_buffer("last", torch.ones(len(tasks), dtype=self.dtype))
+        self.register_buffer("seen", torch.zeros(len(tasks), dtype=torch.bool))
+
+    def forward(self, signals: Signals, /) -> Tensor:
+        losses, members = positive_losses(signals)
+        moves = members & self.seen
+        keeps = self.draws.uniform((), losses) < self.rho
+        kept = torch.where(keeps, self.current, self._balance(losses, self.first, moves))
+        weights = self.alpha * kept + (1 - self.alpha) * self._balance(losses, self.last, moves)
+        torch.where(members & ~self.seen, losses, self.first, out=self.first)
+        torch.where(members, losses, self.last, out=self.last)
+        self.seen.logical_or_(members)
+        return torch.where(moves, weights, self.current)
+
+    def _balance(self, losses: Tensor, before: Tensor, moves: Tensor) -> Tensor:
+        ratio = (losses / before / self.tau).clamp_max(_HIGH)
+        shares = torch.where(moves, ratio, -torch.inf).softmax(0)
+        return redistribute(shares, moves, self.current, float(losses.shape[0]))
+
+    def diagnostics(self) -> Mapping[str, Tensor]:
+        return {"first_loss": self.first.clone()}

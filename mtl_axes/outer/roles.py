@@ -1,0 +1,30 @@
+"""The main task of weightings that have one."""
+
+from __future__ import annotations
+
+from mtl_axes.errors import OptionError
+from mtl_axes.signals import TaskInfo
+
+__all__ = ["check_main", "find_main"]
+
+
+def check_main(main: str | int) -> None:
+    """Raise :class:`OptionError` unless ``main`` could be the name of a task, or its position."""
+    position = isinstance(main, int) and not isinstance(main, bool) and main >= 0
+    if not position and not (isinstance(main, str) and main):
+        raise OptionError(f"Option `main` should be the name of a task, or its position from 0 on. Found main={main!r}.")
+
+
+def find_main(main: str | int, tasks: tuple[TaskInfo, ...]) -> int:
+    """Return the position of the main task.
+
+    Raises:
+        OptionError: there is no such task.
+    """
+    names = [task.name for task in tasks]
+    position = names.index(main) if main in names else main
+    if isinstance(position, str) or position >= len(names):
+        raise OptionError(
+            f"Option `main` should be one of the tasks {names}, or a position among them. Found main={main!r}."
+        )
+    return position

@@ -1,0 +1,155 @@
+"""Smooth Tchebycheff scalarisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtl_axes.errors import OptionError
+from mtl_axes.options import check_choice, check_number
+from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.members import positive_losses, subproblem
+from mtl_axes.signals import Need, Signals, TaskInfo
+
+__all__ = ["STCH"]
+
+
+class STCH(OuterWeighting):
+    r"""A smooth maximum over the tasks: the one that lags most behind its reference gets most of the weight.
+
+    ::
+
+        form="log":     total = k mu log sum_A exp(log(L_i / z_i) / mu)
+                        lambda_i = k softmax_A(log(L / z) / mu)_i / L_i;  1 / L_i in the warm-up
+        form="linear":  total = mu log sum_A exp(p (L_i - z_i) / mu),  p = 1/k
+                        lambda_i = p softmax_A(p (L - z) / mu)_i
+
+    A are the k active tasks. The weights are the coefficients of the task gradients in the gradient of the total. The first
+    form is that of the authors' multi-task code, where z is the nadir: when it is not given, the mean loss of the task's own
+    first ``warmup`` windows, in which the total is sum log L. The second is the formula of the paper, where z is the ideal
+    point, 0 when not given; there is no warm-up, and losses in different units have to be brought to one unit first.
+
+    With mu -> 0 the largest relative loss takes every weight; with mu = 1 and one reference for all, the first form gives
+    every task the same weight, k / sum_j L_j. An absent task gets 0; in the first form so does one whose loss is exactly 0.
+    A task that is still in its warm-up beside others that are not keeps 1 / L. Losses below 1e-30 count as 1e-30.
+
+    Args:
+        mu: smoothing, > 0; in the first form of a logarithm, without unit, in the second in the unit of the losses.
+        form: ``"log"`` or ``"linear"``. Only the first promises anything when losses are rescaled.
+        reference: z, one number per task as a sequence in the order of the tasks or as a mapping by name, > 0 in the first
+            form; or None.
+        warmup: windows, >= 1, whose mean makes z in the first form without a reference.
+
+    Returns:
+        (K,) weights, not negative, with no fixed sum; in the first form lambda_i L_i sum to k.
+
+    Raises:
+        OptionError: an option is outside its range; on binding, the number or the names of the tasks differ.
+
+    >>> STCH(mu=0.5, reference=[1.0, 1.0])(Signals(torch.tensor([2.0, 0.5])))
+    tensor([0.9412, 0.2353])
+    >>> STCH(mu=0.1, form="linear")(Signals(torch.tensor([1.0, 2.0, 0.5])))
+    tensor([0.0114, 0.3198, 0.0022])
+
+    References:
+        X. Lin, X. Zhang, Z. Yang, F. Liu, Z. Wang, Q. Zhang, "Smooth Tchebycheff Scalarization for Multi-Objective
+        Optimization", 2024. ``"linear"`` has the gradient of STCH of TorchJD 0.18, (0.103, 0.143, 0.087) for the losses
+        (1, 2, 0.5) and mu = 1; ``"log"`` that of LibMTL, (0.867, 0.416, 2.601) with the nadir (1.2, 2.5, 0.4), which reports
+        weights of 1 and subtracts the maximum from the value of its loss. Differs from LibMTL: the warm-up is a number of
+        windows of each task and z their mean, where LibMTL waits for four epochs and takes the mean of the next; its
+        1e-20 within the logarithms is not there.
+    """
+
+    needs: ClassVar[Need] = "losses"
+    nonnegative: ClassVar[bool] = True
+    memoryless: ClassVar[bool] = True
+    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "inverse"
+    balances: ClassVar[bool] = True
+
+    given: Tensor
+    loss_sum: Tensor
+    windows: Tensor
+
+    def __init__(
+        self,
+        *,
+        mu: float = 1.0,
+        form: Literal["log", "linear"] = "log",
+        reference: Sequence[float] | Mapping[str, float] | None = None,
+        warmup: int = 100,
+    ) -> None:
+        super().__init__()
+        self.mu = check_number("mu", mu, low=0.0, low_open=True)
+        check_choice("form", form, ("log", "linear"))
+        self.form = form
+        if reference is not None and (isinstance(reference, str) or not isinstance(reference, (Sequence, Mapping))):
+            raise OptionError(f"Option `reference` should have one number per task. Found reference={reference!r}.")
+        low = 0.0 if form == "log" else -math.inf
+        for value in reference.values() if isinstance(reference, Mapping) else reference or ():
+            check_number("reference", value, low=low, low_open=True)
+        self._given = reference
+        self.warmup = int(check_number("warmup", warmup, low=1, integer=True))
+        if form == "linear":
+            # Differences need no logarithm, and promise nothing in other units.
+            self.nonnegative = False  # type: ignore[misc]
+            self.scaling = None  # type: ignore[misc]
+            self.balances = False  # type: ignore[misc]
+
+    def options(self) -> dict[str, Any]:
+        given = self._given
+        reference = dict(given) if isinstance(given, Mapping) else given if given is None else list(given)
+        return {"mu": self.mu, "form": self.form, "reference": reference, "warmup": self.warmup}
+
+    def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
+        given, names = self._given, [task.name for task in tasks]
+        if isinstance(given, Mapping):
+            if set(given) != set(names):
+                raise OptionError(f"Option `reference` of STCH should name the tasks {names}. Found {list(given)}.")
+            given = [given[name] for name in names]
+        elif given is not None and len(given) != len(names):
+            raise OptionError(
+                f"Option `reference` of STCH should be {len(names)} numbers, one for each of {names}. Found {given!r}."
+            )
+        super().bind(tasks)
+        if given is not None or self.form == "linear":
+            values = [0.0] * len(names) if given is None else [float(value) for value in given]
+            # Not persistent: the option, not a checkpoint, says what a given reference is.
+            self.register_buffer("given", torch.tensor(values, dtype=self.dtype), persistent=False)
+        else:
+            self.register_buffer("loss_sum", torch.zeros(len(names), dtype=self.dtype))
+            self.register_buffer("windows", torch.zeros(len(names), dtype=torch.int64))
+
+    def forward(self, signals: Signals, /) -> Tensor:
+        return self._linear(signals) if self.form == "linear" else self._log(signals)
+
+    def _linear(self, signals: Signals) -> Tensor:
+        active = signals.active
+        # Divided by, because the reciprocal of an integer would have the precision of float32.
+        count = active.sum().clamp_min(1)
+        lag = torch.where(active, (signals.losses - self.given) / count, -torch.inf)
+        # The largest is taken off before the division, which a small mu would let overflow.
+        return subproblem(((lag - lag.amax()) / self.mu).softmax(0) / count, active, self.current)
+
+    def _log(self, signals: Signals) -> Tensor:
+        losses, members = positive_losses(signals)
+        if self._given is None:
+            ready = self.windows >= self.warmup
+            reference = torch.where(ready, self.loss_sum / self.windows.clamp_min(1), 1.0)
+            learns = members & ~ready
+            self.loss_sum.add_(torch.where(learns, losses, 0.0))
+            self.windows.add_(learns)
+            ready = ready & members
+        else:
+            ready, reference = members, self.given
+        lag = torch.where(ready, losses.log() - reference.log(), -torch.inf)
+        shares = torch.where(ready, ready.sum() * ((lag - lag.amax()) / self.mu).softmax(0), 1.0)
+        return subproblem(shares / losses, members, self.current)
+
+    def diagnostics(self) -> Mapping[str, Tensor]:
+        if self._given is not None or self.form == "linear":
+            return {}
+        return {"nadir": self.loss_sum / self.windows.clamp_min(1)}

@@ -1,0 +1,180 @@
+"""What the checks of all axes share: how a strategy is built, how a failure reads, and what it means to be equal."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from mtl_axes.errors import ContractError, OptionError
+from mtl_axes.registry import Axis, available, create, lookup
+
+__all__ = ["Case", "close", "constructors", "equal", "numbers", "run", "same", "snapshot"]
+
+Strategy = TypeVar("Strategy", bound=nn.Module)
+AnyCase = TypeVar("AnyCase", bound="Case[Any]")
+
+
+class Case(Generic[Strategy]):
+    """A strategy under test: builds fresh ones, and says in one sentence what does not hold.
+
+    Attributes:
+        name: of the class, for the sentence.
+        given: the input that is shown at the moment, for the sentence; "" when there is none.
+        claim: the contract that is being checked, for the sentence of an exception.
+    """
+
+    def __init__(self, axis: Axis, base: type[Strategy], factory: str | type[Strategy] | Callable[[], Strategy]) -> None:
+        self.axis: Axis = axis
+        self._build = self._builder(factory)
+        self.given = ""
+        self.claim = "can be built"
+        self.name = factory if isinstance(factory, str) else getattr(factory, "__name__", type(factory).__name__)
+        try:
+            first, second = self._build(), self._build()
+        except Exception as error:
+            raise ContractError(f"{self.name} should be built by its factory: found {_raised(error)}.") from error
+        if not isinstance(first, base):
+            raise ContractError(f"{self.name} should be a subclass of {base.__name__}: found {type(first).__name__}.")
+        self.name = type(first).__name__
+        self.require(first is not second, "should be fresh from every call of its factory", "the same object twice")
+
+    def _builder(self, factory: str | type[Strategy] | Callable[[], Strategy]) -> Callable[[], Strategy]:
+        if isinstance(factory, str):
+            name, options = factory, getattr(lookup(self.axis, factory), "example", {})
+            return lambda: cast(Strategy, create(cast(Any, self.axis), name, **copy.deepcopy(dict(options))))
+        if isinstance(factory, type):
+            cls = factory
+            return lambda: cls(**copy.deepcopy(dict(getattr(cls, "example", {}))))
+        if callable(factory):
+            return factory
+        raise OptionError(
+            f"The factory should be a class, a registered name or a callable without arguments. Found {factory!r}."
+        )
+
+    def build(self) -> Strategy:
+        """Return a fresh strategy."""
+        return self._build()
+
+    def require(self, holds: bool, claim: str, found: str) -> None:
+        """Raise :class:`ContractError` unless a claim holds."""
+        if not holds:
+            raise ContractError(f"{self.name} {claim}: found {found}{self._shown()}.")
+
+    def _shown(self) -> str:
+        return f" for {self.given}" if self.given else ""
+
+    def blame(self, error: Exception) -> ContractError:
+        """Return the sentence for an exception that a strategy raised while a claim was checked."""
+        return ContractError(f"{self.name} {self.claim}: found {_raised(error)}{self._shown()}.")
+
+    def about(self, claim: str, given: str = "") -> None:
+        """Say which contract comes next, so that an exception on the way can be told under its name."""
+        self.claim, self.given = claim, given
+
+
+def _raised(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300].rstrip('.')}"
+
+
+def run(case: AnyCase, checks: Mapping[str, Callable[[AnyCase], None]], skip: Collection[str]) -> None:
+    """Run checks by name, each under a fixed seed that is given back afterwards."""
+    unknown = set(skip) - set(checks)
+    if isinstance(skip, str) or unknown:
+        raise OptionError(f"Option `skip` should hold names of {', '.join(checks)}. Found skip={skip!r}.")
+    for name, check in checks.items():
+        if name in skip:
+            continue
+        case.about(f"should pass {name!r}")
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            torch.manual_seed(0)
+            # What a strategy or a criterion advises a user of, such as the cost of a probe, is no contract.
+            warnings.simplefilter("ignore")
+            try:
+                check(case)
+            except ContractError:
+                raise
+            except Exception as error:
+                raise case.blame(error) from error
+
+
+def numbers(values: Tensor | Sequence[float] | None) -> str:
+    """Return numbers in short, for a sentence."""
+    if values is None:
+        return "None"
+    if not isinstance(values, Tensor):
+        return "[" + ", ".join(f"{value:.4g}" for value in values) + "]"
+    if values.device.type == "meta":
+        return f"a tensor {tuple(values.shape)}"
+    if values.ndim == 0:
+        return f"{values.item():.6g}"
+    rows = values.detach().flatten().tolist()
+    shown = ", ".join(str(value) if isinstance(value, bool) else f"{value:.4g}" for value in rows[:8])
+    return f"[{shown}{', ...' if len(rows) > 8 else ''}]"
+
+
+def close(left: Tensor, right: Tensor, rtol: float = 1e-9, atol: float = 0.0) -> bool:
+    """Return whether two tensors agree relative to the largest of the entries; NaN agrees with nothing."""
+    if left.shape != right.shape:
+        return False
+    if not left.numel():
+        return True
+    left, right = left.detach().double(), right.detach().double()
+    size = torch.maximum(left.abs().max(), right.abs().max())
+    return bool(((left - right).abs() <= rtol * size + atol).all()) and bool(torch.isfinite(size))
+
+
+def snapshot(module: nn.Module) -> dict[str, Any]:
+    """Return a copy of all that a module remembers: parameters, buffers (persistent or not) and the extra state."""
+    state: dict[str, Any] = {name: tensor.detach().clone() for name, tensor in module.named_parameters()}
+    state |= {name: tensor.detach().clone() for name, tensor in module.named_buffers()}
+    state |= {key: copy.deepcopy(value) for key, value in module.state_dict().items() if not isinstance(value, Tensor)}
+    return state
+
+
+def same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Return whether two snapshots agree bit for bit, dtypes included."""
+    return equal(dict(left), dict(right))
+
+
+def equal(left: Any, right: Any) -> bool:
+    """Return whether two nested values agree bit for bit; NaN equals NaN."""
+    if isinstance(left, Tensor):
+        return (
+            isinstance(right, Tensor)
+            and left.dtype == right.dtype
+            and left.shape == right.shape
+            and bool(((left == right) | ((left != left) & (right != right))).all())
+        )
+    if isinstance(left, Mapping):
+        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(equal(a, b) for a, b in zip(left, right, strict=True))
+    return bool(left == right)
+
+
+def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> str:
+    """Return the names under which two snapshots differ, for a sentence."""
+    keys = sorted({*left, *right})
+    return ", ".join(key for key in keys if key not in left or key not in right or not equal(left[key], right[key]))
+
+
+def constructors(strategy: nn.Module) -> dict[str, Any]:
+    """Return the names that the ``repr`` of a strategy may use: its own class, those within it, every registered one."""
+    known: dict[str, Any] = {"inf": math.inf, "nan": math.nan}
+    axes: tuple[Axis, ...] = ("outer", "inner", "weight")
+    for axis in axes:
+        for name in available(axis):
+            try:
+                cls = lookup(axis, name)
+            except Exception:  # two plugins with one name: not what is tested here
+                continue
+            known[cls.__name__] = cls
+    known |= {type(part).__name__: type(part) for part in strategy.modules()}
+    return known

@@ -1,0 +1,116 @@
+"""A shape under test, and how it is fed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from mtl_axes.composition import compose
+from mtl_axes.errors import DataError
+from mtl_axes.inner import InnerShape
+from mtl_axes.signals import Kind
+from mtl_axes.testing.case import Case, numbers
+
+__all__ = ["KINDS", "InnerCase", "expected_size", "f64", "per_kind", "total_of"]
+
+KINDS: Final[tuple[Kind, ...]] = ("regression", "binary", "multiclass")
+_SIZES = ((1,), (7,), (4, 3), (2, 3, 4))
+_POOLED = ((1, 4), (7, 5), (4, 3, 5))
+
+f64: Final = torch.float64
+
+
+class InnerCase(Case[InnerShape]):
+    """A shape under test.
+
+    Attributes:
+        kind: the kind of task that it is tried on at the moment.
+        kinds: those that it serves.
+    """
+
+    kind: Kind
+
+    def __init__(self, factory: Any) -> None:
+        super().__init__("inner", InnerShape, factory)
+        kinds = getattr(self.build(), "kinds", None)
+        served = isinstance(kinds, frozenset) and bool(kinds) and kinds <= set(KINDS)
+        self.require(served, f"should claim kinds, a frozenset of {', '.join(KINDS)}", repr(kinds))
+        self.kinds: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind in kinds)  # type: ignore[operator]
+        self._sizes: dict[Kind, list[tuple[int, ...]]] = {}
+
+    def sample(
+        self, size: tuple[int, ...], seed: int = 0, dtype: torch.dtype = f64, shape: InnerShape | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return a prediction and a target of the kind of the moment, and have them told in whatever fails next."""
+        shape = self.build() if shape is None else shape
+        generator = torch.Generator().manual_seed(seed)
+        prediction, target = shape.sample(self.kind, size, generator, dtype)
+        self.tell(prediction, target)
+        return prediction, target
+
+    def tell(self, prediction: Tensor, target: Tensor, more: str = "") -> None:
+        """Remember the input for the sentence of a failure."""
+        self.given = (
+            f"a {self.kind} task, prediction {tuple(prediction.shape)} = {numbers(prediction)}, "
+            f"target {tuple(target.shape)} = {numbers(target)}{more}"
+        )
+
+    def sizes(self) -> list[tuple[int, ...]]:
+        """Return the sizes of targets that the shape takes, of those of vectors, matrices and images."""
+        known = self._sizes.get(self.kind)
+        if known is None:
+            shape = self.build()
+            known = [size for size in (_POOLED if shape.pooled else _SIZES) if self._takes(shape, size)]
+            self.require(
+                bool(known),
+                f"should take {self.kind} targets of some size as its own sample() draws them",
+                "a DataError for each",
+            )
+            self._sizes[self.kind] = known
+        return known
+
+    def _takes(self, shape: InnerShape, size: tuple[int, ...]) -> bool:
+        try:
+            prediction, target = self.sample(size, shape=shape)
+            shape.check(prediction, target)
+        except DataError:
+            return False
+        return True
+
+    def usual(self) -> tuple[int, ...]:
+        """Return the size that checks use which need one only: several samples."""
+        return next((size for size in self.sizes() if size[0] > 2), self.sizes()[-1])
+
+    def several(self, seed: int = 0, dtype: torch.dtype = f64) -> tuple[Tensor, Tensor]:
+        """Return several samples."""
+        return self.sample(self.usual(), seed, dtype)
+
+
+def per_kind(check: Callable[[InnerCase], None]) -> Callable[[InnerCase], None]:
+    """Run a check for each kind of task."""
+
+    def each(case: InnerCase) -> None:
+        claim = case.claim
+        for kind in case.kinds:
+            case.kind = kind
+            case.about(claim, f"a {kind} task")
+            check(case)
+
+    return each
+
+
+def expected_size(shape: InnerShape, target: Tensor) -> torch.Size:
+    """Return the shape of the losses: the target's, or (N,) when they are pooled."""
+    return target.shape[:1] if shape.pooled else target.shape
+
+
+def total_of(case: InnerCase, prediction: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the total of a criterion with this task alone, and its gradient."""
+    leaf = prediction.clone().requires_grad_()
+    criterion = compose("fixed", {"task": case.build()})
+    total = criterion((leaf,), (target,), mask=mask)
+    (gradient,) = torch.autograd.grad(total, leaf)
+    return total.detach(), gradient

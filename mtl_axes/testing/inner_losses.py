@@ -1,0 +1,240 @@
+"""What the losses and gradients of an inner shape are, against what its class claims of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from mtl_axes.errors import DataError
+from mtl_axes.inner import InnerShape
+from mtl_axes.signals import Kind
+from mtl_axes.testing.case import close, equal, numbers
+from mtl_axes.testing.inner_case import InnerCase, expected_size, f64, per_kind
+
+__all__ = ["CHECKS"]
+
+_ROUNDING = 1e-12
+
+
+def declarations(case: InnerCase) -> None:
+    """Claims have values that the contract knows."""
+    shape = case.build()
+    case.require(shape.coupling in ("sample", "batch"), "should claim coupling as 'sample' or 'batch'", repr(shape.coupling))
+    for claim in ("pooled", "trailing", "detaches"):
+        value = getattr(shape, claim)
+        case.require(isinstance(value, bool), f"should claim {claim} as True or False", repr(value))
+    bound = shape.lower_bound
+    case.require(
+        bound is None or (isinstance(bound, float) and math.isfinite(bound)),
+        "should claim lower_bound as a finite float, or None where there is none",
+        repr(bound),
+    )
+    for claim in ("target_range", "prediction_range"):
+        value = getattr(shape, claim)
+        holds = isinstance(value, tuple) and len(value) == 2 and value[0] < value[1]
+        case.require(holds, f"should claim {claim} as (low, high)", repr(value))
+
+
+def sampling(case: InnerCase) -> None:
+    """Its own sample() draws what it takes: seeded, of the dtype, within its ranges, and passed by both checks."""
+    shape = case.build()
+    for size in case.sizes():
+        prediction, target = case.sample(size, shape=shape)
+        again = case.sample(size, shape=shape)
+        case.require(
+            equal(prediction, again[0]) and equal(target, again[1]),
+            "sample() should draw from the generator alone",
+            "other values for the same seed",
+        )
+        case.require(prediction.dtype is f64, "sample() should draw predictions of the dtype", str(prediction.dtype))
+        case.require(target.shape[:1] == (size[0],), "sample() should draw as many targets as asked for", str(target.shape))
+        if case.kind == "regression":
+            for what, values, bounds in (
+                ("target", target, shape.target_range),
+                ("prediction", prediction, shape.prediction_range),
+            ):
+                low, high = float(values.min()), float(values.max())
+                holds = bounds[0] <= low and high <= bounds[1]
+                case.require(holds, f"claims {what}_range={bounds}", f"samples in [{low:g}, {high:g}]")
+        case.claim = "check_values() should pass what sample() draws"
+        shape.check_values(prediction, target)
+
+
+def structure(case: InnerCase) -> None:
+    """A shape does not reduce: one finite loss per entry, or per sample when pooled, in the prediction's dtype."""
+    shape = case.build()
+    for size in case.sizes():
+        for dtype in (f64, torch.float32):
+            prediction, target = case.sample(size, dtype=dtype, shape=shape)
+            losses = shape(prediction, target)
+            wanted = expected_size(shape, target)
+            claim = (
+                "claims pooled=True, so that it gives one loss per sample"
+                if shape.pooled
+                else "should give one loss per entry"
+            )
+            case.require(losses.shape == wanted, f"{claim} {tuple(wanted)}", f"the shape {tuple(losses.shape)}")
+            case.require(losses.dtype is dtype, "should give losses in the dtype of the prediction", str(losses.dtype))
+            case.require(bool(torch.isfinite(losses).all()), "should give finite losses", numbers(losses))
+
+
+def lower_bound(case: InnerCase) -> None:
+    """No loss lies below the bound, for ordinary and for large predictions."""
+    shape = case.build()
+    bound = shape.lower_bound
+    if bound is None:
+        return
+    for scale in _scales(shape, case.kind):
+        for seed in range(4):
+            prediction, target = case.several(seed)
+            prediction = _larger(prediction, scale, shape)
+            case.tell(prediction, target)
+            losses = shape(prediction, target)
+            least = float(losses.min())
+            size = float(losses.abs().max())
+            case.require(
+                least >= bound - _ROUNDING * max(1.0, size), f"claims lower_bound={bound}", f"a loss of {least:.6g}"
+            )
+
+
+def _scales(shape: InnerShape, kind: Kind) -> tuple[float, ...]:
+    # What is bounded from above cannot be large.
+    return (1.0,) if kind == "regression" and shape.prediction_range[1] < math.inf else (1.0, 1e4)
+
+
+def _larger(prediction: Tensor, scale: float, shape: InnerShape) -> Tensor:
+    """Return predictions that many times as far from where their range begins."""
+    low = shape.prediction_range[0]
+    return scale * prediction if low == -math.inf else low + scale * (prediction - low)
+
+
+def gradients(case: InnerCase) -> None:
+    """Gradients are finite for ordinary and for large predictions, and reach the prediction."""
+    shape = case.build()
+    for scale in _scales(shape, case.kind):
+        for size in case.sizes():
+            prediction, target = case.sample(size, shape=shape)
+            prediction = _larger(prediction, scale, shape).requires_grad_()
+            case.tell(prediction, target)
+            losses = shape(prediction, target)
+            case.require(
+                bool(torch.isfinite(losses).all()), "should give finite losses for large predictions", numbers(losses)
+            )
+            case.require(losses.requires_grad, "should give losses with a graph to the prediction", "none")
+            (gradient,) = torch.autograd.grad(losses.sum(), prediction)
+            case.require(bool(torch.isfinite(gradient).all()), "should have finite gradients", numbers(gradient))
+            if scale == 1.0 and size[0] > 2:
+                case.require(bool(gradient.any()), "should have a gradient that reaches the prediction", "zeros everywhere")
+
+
+def gradcheck(case: InnerCase) -> None:
+    """The gradient is that of the losses: against differences, in float64. One that says it detaches says that it is not."""
+    shape = case.build()
+    if shape.detaches:
+        return
+    prediction, target = case.several()
+    leaf = prediction.requires_grad_()
+    case.claim = "should have the derivative of its losses as their gradient (gradcheck)"
+    torch.autograd.gradcheck(lambda value: shape(value, target), (leaf,), fast_mode=False)
+
+
+def order(case: InnerCase) -> None:
+    """Permuting the samples permutes the losses."""
+    shape = case.build()
+    prediction, target = case.several()
+    index = torch.randperm(len(target), generator=torch.Generator().manual_seed(3))
+    found, expected = shape(prediction[index], target[index]), shape(prediction, target)[index]
+    case.require(
+        close(found, expected, 1e-9),
+        "should not depend on the order of the samples",
+        f"losses {numbers(found)} where the permutation {index.tolist()} gives {numbers(expected)}",
+    )
+
+
+def coupling(case: InnerCase) -> None:
+    """coupling="sample" says that samples are independent: those of two batches have the losses of one."""
+    shape = case.build()
+    if shape.coupling != "sample":
+        return
+    (first, target), (second, other) = case.several(0), case.several(1)
+    case.tell(torch.cat([first, second]), torch.cat([target, other]))
+    leaf = torch.cat([first, second]).requires_grad_()
+    together = shape(leaf, torch.cat([target, other]))
+    apart = torch.cat([shape(first, target), shape(second, other)])
+    case.require(
+        close(together, apart, 1e-12),
+        "claims coupling='sample'",
+        f"losses {numbers(together)} in one batch and {numbers(apart)} in two",
+    )
+    (gradient,) = torch.autograd.grad(together[0].sum(), leaf)
+    others = gradient[1:]
+    case.require(
+        not bool(others.any()),
+        "claims coupling='sample'",
+        f"a gradient of the first loss at other samples, {numbers(others)}",
+    )
+
+
+def inputs(case: InnerCase) -> None:
+    """Prediction and target are left alone, and no call changes the next."""
+    shape = case.build()
+    prediction, target = case.several()
+    kept = prediction.clone(), target.clone()
+    first = shape(prediction, target)
+    case.require(equal(prediction, kept[0]), "should leave the prediction alone", numbers(prediction))
+    case.require(equal(target, kept[1]), "should leave the target alone", numbers(target))
+    shape(*case.several(4))
+    shape.eval()
+    case.tell(prediction, target)
+    again = shape(prediction, target)
+    case.require(
+        equal(again, first),
+        "should give the same losses again, in eval mode too",
+        f"{numbers(again)} after {numbers(first)}",
+    )
+
+
+def values(case: InnerCase) -> None:
+    """check and forward read no value: they run on the meta device, where there are none."""
+    shape = case.build()
+    prediction, target = (tensor.to("meta") for tensor in case.several())
+    case.claim = "should read no value in check and forward, which would wait for the device"
+    shape.to("meta")
+    shape.check(prediction, target)
+    losses = shape(prediction, target)
+    case.require(losses.device.type == "meta", case.claim, f"losses on {losses.device}")
+    if shape.masks:
+        valid = torch.ones(target.shape, dtype=torch.bool, device="meta")
+        case.require(shape(prediction, target, valid).shape == losses.shape, case.claim, "another shape with a mask")
+
+
+def broadcasting(case: InnerCase) -> None:
+    """Shapes match exactly: (N, 1) against (N,), or another number of samples, is an error."""
+    shape = case.build()
+    prediction, target = case.several()
+    for wrong in (target.unsqueeze(-1), target[:-1], target[:1], target.unsqueeze(0)):
+        case.given = f"a {case.kind} task, prediction {tuple(prediction.shape)}, target {tuple(wrong.shape)}"
+        try:
+            shape.check(prediction, wrong)
+        except DataError:
+            continue
+        case.require(False, "check() should refuse shapes that do not match with a DataError", "none")
+
+
+CHECKS: Final[dict[str, Callable[[InnerCase], None]]] = {
+    "declarations": declarations,
+    "sampling": per_kind(sampling),
+    "structure": per_kind(structure),
+    "lower bound": per_kind(lower_bound),
+    "gradients": per_kind(gradients),
+    "gradcheck": per_kind(gradcheck),
+    "order": per_kind(order),
+    "coupling": per_kind(coupling),
+    "inputs": per_kind(inputs),
+    "values": per_kind(values),
+    "broadcasting": per_kind(broadcasting),
+}

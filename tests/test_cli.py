@@ -1,0 +1,139 @@
+"""The command line: what it prints of every registered name, and what it says of names and plugins that do not work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import mtl_axes
+from mtl_axes import available, registry
+from mtl_axes.cli import main
+from mtl_axes.describe import describe
+from mtl_axes.registry import Axis
+
+AXES = get_args(Axis)
+NAMES = [(axis, name) for axis in AXES for name in available(axis)]
+
+
+class Failing:
+    """An entry point whose import fails."""
+
+    name, value, dist = "broken", "broken.plugin", None
+
+    def load(self) -> object:
+        raise ModuleNotFoundError("No module named 'a_library_that_is_not_there'")
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry with a plugin that could not be used."""
+    own = registry.Registry()
+    own.load()
+    own.add_entry_point(Failing(), "broken-plugin (broken = broken.plugin)")  # type: ignore[arg-type]
+    monkeypatch.setattr(registry, "_registry", own)
+
+
+def test_the_list_has_every_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every name of every axis is listed with what it needs or serves, and one line."""
+    assert main(["list"]) == 0
+    printed = capsys.readouterr()
+    rows = [line.split() for line in printed.out.splitlines() if line.startswith("  ")]
+    assert [row[0] for row in rows] == [name for _, name in NAMES]
+    assert printed.err == ""
+    for (axis, name), line in zip(NAMES, (line for line in printed.out.splitlines() if line.startswith("  ")), strict=True):
+        about = describe(axis, name)
+        assert line.endswith("  " + about.summary)
+        assert (f" {about.claims['needs']} " if axis == "outer" else sorted(about.claims["kinds"])[0]) in line
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_the_list_of_one_axis(axis: Axis, capsys: pytest.CaptureFixture[str]) -> None:
+    """--axis lists the names of one axis alone, under their number."""
+    assert main(["list", "--axis", axis]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[0] == str(len(available(axis)))
+    assert [line.split()[0] for line in lines[1:]] == list(available(axis))
+
+
+@pytest.mark.parametrize("name", sorted({name for _, name in NAMES}))
+def test_everything_that_is_known_of_a_name_is_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Formula, options with their defaults, claims, example and references of a name, on each axis that has it."""
+    assert main(["show", name]) == 0
+    printed = capsys.readouterr().out
+    words = " ".join(printed.split())
+    axes = [axis for axis in AXES if name in available(axis)]
+    assert printed.count("=\n") == len(axes)
+    for axis in axes:
+        about = describe(axis, name)
+        for text in (
+            about.summary,
+            about.prose.split("\n\n")[0],
+            about.formula,
+            about.returns,
+            about.example,
+            about.references,
+        ):
+            assert " ".join(text.split()) in words
+        for option, default in about.options.items():
+            assert f"{option}=" in printed or f"{option}:" in printed
+            assert default is not None or f"{option}=None" in printed
+        assert all(f"{claim}=" in words for claim in about.claims)
+
+
+def test_a_name_of_several_axes_is_shown_on_all(capsys: pytest.CaptureFixture[str]) -> None:
+    """A shape and a target weight may share a name."""
+    assert main(["show", "failure_biased"]) == 0
+    printed = capsys.readouterr().out
+    assert "failure_biased: inner shape mtl_axes.inner." in printed
+    assert "failure_biased: target weight mtl_axes.inner." in printed
+
+
+def test_an_unknown_name_has_near_matches(capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown name ends with status 2 and names that are near it, of all axes."""
+    assert main(["show", "gabba"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "No strategy is named 'gabba'. Did you mean gaba? `mtl-axes list` shows all names.\n"
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_plugin_that_failed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever lists names, or asks for one that is unknown, learns of the plugin that might have had it."""
+    line = (
+        "Plugin broken-plugin (broken = broken.plugin) could not be used: "
+        "ModuleNotFoundError: No module named 'a_library_that_is_not_there'\n"
+    )
+    assert main(["show", "nowhere"]) == 2
+    assert capsys.readouterr().err.endswith(line)
+    assert main(["list"]) == 0
+    assert capsys.readouterr().err == line
+    assert main(["plugins"]) == 0
+    assert capsys.readouterr().out == line
+
+
+def test_plugins_that_all_work(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing failed, that is said."""
+    assert main(["plugins"]) == 0
+    assert capsys.readouterr().out == "Every plugin that is installed could be used.\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["shew"], ["list", "--axis", "middle"], ["show"]])
+def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse says how the command is used."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: mtl-axes")
+
+
+def test_the_module_is_the_command() -> None:
+    """``python -m mtl_axes`` prints the version, and passes its status on."""
+    root = Path(mtl_axes.__file__).parents[1]
+    run = [sys.executable, "-W", "error", "-m", "mtl_axes"]
+    done = subprocess.run([*run, "--version"], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == f"mtl_axes {mtl_axes.__version__}\n"
+    assert subprocess.run([*run, "show", "nowhere"], cwd=root, capture_output=True, check=False).returncode == 2
