@@ -220,11 +220,12 @@ def test_problems_with_one_matrix_are_solved_as_if_alone(matrix: Tensor) -> None
 
 
 def far_from_shortest(matrix: Tensor, weights: Tensor) -> float:
-    """The largest violation of (G w)_i >= w'Gw, and of equality where w > 0."""
+    """The largest violation of (G w)_i >= m, and of equality where w > 0, for the m that fits the equalities best."""
     cosines, norms = split(matrix)
     scaled = weights * norms
     along, size = cosines @ scaled, float((cosines.abs() @ scaled).max())
-    short = float(scaled @ along) / norms - along
+    held = (weights > 0) / norms
+    short = float(held @ along) / float(held @ held) / norms - along
     return float(torch.where(weights > 0, short.abs(), short.clamp_min(0)).max()) / size
 
 
@@ -270,7 +271,10 @@ def test_equal_gradients_share() -> None:
 @settings(max_examples=60)
 @given(gramians(high=6), st.randoms(use_true_random=False))
 def test_solvers_do_not_know_the_order(matrix: Tensor, random) -> None:
-    """Permuted tasks have permuted solutions, also where they are not unique (but for angles below 1e-4)."""
+    """Permuted tasks have permuted solutions, also where they are not unique, unless angles are below 1e-4.
+
+    To 1e-5: where the ridge of 1e-10 decides, it leaves that of the rounding.
+    """
     cosines, norms = split(matrix)
     values = torch.linalg.eigvalsh(cosines)
     if bool(((values > 1e-14) & (values < 1e-7)).any()):
@@ -279,7 +283,7 @@ def test_solvers_do_not_know_the_order(matrix: Tensor, random) -> None:
     permuted = matrix[index][:, index]
     for solve in (min_norm, nash, lambda g: nnls(g, -g.mean(0))):
         expected = (solve(matrix) * norms)[index]
-        torch.testing.assert_close(solve(permuted) * norms[index], expected, rtol=1e-6, atol=1e-7 * float(expected.max()))
+        torch.testing.assert_close(solve(permuted) * norms[index], expected, rtol=1e-5, atol=1e-5 * float(expected.max()))
 
 
 @settings(max_examples=100)
@@ -338,7 +342,7 @@ def test_zero_rows_are_no_part_of_the_problem(matrix: Tensor, places: set[int]) 
         return
     whole = torch.zeros(count, count, dtype=f64)
     whole[alive[:, None], alive] = matrix
-    for solve in (min_norm, nash, lambda g: nnls(g, -g.sum(0))):
+    for solve in (min_norm, nash, lambda g: nnls(g, -g.diagonal())):
         solution = solve(whole)
         assert torch.equal(solution[alive], solve(matrix))
         assert bool((solution[dead] == 0).all())
