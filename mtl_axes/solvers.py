@@ -68,7 +68,7 @@ def nnls(gramian: Tensor, target: Tensor) -> Tensor:
     """
     alive = _without_zeros(gramian)
     if alive is not None:
-        part = nnls(gramian[alive][:, alive], target[..., alive])
+        part = nnls(gramian[alive[:, None], alive], target[..., alive])
         return torch.zeros_like(target).index_copy_(-1, alive, part)
     if not target.numel():
         return target.clone()
@@ -151,7 +151,8 @@ def _without_ridge(matrix: Tensor, goal: Tensor, positive: Tensor) -> Tensor:
     along = ((goal * positive).unsqueeze(-2) @ vectors).squeeze(-2)
     kept = (values > 1e-9) | (along.abs() > 1e-13)
     along = along * kept / values.clamp_min(1e-13)
-    return ((vectors @ along.unsqueeze(-1)).squeeze(-1) * positive).clamp_(min=0.0)
+    solution: Tensor = (vectors @ along.unsqueeze(-1)).squeeze(-1) * positive
+    return solution.clamp_(min=0.0)
 
 
 def _violation(matrix: Tensor, goal: Tensor, solution: Tensor) -> Tensor:
@@ -181,7 +182,7 @@ def min_norm(gramian: Tensor) -> Tensor:
     if alive is not None:
         if not len(alive):
             return torch.full_like(gramian.diagonal(), 1.0 / len(gramian))
-        part = min_norm(gramian[alive][:, alive])
+        part = min_norm(gramian[alive[:, None], alive])
         return torch.zeros_like(gramian.diagonal()).index_copy_(0, alive, part)
     cosines, norms = _scaled(gramian)
     inverse = norms.min() / norms
@@ -218,7 +219,7 @@ def nash(gramian: Tensor, *, alpha: float = 1.0) -> Tensor:
     """
     alive = _without_zeros(gramian)
     if alive is not None:
-        part = nash(gramian[alive][:, alive], alpha=alpha)
+        part = nash(gramian[alive[:, None], alive], alpha=alpha) if len(alive) else gramian.diagonal()[:0]
         return torch.zeros_like(gramian.diagonal()).index_copy_(0, alive, part)
     cosines, norms = _scaled(gramian)
     ones, level = torch.ones_like(norms), torch.zeros_like(norms)

@@ -55,9 +55,9 @@ class CAGrad(GramianWeighting):
     References:
         B. Liu, X. Liu, X. Jin, P. Stone, Q. Liu, "Conflict-Averse Gradient Descent for Multi-task Learning", 2021. Exact,
         where on well-scaled 3 x 5 Jacobians TorchJD 0.18 (Clarabel) is off by up to 1.3e-4 and LibMTL (SLSQP) by up to
-        LIBOFF. Differs from TorchJD where the shortest combination is below 1e-4 of |J|, be it for one task without a gradient:
-        there it returns 0 for all tasks. No division by 1 + c^2, which LibMTL makes by default (``rescale=1``); LibMTL
-        reports w as the weights, not lambda.
+        3.9e-4 (in J'lambda). Differs from TorchJD where the shortest combination is below 1e-4 of |J|, be it because one
+        task has no gradient: there it returns 0 for all tasks. No division by 1 + c^2, which LibMTL makes by default
+        (``rescale=1``); LibMTL reports w as the weights, not lambda.
     """
 
     sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"

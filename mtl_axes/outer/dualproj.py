@@ -22,8 +22,8 @@ class DualProj(GramianWeighting):
                = 1/K + argmin_{z >= 0} (z + 1/K)'G(z + 1/K)
 
     The common gradient J'lambda is the projection of the mean gradient on the dual cone {d : g_i'd >= 0 for every task i},
-    so (G lambda)_i >= 0. Without a conflict with the mean, lambda is 1/K. With a subset of k tasks active, K is k. For opposed
-    gradients the projection is 0, and lambda_i g_i is equal for both.
+    so (G lambda)_i >= 0. Without a conflict with the mean, lambda is 1/K. With a subset of k tasks active, K is k. For
+    opposed gradients the projection is 0, and lambda_i g_i is equal for both.
 
     Returns:
         (K,) weights >= 1/K; 0 for a task that is absent or has no gradient.

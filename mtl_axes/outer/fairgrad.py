@@ -21,10 +21,11 @@ class FairGrad(GramianWeighting):
         (G lambda)_i = lambda_i^(-1 / alpha),  lambda > 0
 
     The gain of task i, g_i'd along d = J'lambda, is then lambda_i^(-1/alpha), and d maximises
-    sum_i gain_i^(1 - alpha) / (1 - alpha) among directions of its length. alpha -> 0 is the plain sum of the losses, alpha = 1 Nash-MTL without its clipping,
-    alpha -> infinity the largest smallest gain, which is MGDA's direction. For orthogonal gradients
-    lambda_i = g_i^(-2 alpha / (1 + alpha)). Gradients of which a non-negative combination is 0 have no solution: of equal
-    length and opposed, lambda_i g_i ends at 1e10^(alpha / (1 + alpha)), as for ``nash_mtl``.
+    sum_i gain_i^(1 - alpha) / (1 - alpha) among directions of its length. alpha -> 0 is the plain sum of the losses,
+    alpha = 1 Nash-MTL without its clipping, alpha -> infinity the largest smallest gain, which is MGDA's direction. For
+    orthogonal gradients lambda_i = g_i^(-2 alpha / (1 + alpha)). Gradients of which a non-negative combination is 0 have no
+    solution: of equal length and opposed, lambda_i g_i ends at 1e10^(alpha / (1 + alpha)) for a unit length, as for
+    ``nash_mtl``.
 
     Args:
         alpha: in [0.1, 10].

@@ -47,9 +47,9 @@ class NashMTL(GramianWeighting):
 
     References:
         A. Navon et al., "Multi-Task Learning as a Bargaining Game", 2022. Solved exactly, where the authors, TorchJD 0.18
-        and LibMTL run 20 rounds of a concave-convex procedure through cvxpy and ECOS: their weights agree with these to 3e-7 on
-        well-scaled 3 x 5 Jacobians. Differs from all three where the clipped norm would be below ``max_norm``: they leave
-        such weights alone, and no solution has one for max_norm < sqrt(K). LibMTL clips the shared gradients alone.
+        and LibMTL run up to 20 rounds of a concave-convex procedure through cvxpy and ECOS: on well-scaled 3 x 5 Jacobians
+        their weights agree with these to 7e-8. LibMTL clips the shared gradients alone, after the heads have received
+        the unclipped weights. FairGrad with alpha = 1 is this without a clip.
     """
 
     sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"

@@ -22,9 +22,10 @@ class UPGrad(GramianWeighting):
         lambda = 1/K sum_i v_i
 
     J'v_i is the projection of g_i on the dual cone {d : g_j'd >= 0 for every task j}. The sum is in it, too, so
-    (G lambda)_i >= 0: a step that is short enough raises no loss. Without any conflict lambda is 1/K. Every task is projected alone, so that
-    what is left of it grows with its own gradient only, which ``dualproj`` (one projection of the mean) does not promise.
-    With a subset of k tasks active, K is k. For opposed gradients of two tasks both projections are 0.
+    (G lambda)_i >= 0: a step that is short enough raises no loss. Without any conflict lambda is 1/K. Every task is
+    projected alone, so that what is left of it grows with its own gradient only, which ``dualproj`` (one projection of
+    the mean) does not promise. With a subset of k tasks active, K is k. For opposed gradients of two tasks both
+    projections are 0.
 
     Returns:
         (K,) weights >= 1/K; 0 for a task that is absent or has no gradient.
