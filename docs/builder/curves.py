@@ -27,6 +27,7 @@ class Panel:
     x: list[float]
     lines: dict[str, list[float]]
     log: bool = False
+    share: bool = False
 
 
 @dataclass
@@ -49,25 +50,44 @@ def rounded(value: float) -> float | str:
     return float(f"{value:.{DIGITS}g}") + 0.0 if math.isfinite(value) else str(value)
 
 
-# Ranges of the prediction and the targets, where the unit of a shape makes others than the default worth seeing.
+# Options with which a picture says more than with those that a strategy is tested with.
+SHOWN: dict[str, dict[str, Any]] = {
+    "inner_asymmetric": {"over": 3.0},
+    "inner_discrete_hazard": {"edges": (1.0, 2.0, 4.0)},
+    "inner_expectile": {"tau": 0.2},
+    "inner_quantile": {"q": 0.2},
+    "inner_reweighted": {"base": "mae", "weight": "failure_biased"},
+    "outer_ema": {"base": "inverse_norm", "beta": 0.95},
+    "outer_warmup": {"base": "inverse_norm", "windows": 100},
+    "weight_ramp": {"low": 0.0, "high": 4.0},
+    "weight_step": {"threshold": 2.0},
+    "weight_lds": {"counts": (60, 30, 5, 0, 0, 2, 20, 40)},
+}
+# Ranges of the prediction and the targets, where the defaults would show little.
 RANGES: dict[str, tuple[tuple[float, float], tuple[float, ...]]] = {
+    "aft": ((-3.0, 4.0), (5.0, -5.0)),
+    "discrete_hazard": ((-4.0, 4.0), (0.5, -1.0)),
     "failure_biased": ((-20.0, 160.0), (10.0, 110.0)),
-    "reweighted": ((-20.0, 160.0), (10.0, 110.0)),
+    "gamma": ((-1.0, 4.0), (2.0,)),
+    "msle": ((-0.8, 8.0), (2.0,)),
     "nasa": ((-30.0, 30.0), (0.0,)),
-    "tukey": ((-8.0, 8.0), (0.0,)),
     "poisson": ((-1.0, 2.5), (2.0,)),
+    "reweighted": ((-20.0, 160.0), (10.0, 110.0)),
+    "tukey": ((-8.0, 8.0), (0.0,)),
 }
 PLAIN_RANGE, PLAIN_TARGET, POSITIVE_TARGET = (-4.0, 4.0), (0.0,), (2.0,)
-WEIGHT_RANGE = (-20.0, 160.0)
+WEIGHT_RANGES = {"failure_biased": (-20.0, 160.0)}
+PLAIN_WEIGHT_RANGE = (-1.0, 8.0)
 
 
 def picture_of(about: Description) -> Picture:
     """Return what the picture of a strategy shows."""
-    strategy: Any = create(about.axis, about.name, **getattr(about.cls, "example", {}))
+    options = SHOWN.get(f"{about.axis}_{about.name}", getattr(about.cls, "example", {}))
+    strategy: Any = create(about.axis, about.name, **options)
     if about.axis == "outer":
         return weights_of(strategy)
     if about.axis == "weight":
-        return weight_curve(strategy)
+        return weight_curve(about.name, strategy)
     return shape_curves(about.name, strategy)
 
 
@@ -88,7 +108,8 @@ def shape_curves(name: str, shape: InnerShape) -> Picture:
             targets = POSITIVE_TARGET
         x = grid(max(left, low + 1e-2), min(right, high - 1e-2))
         moving = "prediction" if not shape.trailing else "first number of the prediction"
-        cases = {f"y = {y:g}": torch.full_like(x, y) for y in targets}
+        signed = any(y < 0 for y in targets)
+        cases = {label_of(y, signed): torch.full_like(x, y) for y in targets}
     elif kind == "binary":
         x, moving = grid(-6.0, 6.0), "logit"
         cases = {"y = 1": torch.ones(POINTS, dtype=torch.bool), "y = 0": torch.zeros(POINTS, dtype=torch.bool)}
@@ -106,6 +127,13 @@ def shape_curves(name: str, shape: InnerShape) -> Picture:
         f"The loss of one sample, and its derivative, over the {moving}{others}. Options: {shape!r}.",
         [Panel("loss", moving, x.tolist(), losses), Panel("derivative", moving, x.tolist(), slopes)],
     )
+
+
+def label_of(y: float, signed: bool) -> str:
+    """Return the label of a target. A signed time is negative where the sample was censored."""
+    if signed:
+        return f"event at {y:g}" if y > 0 else f"censored at {-y:g}"
+    return f"y = {y:g}"
 
 
 def values_and_slopes(shape: InnerShape, prediction: Tensor, target: Tensor) -> tuple[list[float], list[float]]:
@@ -128,7 +156,7 @@ def coupled_curves(shape: InnerShape, kind: Any) -> Picture:
         prediction.requires_grad_()
         loss = shape(prediction, target)
         (gradient,) = torch.autograd.grad(loss.sum(), prediction)
-        losses.append(float(loss[0]))
+        losses.append(float(loss.detach()[0]))
         slopes.append(float(gradient.view(-1)[0]))
     what = "the sample whose entries it pools" if shape.pooled else "the first sample of a batch of 8"
     moving = "first number of the prediction"
@@ -142,10 +170,10 @@ def coupled_curves(shape: InnerShape, kind: Any) -> Picture:
     )
 
 
-def weight_curve(weight: TargetWeight) -> Picture:
+def weight_curve(name: str, weight: TargetWeight) -> Picture:
     """The weight over the target."""
     if "regression" in weight.kinds:
-        x = grid(*WEIGHT_RANGE)
+        x = grid(*WEIGHT_RANGES.get(name, PLAIN_WEIGHT_RANGE))
         values = weight(x)
     else:
         x = torch.arange(3)
@@ -154,7 +182,7 @@ def weight_curve(weight: TargetWeight) -> Picture:
     return Picture(f"The weight over the target. Options: {weight!r}.", [Panel("weight", "target", x.tolist(), lines)])
 
 
-STEPS, EPOCH, SHOWN = 300, 30, 4
+STEPS, EPOCH, STRIDE = 300, 30, 4
 
 
 @dataclass
@@ -214,16 +242,17 @@ def weights_of(weighting: OuterWeighting) -> Picture:
         pull = current.abs() * point.jacobian.norm(dim=1)
         shares.append(pull / pull.sum())
         before = point
-    kept = range(0, STEPS, SHOWN)
+    kept = range(0, STEPS, STRIDE)
     table, part = torch.stack(weights)[kept], torch.stack(shares)[kept]
     positive = bool((table > 0).all())
     x = [float(step) for step in kept]
     names = ("task 1, a hundred times larger", "task 2")
+    by_task, shares_by_task = ({name: values[:, i].tolist() for i, name in enumerate(names)} for values in (table, part))
     return Picture(
         "Weights along [a fixed two-task problem](../README.md#the-two-task-problem), and the share of each task in the sum "
         f"of weighted gradient norms. Options: {weighting!r}.",
         [
-            Panel("weights", "step", x, {name: table[:, i].tolist() for i, name in enumerate(names)}, log=positive),
-            Panel("share of the weighted norms", "step", x, {name: part[:, i].tolist() for i, name in enumerate(names)}),
+            Panel("weights", "step", x, by_task, log=positive),
+            Panel("share of the weighted norms", "step", x, shares_by_task, share=True),
         ],
     )

@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from curves import Picture
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 INK, PALE, COLOURS = "#3a3a3a", "#d8d8d8", ("#2f6690", "#b5654a", "#4f7f5b", "#8c6bb1")
 
@@ -33,6 +34,14 @@ def draw(picture: Picture, target: Path, mark: str) -> None:
             ax.plot(panel.x, values, style, color=COLOURS[order % len(COLOURS)], linewidth=1.6, label=label)
         if panel.log:
             ax.set_yscale("log")
+            # Numbers, and not powers in mathematical type; within one decade, those between its ends as well.
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            low, high = ax.get_ylim()
+            ax.yaxis.set_minor_formatter(
+                FuncFormatter(lambda value, _: f"{value:.4g}") if high < 10 * low else NullFormatter()
+            )
+        if panel.share:
+            ax.set_ylim(-0.03, 1.03)
         ax.set_title(panel.title, fontsize=9, color=INK)
         ax.set_xlabel(panel.xlabel, fontsize=9)
         ax.tick_params(labelsize=8)

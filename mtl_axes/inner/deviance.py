@@ -1,4 +1,4 @@
-"""Shapes for targets that are not negative: msle, poisson, gamma, tweedie. All but msle take the logarithm of the mean."""
+"""Deviances of targets that are not negative, from the logarithm of their mean: poisson, gamma, tweedie."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtl_axes.inner.base import InnerShape
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.signals import Kind
 
-__all__ = ["MSLE", "Gamma", "Poisson", "Tweedie"]
+__all__ = ["Gamma", "Poisson", "Tweedie"]
 
 _REGRESSION: frozenset[Kind] = frozenset({"regression"})
 # exp(20) is 5e8: within these, nothing overflows, whatever is squared.
@@ -25,50 +25,6 @@ def check_targets(name: str, target: Tensor, *, positive: bool = False) -> None:
     low = float(target.min())
     if low < 0 or (positive and low == 0):
         raise DataError(f"Targets of {name} should be {'> 0' if positive else '>= 0'}. Found {low:g}.")
-
-
-class MSLE(InnerShape):
-    """Squared difference of log(1 + .): the square of a relative error, for targets over several orders of magnitude.
-
-    ::
-
-        l = (log(1 + p) - log(1 + y))^2
-        dl/dp = 2 (log(1 + p) - log(1 + y)) / (1 + p)
-
-    An under-prediction costs more than an over-prediction of the same size. Predictions have to be > -1: let the head end
-    in softplus or relu. Where they are not, the loss is NaN; the first call says so.
-
-    Args:
-        prediction: (N, ...) floats > -1.
-        target: (N, ...) floats > -1.
-
-    Returns:
-        (N, ...) losses >= 0.
-
-    Raises:
-        DataError: in the first call, a target or a prediction is <= -1.
-
-    >>> MSLE()(torch.tensor([15.0, 26.0]), torch.tensor([10.0, 30.0]))
-    tensor([0.1404, 0.0191])
-
-    References:
-        Equal to sklearn.metrics.mean_squared_log_error and torchmetrics' MeanSquaredLogError, before their mean.
-    """
-
-    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
-    # The last bfloat16 above -1.
-    target_range: ClassVar[tuple[float, float]] = (-1 + 2**-8, math.inf)
-    prediction_range: ClassVar[tuple[float, float]] = (-1 + 2**-8, math.inf)
-
-    def check_values(self, prediction: Tensor, target: Tensor) -> None:
-        for role, values in (("Targets", target), ("Predictions", prediction)):
-            low = float(values.min())
-            if low <= -1:
-                hint = " End the head in softplus or relu." if role == "Predictions" else ""
-                raise DataError(f"{role} of msle should be > -1. Found {low:g}.{hint}")
-
-    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        return (prediction.log1p() - target.log1p()).square()
 
 
 class Poisson(InnerShape):

@@ -11,6 +11,7 @@ from torch import Tensor
 from mtl_axes.errors import OptionError
 from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.geometry import cosines
 from mtl_axes.signals import Need, Signals, TaskInfo
 
 __all__ = ["CosineGate"]
@@ -73,11 +74,8 @@ class CosineGate(OuterWeighting):
     def forward(self, signals: Signals, /) -> Tensor:
         gramian, active, main = signals.gramian, signals.active, self._position
         assert gramian is not None
-        norms = gramian.diagonal().sqrt()
-        cosine = (gramian[main] / norms / norms[main]).clamp(0, 1)
-        # Its cosine with itself is 1 but for rounding.
-        cosine = torch.where(torch.arange(len(norms), device=norms.device) == main, 1.0, cosine)
-        return torch.where(active & active[main], cosine, self.current)
+        _, unit = cosines(gramian)
+        return torch.where(active & active[main], unit[main].clamp(0, 1), self.current)
 
     def diagnostics(self) -> Mapping[str, Tensor]:
         return {"gated": self.current == 0}

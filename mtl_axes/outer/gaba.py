@@ -67,6 +67,7 @@ class GABA(WarmUp):
     total: ClassVar[Literal["1", "K"] | None] = "1"
     reads_signals: ClassVar[bool] = True
     memoryless: ClassVar[bool] = False
+    wants_after_step: ClassVar[bool] = False
     scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
     example: ClassVar[Mapping[str, Any]] = {}
 

@@ -54,7 +54,7 @@ class InverseNorm(OuterWeighting):
 
     def __init__(self, *, form: Literal["inverse", "complement"] = "inverse") -> None:
         super().__init__()
-        check_choice("form", form, ("inverse", "complement"))
+        check_choice("form", form, ("complement", "inverse"))
         self.form = form
 
     @property

@@ -129,10 +129,6 @@ class Stage(OuterWeighting):
         # What never moves follows from the options, which a checkpoint must not overrule.
         self.register_buffer("current", self.reshaped(self.base.current, None).clone(), persistent=self.moves)
 
-    def after_step(self, losses: Tensor, active: Tensor, /) -> None:
-        """Hand the losses on to the base. The weights of the stage follow with the next window."""
-        self.base.after_step(losses, active)
-
     def reshaped(self, weights: Tensor, members: Tensor | None, /) -> Tensor:
         """Return what the stage makes of weights (K,) of its base.
 
@@ -168,6 +164,10 @@ class Stage(OuterWeighting):
 
     def end_epoch(self) -> None:
         self.base.end_epoch()
+        self._base_moved()
+
+    def after_step(self, losses: Tensor, active: Tensor, /) -> None:
+        self.base.after_step(losses, active)
         self._base_moved()
 
     def _base_moved(self) -> None:

@@ -76,6 +76,9 @@ class WarmUp(Stage):
         even = members if self._base_total == "K" else members / count
         return torch.where(over, weights, torch.where(count > 0, even, self.current))
 
+    def after_step(self, losses: Tensor, active: Tensor, /) -> None:
+        super().after_step(losses, active & self.over)
+
     def _base_moved(self) -> None:
         if self.bound and not self._base_memoryless:
             self.current.copy_(torch.where(self.over, self.base.current, self.current))

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mtl_axes.errors import ContractError, OptionError
-from mtl_axes.registry import Axis, available, create, lookup
+from mtl_axes.inner import InnerShape, TargetWeight
+from mtl_axes.outer import OuterWeighting
+from mtl_axes.registry import Axis, available, create, lookup, name_of
 
-__all__ = ["Case", "close", "constructors", "equal", "numbers", "run", "same", "snapshot"]
+__all__ = ["Case", "close", "constructors", "equal", "nameable", "numbers", "run", "same", "snapshot"]
 
 Strategy = TypeVar("Strategy", bound=nn.Module)
 AnyCase = TypeVar("AnyCase", bound="Case[Any]")
@@ -163,6 +165,14 @@ def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> str:
     """Return the names under which two snapshots differ, for a sentence."""
     keys = sorted({*left, *right})
     return ", ".join(key for key in keys if key not in left or key not in right or not equal(left[key], right[key]))
+
+
+def nameable(strategy: nn.Module) -> bool:
+    """Return whether a config can name a strategy: it is registered, and so is every strategy among its options."""
+    bases: tuple[tuple[Axis, type], ...] = (("outer", OuterWeighting), ("inner", InnerShape), ("weight", TargetWeight))
+    registered = any(isinstance(strategy, base) and name_of(axis, type(strategy)) is not None for axis, base in bases)
+    options: Mapping[str, Any] = cast(Any, strategy).options()
+    return registered and all(nameable(value) for value in options.values() if isinstance(value, nn.Module))
 
 
 def constructors(strategy: nn.Module) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from mtl_axes.composition import compose
 from mtl_axes.inner import InnerShape
-from mtl_axes.registry import name_of
 from mtl_axes.signals import Kind
-from mtl_axes.testing.case import close, equal, numbers
+from mtl_axes.testing.case import close, equal, nameable, numbers
 from mtl_axes.testing.inner_case import KINDS, InnerCase, f64, per_kind, total_of
 
 __all__ = ["CHECKS"]
@@ -94,7 +93,7 @@ def in_criterion(case: InnerCase) -> None:
 def config(case: InnerCase) -> None:
     """A registered shape is named in the config of a criterion, plain data that builds the same criterion."""
     shape = case.build()
-    if name_of("inner", type(shape)) is None:
+    if not nameable(shape):
         return
     prediction, target = case.several()
     criterion = compose("fixed", {"task": shape})

@@ -58,7 +58,9 @@ def absent(case: OuterCase) -> None:
         before, held = snapshot(weighting), weighting.weights().detach().clone()
         for step, problem in case.following():
             case.given = f"{problem.told(weighting.needs)} with task {task} absent ({why})"
-            weights = weighting(_absent(problem, weighting, why, task, case.start + step)).detach()
+            signals = _absent(problem, weighting, why, task, case.start + step)
+            weights = weighting(signals).detach()
+            case.after_step(weighting, problem, signals)
             if first.memoryless:
                 case.require(
                     float(weights[task]) == 0,

@@ -11,13 +11,13 @@ from torch import Tensor
 from mtl_axes.errors import OptionError
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.outer.draws import Draws
-from mtl_axes.signals import TaskInfo
+from mtl_axes.signals import Signals, TaskInfo
 from mtl_axes.testing.case import Case
 from mtl_axes.testing.problems import Problem, ordinary
 
 __all__ = ["OuterCase", "f64", "of_task", "spread"]
 
-_COUNTS = (4, 3, 2, 1, 5)
+_COUNTS = (4, 2, 1, 3, 5)
 # A warm-up is passed over: windows are counted from the first that measures, looked for up to here.
 _LATEST_START = 100_000
 
@@ -79,9 +79,21 @@ class OuterCase(Case[OuterWeighting]):
         return weighting
 
     def show(self, weighting: OuterWeighting, problem: Problem, step: int = 0, dtype: torch.dtype = f64) -> Tensor:
-        """Return the weights for a window, and have it told in whatever fails next."""
+        """Return the weights for a window, and have it told in whatever fails next.
+
+        One that wants the losses after the optimizer step is then shown these, too.
+        """
         self.given = problem.told(weighting.needs)
-        return weighting(problem.signals(weighting.needs, self.start + step, dtype))
+        signals = problem.signals(weighting.needs, self.start + step, dtype)
+        weights = weighting(signals)
+        self.after_step(weighting, problem, signals)
+        return weights
+
+    def after_step(self, weighting: OuterWeighting, problem: Problem, signals: Signals) -> None:
+        """Show what an optimizer step has done to the losses of a window, where the weighting wants it."""
+        if weighting.wants_after_step:
+            after = torch.where(signals.active, signals.losses * problem.change.to(signals.losses), 1.0)
+            weighting.after_step(after, signals.active)
 
     def driven(self, count: int | None = None, *, windows: int = 4, dtype: torch.dtype = f64) -> OuterWeighting:
         """Return a weighting in the middle of its life."""

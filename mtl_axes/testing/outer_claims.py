@@ -58,7 +58,9 @@ def structure(case: OuterCase) -> None:
     for count in case.counts:
         for dtype in (f64, torch.float32):
             weighting = case.bound(count, dtype)
-            returned = case.show(weighting, ordinary(count, 1), 0, dtype)
+            case.given = ordinary(count, 1).told(weighting.needs)
+            # Not by show(): what comes after the step may change the weights that are read.
+            returned = weighting(ordinary(count, 1).signals(weighting.needs, case.start, dtype))
             for what, weights in (
                 ("forward", returned),
                 ("weights()", weighting.weights()),
@@ -131,7 +133,7 @@ def sign(case: OuterCase) -> None:
     claimed = case.build().sign
     if claimed == "any":
         return
-    for count in case.counts:
+    for count in case.counts[:3]:
         lasting = case.driven(count)
         ways = [ordinary(count, seed, spread=1.5) for seed in range(6)]
         for index, problem in enumerate((*ways, *hard(count, negative=not lasting.nonnegative))):
@@ -147,7 +149,7 @@ def total(case: OuterCase) -> None:
     claimed = case.build().total
     if claimed is None:
         return
-    for count in case.counts:
+    for count in case.counts[:3]:
         expected = 1.0 if claimed == "1" else float(count)
         lasting = case.driven(count)
         problems = [ordinary(count, seed, spread=1.5) for seed in range(4)]

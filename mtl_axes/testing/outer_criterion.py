@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from mtl_axes.composition import compose
-from mtl_axes.registry import name_of
-from mtl_axes.testing.case import close, difference, equal, numbers, same, snapshot
+from mtl_axes.testing.case import close, difference, equal, nameable, numbers, same, snapshot
 from mtl_axes.testing.models import Heads, batch
 from mtl_axes.testing.outer_case import OuterCase, f64
 from mtl_axes.testing.problems import ordinary
@@ -107,7 +106,7 @@ def evaluation(case: OuterCase) -> None:
 def config(case: OuterCase) -> None:
     """A registered weighting is named in the config of a criterion, plain data that builds the same criterion."""
     first = case.build()
-    if name_of("outer", type(first)) is None:
+    if not nameable(first):
         return
     criterion, names = _criterion(case)
     case.about("should be built again from the config of a criterion", repr(first))

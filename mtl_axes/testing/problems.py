@@ -21,6 +21,8 @@ class Problem:
     losses: Tensor
     jacobian: Tensor
     active: Tensor
+    # (K,) what the optimizer step does to the losses: factors.
+    change: Tensor
 
     @property
     def norms(self) -> Tensor:
@@ -37,7 +39,7 @@ class Problem:
     def of(self, tasks: Sequence[int]) -> Problem:
         """Return the window of these tasks alone, in this order."""
         index = torch.tensor(tasks)
-        return Problem(self.losses[index], self.jacobian[index], self.active[index])
+        return Problem(self.losses[index], self.jacobian[index], self.active[index], self.change[index])
 
     def times(self, factors: Tensor) -> Problem:
         """Return the window with the losses, and so the gradients, multiplied by factors (K,) or ()."""
@@ -67,7 +69,8 @@ def ordinary(count: int, seed: int, *, spread: float = 0.3) -> Problem:
     # A common direction, as tasks on one trunk have it, and some of their own.
     directions = draw(count, count + 3) + 0.7 * draw(1, count + 3)
     rows = directions / directions.norm(dim=1, keepdim=True) * (spread * draw(count, 1)).exp()
-    return Problem((spread * draw(count)).exp(), rows, torch.ones(count, dtype=torch.bool))
+    losses = (spread * draw(count)).exp()
+    return Problem(losses, rows, torch.ones(count, dtype=torch.bool), (0.1 * draw(count)).exp())
 
 
 def hard(count: int, *, negative: bool) -> Iterator[Problem]:

@@ -117,7 +117,6 @@ def reweighted(case: WeightCase) -> None:
         around.__name__ = f"{case.name} around {type(base).__name__}"
         inner = InnerCase(around)
         inner.name = around.__name__
-        # What a config names is the weight, which the registry knows; the pair has no name of its own.
         for part in (inner_losses, inner_masks, inner_state, inner_criterion):
             run(inner, part.CHECKS, ())
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mtl_axes import OuterWeighting, Signals, TaskInfo, compose
 from mtl_axes.errors import MtlAxesError, OptionError, PluginError, StateError
+from mtl_axes.testing import check_outer
 
 torchjd = pytest.importorskip("torchjd", reason="the bridge to TorchJD needs torchjd")
 from mtl_axes.adapters.torchjd import from_torchjd  # noqa: E402
@@ -335,6 +336,15 @@ def test_repr_is_the_constructor_call(name: str) -> None:
     assert repr(rebuilt) == repr(weighting)
     assert rebuilt.seed == 3
     assert torch.equal(rebuilt(signals(0)), weighting(signals(0)))
+
+
+@pytest.mark.parametrize(
+    "name", ["UPGradWeighting of a preference", "PCGradWeighting", "GradVacWeighting", "CRMOGMWeighting"]
+)
+def test_it_keeps_the_contracts_of_an_outer_weighting(name: str) -> None:
+    """One of each mechanism passes the conformance kit, but for the repr, which names the function and not the class."""
+    tasks = list(KINDS) if "preference" in name else None
+    check_outer(lambda: from_torchjd(made(name)), tasks=tasks, skip={"rebuilt"})
 
 
 def test_a_config_cannot_name_it() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from strategies import equal
 from torch import nn
 
 from mtl_axes import compose
@@ -57,5 +56,6 @@ def test_one_graph_with_the_numbers_of_an_eager_call(outer: dict[str, Any]) -> N
     """Without a break in the graph, weights, totals, model and state are those of eager calls bit for bit."""
     (eager, state), (compiled, other) = trained(outer, compiled=False), trained(outer, compiled=True)
     assert eager == compiled
-    assert equal(state, other)
+    assert state.keys() == other.keys()
+    assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(other[key])) for key, value in state.items())
     assert len(set(map(tuple, eager))) > 3

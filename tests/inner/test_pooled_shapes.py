@@ -136,12 +136,14 @@ def test_unlabelled_items_are_padding(key: str) -> None:
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, f64])
 def test_saturated_predictions(key: str, dtype: torch.dtype) -> None:
-    """Losses are finite and not negative, and gradients finite, at predictions of +-1e4, masked or not."""
+    """Losses are finite and not negative, and gradients finite, at predictions of +-1e4, masked or not, without a NaN inside
+    the graph."""
     prediction, target = data(key, 4, 9, dtype=dtype)
     prediction = (1e4 * prediction.sign()).requires_grad_()
     for mask in (None, random_mask(4, 9)):
-        losses = build(key)(prediction, target, mask)
-        (gradient,) = torch.autograd.grad(losses.sum(), prediction)
+        with torch.autograd.set_detect_anomaly(True):
+            losses = build(key)(prediction, target, mask)
+            (gradient,) = torch.autograd.grad(losses.sum(), prediction)
         assert losses.dtype == dtype and bool((losses >= 0).all())
         assert bool(torch.isfinite(losses).all()) and bool(torch.isfinite(gradient).all())
 

@@ -76,7 +76,7 @@ def of_error(name: str, error: Tensor, **options: Any) -> Tensor:
 
 def test_every_shape_of_these_families_is_tried() -> None:
     """The options above cover what the modules of these families register."""
-    mine = {"robust", "redescending", "asymmetric", "deviance", "distributional", "balanced"}
+    mine = {"robust", "redescending", "asymmetric", "deviance", "gaussian", "balanced", "barron", "msle", "ensemble"}
     named = {name for name in available("inner") if type(create_any(name)).__module__.rpartition(".")[2] in mine}
     assert named == set(SHAPES)
 
@@ -398,6 +398,19 @@ def test_half_precision_stays_half_precision(name: str, dtype: torch.dtype) -> N
     torch.testing.assert_close(losses.double(), exact, rtol=64 * precision, atol=64 * precision)
 
 
+@pytest.mark.parametrize("name", ["bmc", "crps_ensemble", "pseudo_huber"])
+def test_a_compiled_shape_is_one_graph(name: str) -> None:
+    """torch.compile takes a shape as a whole, and changes neither losses nor gradients: on some of many operations."""
+    torch._dynamo.reset()
+    shape = shape_of(name)
+    prediction, target = draw(shape)
+    leaves = [prediction.clone().requires_grad_() for _ in range(2)]
+    compiled = torch.compile(shape, fullgraph=True, backend="eager")
+    losses = [compiled(leaves[0], target), shape(leaves[1], target)]
+    close(*losses)
+    close(*(torch.autograd.grad(loss.sum(), leaf)[0] for loss, leaf in zip(losses, leaves, strict=True)))
+
+
 # ---- ensembles
 
 
@@ -564,7 +577,15 @@ def test_options_out_of_range_are_refused(name: str, options: dict[str, Any], me
 def test_values_outside_the_domain_are_refused(name: str, prediction: Any, target: Any, message: str) -> None:
     """In its first call a criterion refuses values for which the loss is not defined, and names the task."""
     with pytest.raises(DataError, match=rf"Task 'a', shape .*: {message}"):
-        compose(inner={"a": name})({"a": torch.tensor(prediction)}, {"a": torch.tensor(target)})
+        compose(inner={"a": name})({"a": torch.tensor(prediction, requires_grad=True)}, {"a": torch.tensor(target)})
+
+
+@EVERY
+def test_a_first_call_with_a_graph_reads_values_quietly(name: str) -> None:
+    """The checks of the first call pass ordinary values whose prediction has a graph, without a warning of torch."""
+    prediction, target = draw(shape_of(name))
+    criterion = compose(inner={"a": shape_of(name)})
+    assert criterion({"a": prediction.requires_grad_()}, {"a": target}).isfinite()
 
 
 @pytest.mark.parametrize("name", ["gaussian_nll", "beta_nll", "crps_gaussian", "crps_ensemble"])

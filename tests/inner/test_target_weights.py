@@ -108,6 +108,15 @@ def test_casting_a_weight_changes_nothing(name: str) -> None:
     assert not weight.state_dict()
 
 
+@pytest.mark.parametrize("name", ["lds", "step"])
+def test_a_compiled_weight_is_one_graph(name: str) -> None:
+    """torch.compile takes a weight as a whole."""
+    torch._dynamo.reset()
+    weight = weight_of(name)
+    target = labels_for(weight)
+    close(torch.compile(weight, fullgraph=True, backend="eager")(target), weight(target))
+
+
 # ---- curves
 
 
@@ -384,8 +393,8 @@ def test_parts_that_do_not_go_together_are_refused() -> None:
         ("exponential", {"scale": 0.0}, r"`scale` should not be 0"),
         ("exponential", {"gain": 0.0}, r"`gain` should be a number in \(0"),
         ("inverse_frequency", {}, r"counts"),
-        ("inverse_frequency", {"counts": 3}, r"`counts` should be a sequence of counts"),
-        ("inverse_frequency", {"counts": "12"}, r"`counts` should be a sequence of counts"),
+        ("inverse_frequency", {"counts": 3}, r"`counts` should be a sequence of numbers"),
+        ("inverse_frequency", {"counts": "12"}, r"`counts` should be a sequence of numbers"),
         ("inverse_frequency", {"counts": [0, 0]}, r"`counts` should hold a positive count"),
         ("inverse_frequency", {"counts": [1, -1]}, r"`counts` should be a number in \[0"),
         ("inverse_frequency", {"counts": [1], "power": 2.0}, r"`power` should be a number in \[0.0, 1.0\]"),

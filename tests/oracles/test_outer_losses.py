@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import equal, magnitudes
+from strategies import magnitudes
 from torch import Tensor
 from torchjd import scalarization
 
@@ -54,6 +54,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "gls": {"name": "gls"},
     "imtl_l": {"name": "imtl_l"},
     "uw_so": {"name": "uw_so"},
+    "uw_so cold": {"name": "uw_so", "temperature": 1e-30},
     "scale_invariant": {"name": "scale_invariant"},
     "stch": {"name": "stch", "warmup": 2},
     "stch sharp": {"name": "stch", "warmup": 1, "mu": 0.01},
@@ -66,6 +67,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "softadapt loss_weighted": {"name": "softadapt", "variant": "loss_weighted"},
     "relobralo": {"name": "relobralo", "alpha": 0.7, "rho": 0.6},
 }
+# One task takes every weight, whatever the units.
+SHARP = ("uw_so cold", "stch maximum")
 MEMORYLESS = [way for way in WAYS if way.split()[0] in ("rlw", "gls", "uw_so", "scale_invariant", "stch")]
 REMEMBERING = [way for way in WAYS if way not in MEMORYLESS and way != "imtl_l"]
 # Those in which a loss of exactly 0 takes its task out of the window.
@@ -121,6 +124,14 @@ def test_the_golden_rows(losses: tuple[float, ...], case: str) -> None:
     options = {"mu": float(mu), "reference": [1.0] * len(losses)} if mu else {}
     weights = create("outer", name, **options)(shown(losses))
     np.testing.assert_allclose(weights.numpy(), GOLDEN[losses][case], rtol=2e-11)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 20.0])
+def test_uw_so_is_a_softmax_of_the_inverse_losses(temperature: float) -> None:
+    """The temperature divides the inverse losses."""
+    losses = [2.0, 0.5, 0.9]
+    weights = create("outer", "uw_so", temperature=temperature)(shown(losses)).numpy()
+    np.testing.assert_allclose(weights, softmax([1 / loss / temperature for loss in losses]), rtol=1e-13)
 
 
 def test_gls_has_the_gradient_of_the_trace() -> None:
@@ -184,6 +195,16 @@ def test_rlw_repeats_a_seed_and_no_other(way: str) -> None:
     fresh = make(way, seed=9)
     fresh.load_state_dict(one.state_dict())
     assert torch.equal(fresh(signals), one(signals))
+
+
+@pytest.mark.parametrize("ends", [[0.0, 1.0, 0.5], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+def test_rlw_survives_the_ends_of_the_interval(ends: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uniform numbers of 0 and, rounded to float32, of 1 come too seldom for a test to wait for them."""
+    weighting = make("rlw dirichlet")
+    monkeypatch.setattr(weighting.draws, "uniform", lambda shape, like: torch.tensor(ends).to(like))
+    for dtype in (torch.float32, f64):
+        weights = weighting(shown([1.0] * 3, dtype=dtype))
+        assert bool((weights > 0).all()) and float(weights.sum()) == pytest.approx(1, rel=1e-6)
 
 
 def imtl_l(losses: Sequence[float], scales: Sequence[float]) -> tuple[OuterWeighting, Tensor]:
@@ -537,7 +558,7 @@ def test_slaw_keeps_the_digits_of_a_small_spread() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-4), (f64, 1e-9)])
-@pytest.mark.parametrize("unit", [1.0, 1e-20, 1e12])
+@pytest.mark.parametrize("unit", [1.0, 1e-24, 1e12])
 def test_slaw_estimates_inverse_sizes(unit: float, dtype: torch.dtype, limit: float) -> None:
     """Losses that are multiples of one another get weights in the inverse ratio, also where their squares underflow."""
     weighting = create("outer", "slaw")
@@ -612,7 +633,7 @@ def test_the_first_windows(way: str) -> None:
     if way in REMEMBERING:
         assert first.tolist() == [start] * 3
         assert weighting(shown([1.0, 0.8, 0.3])).unique().numel() == 3
-    elif way not in ("imtl_l", "stch maximum"):
+    elif way not in ("imtl_l", *SHARP):
         assert first.unique().numel() == 3
 
 
@@ -700,7 +721,7 @@ def test_a_loss_of_exactly_zero_is_an_absent_task(way: str) -> None:
         left = zero(shown([0.0 if gone else losses[0], *losses[1:]]))
         right = absent(shown(losses, [not gone, True, True]))
         assert torch.equal(left, right)
-    assert equal(zero.state_dict(), absent.state_dict())
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(zero.buffers(), absent.buffers(), strict=True))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -715,7 +736,7 @@ def test_no_task_at_all(way: str) -> None:
         assert torch.equal(weighting(shown([0.0] * 3)), before)
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith(("rlw", "imtl_l", "stch maximum"))])
+@pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith(("rlw", "imtl_l", *SHARP))])
 def test_units_of_the_losses(way: str) -> None:
     """The claims on scaling and balance hold from the first window on, and where none is made the weights do change."""
     weighting = make(way)

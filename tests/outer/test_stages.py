@@ -486,6 +486,28 @@ class TestEveryStage:
         assert [info.kind for info in innermost.tasks] == ["regression", "multiclass"]
         assert criterion.outer.tasks == innermost.tasks
 
+    @pytest.mark.parametrize("name", STAGES)
+    def test_losses_after_the_step_reach_the_base_and_the_weights(self, name: str) -> None:
+        """FAMO moves by them underneath as it would alone, and the stage has its weights at once; but not in a warm-up."""
+        options = {**STAGES[name], **({"low": 0.3, "high": 0.6} if name == "clip" else {})}
+        weighting, raw = stage(name, {"name": "famo", "lr": 0.5}, **options), create("outer", "famo", lr=0.5)
+        assert weighting.wants_after_step and not stage(name, "dwa", **options).wants_after_step
+        everyone = torch.ones(3, dtype=torch.bool)
+        for step in range(5):
+            before, after = (1.0 + step, 2.0, 3.0), vector([0.5 + step, 2.0, 2.9])
+            waits = name == "warmup" and step < 2
+            weighting(shown(*before, step=step))
+            kept = weighting.weights().clone()
+            weighting.after_step(after, everyone)
+            if not waits:
+                raw(shown(*before, step=step))
+                raw.after_step(after, everyone)
+            assert torch.equal(weighting.base.weights(), raw.weights() if raw.bound else torch.full((3,), 1 / 3, dtype=f64))
+            assert torch.equal(weighting.base.logits, raw.logits if raw.bound else torch.zeros(3, dtype=f64))
+            expected = kept if waits or name == "ema" else weighting.reshaped(raw.weights(), None)
+            assert torch.equal(weighting.weights(), expected)
+        assert float(raw.weights().max()) > 0.6
+
     @pytest.mark.parametrize("name", ["floor", "clip", "warmup"])
     def test_the_end_of_an_epoch_reaches_the_base_and_the_weights(self, name: str) -> None:
         """DWA's new weights count at once, as the stage has them, and not from the next window on."""
