@@ -202,9 +202,9 @@ def nash(gramian: Tensor, *, alpha: float = 1.0) -> Tensor:
 
     Newton's method on y = D x > 0 and s = C y > 0 with log s_i + (log y_i) / alpha fixed, both kept positive by step
     length: an interior point method that aims at the products y_i s_i = 1 (alpha = 1), from whose end the other alphas
-    start. For alpha = 1 it takes 5 to 12 steps, opposed gradients and norms of 1e-12 to 1e12 included; for others up to
+    start. For alpha = 1 it takes 5 to 14 steps, opposed gradients and norms of 1e-12 to 1e12 included; for others up to
     some 500 with such norms, and 15 with norms of one size. It is cut off at 1000, or where rounding leaves no step, and
-    the solution for alpha = 1 is returned: seen for exactly opposed gradients with such norms and alpha <= 0.3 or >= 5.
+    the solution for alpha = 1 is returned: seen for exactly opposed gradients with such norms, for alpha <= 0.3 or >= 5, and 2 for K = 64.
 
     Args:
         gramian: (k, k) symmetric, positive semi-definite.
