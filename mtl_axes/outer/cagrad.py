@@ -76,7 +76,7 @@ class CAGrad(GramianWeighting):
         extra = nnls(gramian, gain - along)
         for _ in range(_STEPS):
             length = _length(extra, gramian)
-            if length <= radius * (1 + 1e-12):
+            if length <= radius * (1 + 1e-10):
                 break
             # d|J'v|/dt = sum(v) / |J'v|.
             lower = gain - (length - radius) * length / float(extra.sum())

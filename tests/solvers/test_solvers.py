@@ -281,7 +281,7 @@ def test_solvers_do_not_know_the_order(matrix: Tensor, random) -> None:
         return
     index = torch.tensor(random.sample(range(len(norms)), len(norms)))
     permuted = matrix[index][:, index]
-    for solve in (min_norm, nash, lambda g: nnls(g, -g.mean(0))):
+    for solve in (min_norm, nash, lambda g: nnls(g, -g).mean(0)):
         expected = (solve(matrix) * norms)[index]
         torch.testing.assert_close(solve(permuted) * norms[index], expected, rtol=1e-5, atol=1e-5 * float(expected.max()))
 
