@@ -42,6 +42,8 @@ PROBES: dict[str, dict[str, Any]] = {
     "representation": {"probe": "representation"},
     "lagged": {"probe": "lagged"},
 }
+# Probes that provide norms and no Gramian.
+NORMS_ALONE = ("rotate", "representation", "lagged")
 OUTERS = available("outer")
 INNERS = available("inner")
 WEIGHTS = available("weight")
@@ -83,6 +85,11 @@ def kinds_of(shape: InnerShape) -> tuple[str, ...]:
 
 
 INNER_KINDS = tuple((inner, kind) for inner in INNERS for kind in kinds_of(shaped(inner)))
+
+
+def measurable(*settings: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Weightings crossed with probes and other settings, where the probe provides what the weighting needs."""
+    return [case for case in crossed(*settings) if quick(case[0]).needs != "gramian" or case[1] not in NORMS_ALONE]
 
 
 class Heads(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Final
 
@@ -61,7 +62,10 @@ def sampling(case: InnerCase) -> None:
                 holds = bounds[0] <= low and high <= bounds[1]
                 case.require(holds, f"claims {what}_range={bounds}", f"samples in [{low:g}, {high:g}]")
         case.claim = "check_values() should pass what sample() draws"
-        shape.check_values(prediction, target)
+        with warnings.catch_warnings():
+            # In a criterion the prediction has a graph, and torch warns whoever reads a value off it: detach() first.
+            warnings.filterwarnings("error", message="Converting a tensor with requires_grad=True")
+            shape.check_values(prediction.requires_grad_(), target)
 
 
 def structure(case: InnerCase) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from mtl_axes.adapters.loop import Loop
-from strategies import PROBES, Heads, batch_for, crossed, equal, quick, same, snapshot
+from strategies import PROBES, Heads, batch_for, crossed, equal, measurable, quick, same, snapshot
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.amp.grad_scaler import GradScaler
@@ -291,6 +291,15 @@ def overflowing(number: int) -> tuple[float, ...]:
     return (2.0**100 if number in BAD else 0.1, 1.0, 3.0)
 
 
+def first_measured(criterion: MultiTaskCriterion) -> int:
+    """The window in which gradients are measured first, behind a warm-up."""
+    return next(step for step in range(CALLS) if criterion.outer.measures(step))
+
+
+# Weights that do not fall to nothing in the call of an overflow.
+STEADY = ("Fixed", "Uncertainty", "DWA", "GABA", "GradNorm")
+
+
 def assert_went_on(model: nn.Module, criterion: MultiTaskCriterion, scaler: GradScaler, reports: list[Any]) -> None:
     """The overflow has left no trace in parameters and weights, and the last norms are right."""
     assert all(parameter.isfinite().all() for parameter in model.parameters())
@@ -301,10 +310,12 @@ def assert_went_on(model: nn.Module, criterion: MultiTaskCriterion, scaler: Grad
     # A weighting that divides by the very loss leaves nothing that could overflow.
     overflows = sum(float(reports[number].weights[0]) * 2.0**100 > 2.0**20 for number in BAD)
     assert scaler.get_scale() == 2.0**8 / 2.0**overflows, "the steps that overflow should have been skipped"
-    assert overflows == len(BAD) or (criterion.outer.balances and criterion.window.accumulate == 1)
+    # Nor does one that leaves the task out in the very call in which its loss or its gradient overflows.
+    same_call = criterion.window.accumulate == 1 and (criterion.probe.same_step or criterion.outer.needs == "losses")
+    assert overflows == len(BAD) or (same_call and type(criterion.outer).__name__ not in STEADY)
 
 
-@pytest.mark.parametrize(("outer", "probe", "accumulate"), crossed(["exact", "representation", "lagged"], [1, 2]))
+@pytest.mark.parametrize(("outer", "probe", "accumulate"), measurable(["exact", "representation", "lagged"], [1, 2]))
 def test_an_overflow_drops_a_window_and_not_the_run(outer: str, probe: str, accumulate: int) -> None:
     """A handwritten loop with autocast and a GradScaler, and criterion.step() told what the scaler did."""
     model = model_of()
@@ -326,13 +337,14 @@ def test_an_overflow_drops_a_window_and_not_the_run(outer: str, probe: str, accu
                     for again in range(number + 1 - accumulate, number + 1):
                         criterion.combine(losses_of(model, overflowing(again), "autocast", seed=again))
     assert_went_on(model, criterion, scaler, reports)
+    first = first_measured(criterion)
     if probe == "exact" and criterion.outer.needs == "norms" and accumulate == 1:
-        assert [number for number in range(2, CALLS) if not reports[number].active.all()] == sorted(BAD)
+        assert [number for number in range(2 + first, CALLS) if not reports[number].active.all()] == sorted(BAD)
         assert not any(reports[number].active[0] for number in BAD)
-        assert (reports[-1].dropped - reports[1].dropped).tolist() == [len(BAD), 0, 0]
+        assert (reports[-1].dropped - reports[1 + first].dropped).tolist() == [len(BAD), 0, 0]
 
 
-@pytest.mark.parametrize(("outer", "probe", "accumulate"), crossed(["exact", "lagged"], [1, 2]))
+@pytest.mark.parametrize(("outer", "probe", "accumulate"), measurable(["exact", "lagged"], [1, 2]))
 def test_an_overflow_in_the_plain_loop(outer: str, probe: str, accumulate: int) -> None:
     """The same in mtl_axes.adapters.loop."""
     model = model_of()
@@ -358,7 +370,7 @@ def test_an_overflow_in_the_plain_loop(outer: str, probe: str, accumulate: int) 
 HALF = ("autocast", "half", "autocast bfloat16", "bfloat16")
 
 
-@pytest.mark.parametrize(("outer", "probe", "how"), crossed(PROBES, HALF))
+@pytest.mark.parametrize(("outer", "probe", "how"), measurable(PROBES, HALF))
 def test_every_weighting_trains_in_half_precision(outer: str, probe: str, how: str) -> None:
     """Norms are within 1 % of those in float64, weights follow, and the state is float32 to the last buffer."""
     model = cast(how, model_of())
@@ -375,7 +387,9 @@ def test_every_weighting_trains_in_half_precision(outer: str, probe: str, how: s
         if report.norms is not None:
             here = number - 1 if probe == "lagged" else number
             usable = report.measured & report.norms.isfinite()
-            assert usable[report.measured].all() or number < turns, "only the first measurement may overflow"
+            assert usable[report.measured].all() or number < turns + first_measured(criterion), (
+                "only the first measurement may overflow"
+            )
             assert bool((error(report.norms, expected[here])[usable] < 0.01).all())
         for parameter in (*model.parameters(), *criterion.parameters()):
             parameter.grad /= 1024

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from strategies import PROBES, REPRESENTATIVE, batch_for, crossed, equal, model_for, quick, same, snapshot
+from strategies import PROBES, REPRESENTATIVE, batch_for, crossed, equal, measurable, model_for, quick, same, snapshot
 from torch import Tensor, nn
 
 from mtl_axes import MultiTaskCriterion, compose
@@ -403,7 +403,7 @@ def test_a_module_that_is_loaded_without_its_criterion() -> None:
     assert same(snapshot(whole["criterion"]), before)
 
 
-@pytest.mark.parametrize(("outer", "probe", "accumulate"), crossed(PROBES, [2, 1]))
+@pytest.mark.parametrize(("outer", "probe", "accumulate"), measurable(PROBES, [2, 1]))
 def test_any_state_is_read_with_weights_only(outer: str, probe: str, accumulate: int) -> None:
     """torch.load(weights_only=True) reads the state of every weighting, probe and pending window, and nothing is lost."""
     model, build = model_for(KINDS), lambda: compose(quick(outer), tasks=list(KINDS), accumulate=accumulate, **PROBES[probe])
