@@ -114,7 +114,8 @@ def _options(about: Description) -> str:
 
 def _items(items: Iterable[tuple[str, str]]) -> str:
     return "\n".join(
-        textwrap.fill(f"{name}: {text}" if text else name, _WIDTH - 4, subsequent_indent="    ") for name, text in items
+        textwrap.fill(f"{name}: {text}" if text else name, _WIDTH - 4, subsequent_indent="    ", break_on_hyphens=False)
+        for name, text in items
     )
 
 
@@ -128,4 +129,4 @@ def _section(head: str, text: str) -> str:
 
 
 def _wrapped(paragraph: str) -> str:
-    return textwrap.fill(" ".join(paragraph.split()), _WIDTH - 4)
+    return textwrap.fill(" ".join(paragraph.split()), _WIDTH - 4, break_on_hyphens=False)

@@ -34,7 +34,8 @@ class Floor(Stage):
 
     ``w`` are the weights of the base, which never sees the floored ones. They keep their sum. The share that a task has for
     sure is floor / (1 + (K - 1) floor), a little less than the floor itself, because the others are not cut. Where the base
-    gives absent tasks the weight 0 they keep it, and the floor holds for the others.
+    gives absent tasks the weight 0 they keep it, and the floor holds for the others. Where it lets them keep their weight,
+    the base's own stays, and the floored one moves a little with the sums, as in GABA.
 
     Args:
         base: the weighting to floor: a name, ``{"name": ..., **options}``, or an instance that was not called yet.
