@@ -143,8 +143,8 @@ def _on(positive: Tensor, ridged: Tensor, goal: Tensor, eye: Tensor) -> Tensor:
 
 def _descend(ridged: Tensor, goal: Tensor, start: Tensor, eye: Tensor) -> Tensor:
     """Lawson and Hanson's method for one problem (k,), from any start >= 0; the objective falls in every round."""
-    solution, best = start, math.inf
-    positive = start > 0
+    solution, positive = start, start > 0
+    found, least, seen = start, math.inf, set[tuple[bool, ...]]()
     while True:
         inner = _on(positive, ridged, goal, eye)
         while bool((inner < 0).any()):
@@ -153,27 +153,33 @@ def _descend(ridged: Tensor, goal: Tensor, start: Tensor, eye: Tensor) -> Tensor
             positive = positive & (reach > step) & ((solution > 0) | (inner > 0))
             solution = torch.where(positive, solution + step * (inner - solution), 0.0)
             inner = _on(positive, ridged, goal, eye)
-        slack = goal - inner @ ridged
-        value = -0.5 * float(inner @ (goal + slack))
-        if value >= best:
-            return solution
-        solution, best = inner, value
-        slack = torch.where(positive, 0.0, slack)
+        solution, slack = inner, torch.where(positive, -math.inf, goal - inner @ ridged)
         entering = int(slack.argmax())
-        if float(slack[entering]) <= _SIGN * max(1.0, float(solution.max())):
-            return solution
+        left = float(slack[entering]) / max(1.0, float(solution.max()))
+        if left < least:
+            found, least = solution, left
+        # A slack of 1e-8 lowers the objective by its rounding: a set that comes back says better that this is all.
+        held = tuple(positive.tolist())
+        if left <= _SIGN or held in seen:
+            return found
+        seen.add(held)
         positive = positive | (eye[entering] > 0)
 
 
 def _without_ridge(matrix: Tensor, goal: Tensor, positive: Tensor) -> Tensor:
     """Solve for the positive tasks by eigenvectors, leaving out those whose eigenvalue and right-hand side both vanish."""
-    block = matrix * (positive.unsqueeze(-1) & positive.unsqueeze(-2))
-    values, vectors = torch.linalg.eigh(block)
-    along = ((goal * positive).unsqueeze(-2) @ vectors).squeeze(-2)
-    kept = (values > 1e-9) | (along.abs() > 1e-13)
-    along = along * kept / values.clamp_min(1e-13)
-    solution: Tensor = (vectors @ along.unsqueeze(-1)).squeeze(-1) * positive
-    return solution.clamp_(min=0.0)
+    while True:
+        block = matrix * (positive.unsqueeze(-1) & positive.unsqueeze(-2))
+        values, vectors = torch.linalg.eigh(block)
+        along = ((goal * positive).unsqueeze(-2) @ vectors).squeeze(-2)
+        kept = (values > 1e-9) | (along.abs() > 1e-13)
+        along = along * kept / values.clamp_min(1e-13)
+        solution: Tensor = (vectors @ along.unsqueeze(-1)).squeeze(-1) * positive
+        negative = solution < 0
+        if not bool(negative.any()):
+            return solution
+        # The ridge had made them positive.
+        positive = positive & ~negative
 
 
 def _violation(matrix: Tensor, goal: Tensor, solution: Tensor) -> Tensor:
