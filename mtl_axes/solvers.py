@@ -18,6 +18,7 @@ from typing import ParamSpec
 
 import torch
 from torch import Tensor
+from torch.nn.functional import elu
 
 __all__ = ["min_norm", "nash", "nnls"]
 
@@ -56,7 +57,7 @@ def _scaled(gramian: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shifted(matrix: Tensor, shift: float) -> Tensor:
-    return matrix + shift * torch.eye(matrix.shape[0], dtype=matrix.dtype)
+    return torch.add(matrix, torch.eye(matrix.shape[0], dtype=matrix.dtype), alpha=shift)
 
 
 def _without_zeros(gramian: Tensor) -> Tensor | None:
@@ -101,7 +102,8 @@ def nnls(gramian: Tensor, target: Tensor) -> Tensor:
 
 def _nonnegative(matrix: Tensor, goal: Tensor) -> Tensor:
     """Solve m problems (m, k) with one matrix of about unit diagonal and goals of about unit size."""
-    ridged, eye = _shifted(matrix, _RIDGE), torch.eye(matrix.shape[0], dtype=matrix.dtype)
+    eye = torch.eye(matrix.shape[0], dtype=matrix.dtype)
+    ridged = torch.add(matrix, eye, alpha=_RIDGE)
     solution, positive, stuck = _pivot(ridged, goal, eye)
     for row in stuck:
         solution[row] = _descend(ridged, goal[row], solution[row], eye)
@@ -271,8 +273,9 @@ def _balance(cosines: Tensor, level: Tensor, alpha: float, primal: Tensor, dual:
     """Solve dual = C primal and log dual + log(primal) / alpha = level, with the ridge where it decides."""
     ridged, size = _shifted(cosines, _RIDGE), cosines.abs()
     change, tried = math.inf, False
-    for _ in range(_STEPS):
-        off = _imbalance(ridged, size, level, alpha, primal, dual) if change < 0.1 else 1.0
+    for step in range(_STEPS):
+        # Late steps may go on without end in tasks whose part of the sums is below their rounding.
+        off = _imbalance(ridged, size, level, alpha, primal, dual) if change < 0.1 or step > 30 else 1.0
         if off < 1e-6 and not tried:
             found = _finish(cosines, level, alpha, primal, dual)
             if found is not None:
@@ -287,8 +290,8 @@ def _balance(cosines: Tensor, level: Tensor, alpha: float, primal: Tensor, dual:
             break
         change = max(_SHRINK * down, _GROW * up)
         length = 1.0 / max(1.0, down, up)
-        primal = primal * (1.0 + length * relative)
-        dual = dual * (1.0 + length * turn)
+        primal = torch.addcmul(primal, primal, relative, value=length)
+        dual = torch.addcmul(dual, dual, turn, value=length)
     return _finish(cosines, level, alpha, primal, dual) or (primal, dual)
 
 
@@ -307,14 +310,14 @@ def _finish(matrix: Tensor, level: Tensor, alpha: float, primal: Tensor, dual: T
 
 def _newton(matrix: Tensor, level: Tensor, alpha: float, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
     """Return Newton's steps of both, relative to them."""
-    gap = dual - matrix @ primal
-    wanted = level - dual.log() - primal.log() / alpha
+    gap = torch.addmv(dual, matrix, primal, alpha=-1)
+    wanted = (level - dual.log()).sub_(primal.log(), alpha=1 / alpha)
     # Downwards the product is made linear and upwards its logarithm: each is the one that overshoots less.
-    wanted = torch.where(wanted > 0, wanted, torch.expm1(wanted))
-    factor = torch.linalg.cholesky_ex(matrix + (dual / primal / alpha).diag()).L
+    wanted = elu(wanted)
+    factor = torch.linalg.cholesky_ex(torch.addcdiv(matrix, dual.diag(), primal, value=1 / alpha)).L
     step = torch.cholesky_solve(torch.addcmul(gap, dual, wanted).unsqueeze(-1), factor).squeeze(-1)
     relative = step / primal
-    return relative, wanted - relative / alpha
+    return relative, torch.sub(wanted, relative, alpha=1 / alpha)
 
 
 def _imbalance(matrix: Tensor, size: Tensor, level: Tensor, alpha: float, primal: Tensor, dual: Tensor) -> float:
