@@ -39,7 +39,7 @@ class CAGrad(GramianWeighting):
     to 6 problems of non-negative least squares.
 
     Args:
-        c: >= 0, the radius of the ball relative to |g0|. The paper's experiments take 0.2 to 0.8.
+        c: >= 0, the radius of the ball relative to |g0|.
 
     Returns:
         (K,) weights >= 1/K; 0 for a task that is absent or has no gradient.

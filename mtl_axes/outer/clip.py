@@ -37,6 +37,8 @@ class Clip(Stage):
     Raises:
         OptionError: both bounds are None, or low > high; the base was called already, or its weights are learned.
 
+    >>> import torch
+    >>> from mtl_axes import Signals
     >>> weighting = Clip("inverse_norm", low=0.1, high=0.8)
     >>> weighting(Signals(torch.ones(2), norms=torch.tensor([100.0, 1.0])))
     tensor([0.1000, 0.8000])

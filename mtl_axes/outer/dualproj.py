@@ -36,8 +36,7 @@ class DualProj(GramianWeighting):
     References:
         D. Lopez-Paz, M. Ranzato, "Gradient Episodic Memory for Continual Learning", 2017, equation 11, applied to the mean
         gradient. Exact, where TorchJD 0.18 adds 1e-4 to the diagonal of G / trace(G): 0.6109 for the first weight above,
-        0.5368 for 0.5371 on a well-scaled 3 x 5 Jacobian, and a task whose gradient is a hundredth of another's no longer
-        counts as a constraint.
+        0.5368 for 0.5371 on a well-scaled 3 x 5 Jacobian. LibMTL has no such method.
     """
 
     sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"

@@ -48,6 +48,8 @@ class Floor(Stage):
         OptionError: the floor is outside its range; the base can have negative weights, was called already, or its weights
             are learned; on binding, floor >= 1/K.
 
+    >>> import torch
+    >>> from mtl_axes import Signals
     >>> weighting = Floor("inverse_norm", floor=0.1)
     >>> weighting(Signals(torch.ones(2), norms=torch.tensor([100.0, 1.0])))
     tensor([0.0917, 0.9083])

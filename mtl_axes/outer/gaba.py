@@ -51,6 +51,8 @@ class GABA(WarmUp):
     Raises:
         OptionError: an option is outside its range; on binding, floor >= 1/K.
 
+    >>> import torch
+    >>> from mtl_axes import Signals
     >>> weighting = GABA(beta=0.0, floor=0.0, warmup=0)
     >>> weighting(Signals(torch.ones(2), norms=torch.tensor([26.4016, 0.037833])))
     tensor([0.0014, 0.9986])
