@@ -145,7 +145,7 @@ def state_of(about: Description) -> str:
             shapes.append("random generator")
         elif name == "current":
             # Those of a stage around something that remembers are made anew from it.
-            if not owner.memoryless and not any(True for _ in owner.children() if not getattr(_, "memoryless", True)):
+            if not owner.memoryless and all(getattr(child, "memoryless", True) for child in owner.children()):
                 shapes.append("weights (K)" if not module else "average inside (K)")
         else:
             sizes = ", ".join("K" if size == 7 else str(size) for size in value.shape)
