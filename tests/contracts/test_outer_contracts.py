@@ -81,12 +81,10 @@ def test_permuting_the_tasks_permutes_the_weights(name: str, seed: int, order: l
         torch.testing.assert_close(permuted(moved).detach(), expected, rtol=1e-9, atol=slack)
 
 
-@every_outer
+@pytest.mark.parametrize("name", [name for name in OUTERS if quick(name).reads_signals])
 def test_forward_moves(name: str) -> None:
     """An adaptive weighting gives weights that differ from task to task when it is shown unequal tasks."""
     weighting = quick(name)
-    if not weighting.reads_signals:
-        pytest.skip("its weights do not depend on the signals")
     shown = [weighting(random_signals(3, seed=step, step=step)) for step in range(4)]
     # Not in the last window alone: without a conflict there is nothing for some of them to do.
     assert any(not torch.equal(weights, weights[:1].expand(3)) for weights in shown)

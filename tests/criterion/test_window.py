@@ -146,7 +146,8 @@ def test_weights_hold_within_a_window_and_come_from_those_before(outer: str, acc
         fresh(run.model(inputs), targets)
     assert seen[0] == fresh.outer.weights().tolist(), "the first window has the weights of a start"
     weighting = quick(outer)
-    assert weighting.learnable or not weighting.moves or len({tuple(weights) for weights in seen}) > 1
+    # Two tasks that do not conflict have 1/2 each from upgrad, in every window.
+    assert weighting.learnable or not weighting.moves or outer == "upgrad" or len({tuple(weights) for weights in seen}) > 1
 
 
 def test_one_call_per_window_uses_its_own_statistics() -> None:
@@ -488,9 +489,15 @@ def ended(run: Run, optimizer: torch.optim.Optimizer, total: Tensor) -> None:
     run.criterion.load_state_dict({**run.criterion.state_dict(), "window.dropped": torch.tensor([7, 7])})
 
 
-@pytest.mark.parametrize("outer", REPRESENTATIVE)
 @pytest.mark.parametrize(
-    "options", [{}, {"accumulate": 2}, {"accumulate": "manual"}, {"every": 2}, {"probe": "lagged"}], ids=str
+    ("outer", "options"),
+    [
+        (outer, options)
+        for outer in REPRESENTATIVE
+        for options in ({}, {"accumulate": 2}, {"accumulate": "manual"}, {"every": 2}, {"probe": "lagged"})
+        if quick(outer).needs != "gramian" or "probe" not in options
+    ],
+    ids=str,
 )
 def test_a_report_is_the_same_whenever_it_is_read(outer: str, options: dict[str, Any]) -> None:
     """Read at once, or after a backward, an optimizer step, the end of a window and an epoch, a load: one report."""
