@@ -268,6 +268,13 @@ def test_min_norm_of_opposed_gradients_is_zero() -> None:
         assert weights.tolist() == pytest.approx([1 / (1 + ratio), ratio / (1 + ratio)], rel=1e-12)
 
 
+@pytest.mark.parametrize("count, seed", [(3, 26), (3, 110), (5, 47), (5, 51)])
+def test_min_norm_takes_the_ridge_back_where_it_helps(count: int, seed: int) -> None:
+    """Where gradients of 1e-12 to 1e12 cancel, the ridge leaves 5e-11 and the solution without it nothing but rounding."""
+    matrix = gramian("opposed", count, seed)
+    assert far_from_shortest(matrix, min_norm(matrix)) < 1e-13
+
+
 def test_equal_gradients_share() -> None:
     """Of several minimisers, the one in which equal tasks are equal: for any number of them, to 1e-12."""
     for count in (2, 3, 7):
