@@ -106,6 +106,10 @@ class InnerShape(nn.Module):
             DataError: a value is outside what the shape is defined for.
         """
 
+    def weighed(self, target: Tensor) -> Tensor:
+        """Return what a :class:`TargetWeight` sees of a target: the target, or what in it has a size."""
+        return target
+
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         return read_options(self)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mtl_axes import InnerShape, TargetWeight, available, compose, create
 from mtl_axes.errors import DataError, OptionError, UnknownNameError
-from mtl_axes.inner import LDS, MSE, ClassBalanced, InverseFrequency, Ramp, Reweighted, mtl_axes_target_weights
+from mtl_axes.inner import LDS, MSE, ClassBalanced, FailureBias, InverseFrequency, Ramp, Reweighted, mtl_axes_target_weights
 from mtl_axes.registry import resolve
 
 WEIGHTS: dict[str, dict[str, Any]] = {
@@ -452,3 +452,15 @@ def test_what_is_no_class_and_no_bin_is_refused() -> None:
         ClassBalanced.from_labels(torch.tensor([0.5, 1.0]))
     with pytest.raises(OptionError, match=r"`bins` should be an integer in \[1, inf\)\. Found bins=0"):
         LDS.from_labels(torch.tensor([1.0]), bins=0)
+
+
+@pytest.mark.parametrize("base", ["aft", "cox", {"name": "discrete_hazard", "edges": (50.0, 100.0)}])
+def test_a_weight_sees_the_time_of_a_signed_time(base: Any) -> None:
+    """A sample censored at 100 weighs as one that fails at 100, not as one that has failed already; nested weights, too."""
+    shape = resolve("inner", base)
+    target = torch.tensor([100.0, -100.0, 20.0, -20.0])
+    prediction = torch.linspace(-1, 1, 8).reshape(4, 2) if shape.trailing else torch.linspace(-1, 1, 4)
+    once = Reweighted(base, FailureBias(r_max=200.0))
+    close(once(prediction, target), shape(prediction, target) * torch.tensor([1.5, 1.5, 1.9, 1.9]), rtol=1e-6)
+    twice = Reweighted(once, Ramp(high=200.0))
+    close(twice(prediction, target), once(prediction, target) * torch.tensor([1.5, 1.5, 1.1, 1.1]), rtol=1e-6)
