@@ -661,3 +661,12 @@ def test_integer_targets_are_numbers(name: str, dtype: torch.dtype) -> None:
     options = {"deviance": True} if name == "poisson" else {}
     shape = create("inner", name, **options)
     assert torch.equal(shape(prediction, target), shape(prediction, target.double()))
+
+
+@pytest.mark.parametrize("alpha", [1e-7, -1e-7, 1.999999, 2 - 1e-9, 2.000001])
+def test_barron_next_to_its_removable_singularities(alpha: float) -> None:
+    """In float32 the loss and its gradient keep six digits there, over seven decades of errors."""
+    shape, error = create("inner", "barron", alpha=alpha), torch.logspace(-4, 3, 50)
+    exact = error.double()
+    close(shape(error, 0 * error).double(), shape(exact, 0 * exact), rtol=3e-6, atol=0)
+    close(gradient(shape, error).double(), gradient(shape, exact), rtol=3e-6, atol=0)
