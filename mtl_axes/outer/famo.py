@@ -43,7 +43,8 @@ class FAMO(OuterWeighting):
     Args:
         lr: learning rate of w, > 0.
         gamma: weight decay of w, >= 0: how strongly z is drawn to the uniform.
-        min_losses: b, finite numbers, one for all tasks or a mapping by task name.
+        min_losses: b, finite numbers, one for all tasks or a mapping by task name. One below 0 admits shapes whose losses can
+            be negative; others than 0 have units, and weights then depend on those of the losses.
 
     Returns:
         (K,) positive weights that sum to 1.
@@ -90,9 +91,19 @@ class FAMO(OuterWeighting):
         super().__init__()
         self.lr = check_number("lr", lr, low=0.0, low_open=True)
         self.gamma = check_number("gamma", gamma, low=0.0)
-        for bound in min_losses.values() if isinstance(min_losses, Mapping) else [min_losses]:
+        bounds = list(min_losses.values()) if isinstance(min_losses, Mapping) else [min_losses]
+        for bound in bounds:
             check_number("min_losses", bound)
         self.min_losses = min_losses
+        if any(bound < 0 for bound in bounds):
+            # What can be negative has a logarithm above such a bound.
+            self.nonnegative = False  # type: ignore[misc]
+        if any(bound != 0 for bound in bounds):
+            # Bounds have the units of the losses.
+            self.scaling = None  # type: ignore[misc]
+            self.balances = False  # type: ignore[misc]
+        if isinstance(min_losses, Mapping):
+            self.symmetric = False  # type: ignore[misc]
 
     def options(self) -> dict[str, Any]:
         given = self.min_losses

@@ -83,13 +83,11 @@ class Floor(Stage):
     def reshaped(self, weights: Tensor, members: Tensor | None, /) -> Tensor:
         if self._base_total == "1":
             floored = weights.clamp_min(self.floor)
-            if members is not None:
-                floored = torch.where(members, floored, 0.0)
-            return floored / floored.sum()
+            return floored / floored.sum() if members is None else _shared_by(members, floored, 1.0, weights)
         total = weights.sum()
         floored = torch.maximum(weights, self.floor * total)
         if members is not None:
-            floored = torch.where(members, floored, 0.0)
+            return _shared_by(members, floored, total, weights)
         # All of them zero have no shares.
         return torch.where(total > 0, floored * (total / floored.sum()), weights)
 
@@ -99,3 +97,13 @@ class Floor(Stage):
         if self._base_memoryless:
             below = below & (self.current > 0)
         return {**self.base.diagnostics(), "floor_active": below}
+
+
+def _shared_by(members: Tensor, floored: Tensor, total: Tensor | float, weights: Tensor) -> Tensor:
+    """Return what the members have of the floored weights, scaled to the total; where that is nothing, the weights.
+
+    A task that takes part with a loss of 0 is a member whose weight can be 0, and all of them can be such tasks.
+    """
+    shares = torch.where(members, floored, 0.0)
+    mass = shares.sum()
+    return torch.where(mass > 0, shares * (total / mass), weights)

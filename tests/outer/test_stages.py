@@ -595,3 +595,15 @@ class TestEveryStage:
             assert torch.equal(first(outputs, seen).detach(), eager(outputs, seen).detach())
         assert same(snapshot(compiled.outer), snapshot(eager.outer))
         assert compiled.outer.weights().unique().numel() == 2
+
+
+@pytest.mark.parametrize("base", ["uw_so", "gls", "scale_invariant", "mgda"])
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_a_floor_survives_a_perfect_fit_of_all_that_are_there(base: str, floor: float) -> None:
+    """Tasks whose losses are exactly 0 leave the problem of the base, which may have had only others until then."""
+    weighting = stage("floor", base, floor=floor)
+    gramian = torch.eye(3, dtype=f64) if base == "mgda" else None
+    weighting(Signals(vector([1.0, 1.0, 2.0]), gramian=gramian, active=torch.tensor([False, False, True])))
+    found = weighting(Signals(vector([0.0, 0.0, 1.0]), gramian=gramian, active=torch.tensor([True, True, False])))
+    assert bool(torch.isfinite(found).all()), found
+    assert bool((found >= 0).all())
