@@ -57,6 +57,8 @@ class Floor(Stage):
 
     example: ClassVar[Mapping[str, Any]] = {"base": "inverse_norm", "floor": 0.1}
 
+    there: Tensor
+
     def __init__(self, base: OuterWeighting | Mapping[str, Any] | str, *, floor: float = 0.05) -> None:
         super().__init__(base)
         self.floor = check_number("floor", floor, low=0.0, high=1.0, high_open=True)
@@ -79,8 +81,12 @@ class Floor(Stage):
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
         check_floor("Floor", self.floor, len(tasks))
         super().bind(tasks)
+        if self._base_memoryless:
+            self.register_buffer("there", torch.ones(len(tasks), dtype=torch.bool))
 
     def reshaped(self, weights: Tensor, members: Tensor | None, /) -> Tensor:
+        if members is not None:
+            self.there.copy_(members)
         if self._base_total == "1":
             floored = weights.clamp_min(self.floor)
             return floored / floored.sum() if members is None else _shared_by(members, floored, 1.0, weights)
@@ -95,7 +101,7 @@ class Floor(Stage):
         weights = self.base.current
         below = weights < (self.floor if self._base_total == "1" else self.floor * weights.sum())
         if self._base_memoryless:
-            below = below & (self.current > 0)
+            below = below & self.there
         return {**self.base.diagnostics(), "floor_active": below}
 
 

@@ -607,3 +607,18 @@ def test_a_floor_survives_a_perfect_fit_of_all_that_are_there(base: str, floor: 
     found = weighting(Signals(vector([0.0, 0.0, 1.0]), gramian=gramian, active=torch.tensor([True, True, False])))
     assert bool(torch.isfinite(found).all()), found
     assert bool((found >= 0).all())
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}])
+def test_an_absent_task_is_not_said_to_be_at_the_floor(options: dict[str, Any]) -> None:
+    """Without memory it has the weight 0, or where weights hold the one that it had: neither is a matter of the floor."""
+    base = {"name": "uw_so", "temperature": 0.1}
+    criterion = compose({"name": "floor", "base": base, "floor": 0.1}, tasks=["a", "b"], **options)
+    calls = 2 if options else 1
+    for losses in ([0.01, 1.0], [0.01, 1.0], [0.01, None], [0.01, None]):
+        for _ in range(calls):
+            total = criterion.combine([None if loss is None else torch.tensor(loss, requires_grad=True) for loss in losses])
+            total.backward()
+        if criterion.window.step == 1:
+            assert criterion.report.extra["floor_active"].tolist() == [False, True]
+    assert criterion.report.extra["floor_active"].tolist() == [False, False]
