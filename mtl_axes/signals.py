@@ -44,8 +44,8 @@ class Signals:
     r"""Statistics of one window, for :meth:`OuterWeighting.forward`.
 
     Everything is detached, in float32 or wider and finite. An entry that was not finite is replaced by 1 and its task
-    marked inactive; so is a task whose gradient norm is zero, because no weight can change what it contributes, and one whose
-    squared norm is beyond the dtype of the Gramian, which then says nothing about it.
+    marked inactive; so is a task whose gradient norm is zero, because no weight can change what it contributes, and one
+    whose squared norm is beyond the dtype of the Gramian, which then says nothing about it.
 
     Args:
         losses: (K,) mean loss of each task over the window.

@@ -13,6 +13,7 @@ from mtl_axes.errors import OptionError
 from mtl_axes.options import check_number
 from mtl_axes.outer.adam import adam_step
 from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.members import redistribute
 from mtl_axes.signals import Need, Signals, TaskInfo
 
 __all__ = ["FAMO"]
@@ -43,8 +44,8 @@ class FAMO(OuterWeighting):
     Args:
         lr: learning rate of w, > 0.
         gamma: weight decay of w, >= 0: how strongly z is drawn to the uniform.
-        min_losses: b, finite numbers, one for all tasks or a mapping by task name. One below 0 admits shapes whose losses can
-            be negative; others than 0 have units, and weights then depend on those of the losses.
+        min_losses: b, finite numbers, one for all tasks or a mapping by task name. One below 0 admits shapes whose losses
+            can be negative; any but 0 has a unit, so that weights depend on the units of the losses.
 
     Returns:
         (K,) positive weights that sum to 1.
@@ -147,9 +148,7 @@ class FAMO(OuterWeighting):
     def _shares(self, losses: Tensor, active: Tensor) -> Tensor:
         """Return the weights: z / (L - b) of the active tasks, scaled to the mass that they have."""
         scores = self.logits - self._log(torch.where(active, losses, self.bounds + 1))
-        mass = torch.where(active.all(), 1.0, torch.where(active, self.current, 0.0).sum())
-        shares = torch.where(active, scores, -torch.inf).softmax(0)
-        return torch.where(active, shares * mass, self.current)
+        return redistribute(torch.where(active, scores, -torch.inf).softmax(0), active, self.current, 1.0)
 
     def diagnostics(self) -> Mapping[str, Tensor]:
         return {"z": self.logits.softmax(0)}

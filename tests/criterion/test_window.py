@@ -815,7 +815,7 @@ FOR_LATER += [("rlw", options) for options in LATER[:2]]
 def test_a_task_that_was_absent_does_not_weigh_0_when_it_is_back(outer: Any, options: dict[str, Any]) -> None:
     """Weights that hold for later calls are for tasks that were absent when they were found, too: these keep what they had.
 
-    With 0 a task that has labels in every other window would never be trained, and a lagged probe measures nothing behind it.
+    With 0 a task that has labels in every other window would never be trained, and a lagged probe measures nothing then.
     """
     run, weights = Run(outer, **options), []
     for window in range(8):

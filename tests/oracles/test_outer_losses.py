@@ -823,7 +823,7 @@ def test_a_given_reference_of_stch_is_for_one_unit_and_one_task() -> None:
 
 @pytest.mark.parametrize("beta", [0.0, 1e-9, 0.5])
 def test_slaw_survives_a_loss_that_falls_by_orders(beta: float) -> None:
-    """In float32 the mean of 1e12 and 1e-6 must not round to 0 with a decay of almost nothing: the spread would be 0, too."""
+    """In float32 a mean that goes from 1e12 to 1e-6 must not round to 0 on the way: the spread would be 0, too."""
     weighting = create("outer", "slaw", beta=beta)
     for losses in ([1e12, 1e12, 1.0], [1e12, 1e12, 2.0], [1e-6, 1e-6, 1.0], [1e-6, 2e-6, 1.0], [1e-6, 1e-6, 1.0]):
         weights = weighting(Signals(torch.tensor(losses)))
