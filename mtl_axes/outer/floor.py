@@ -86,7 +86,7 @@ class Floor(Stage):
 
     def reshaped(self, weights: Tensor, members: Tensor | None, /) -> Tensor:
         if members is not None:
-            self.there.copy_(members)
+            self.there.copy_(torch.where(members.any(), members, self.there))
         if self._base_total == "1":
             floored = weights.clamp_min(self.floor)
             return floored / floored.sum() if members is None else _shared_by(members, floored, 1.0, weights)
