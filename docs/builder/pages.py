@@ -85,12 +85,15 @@ def properties(about: Description) -> Iterator[tuple[str, str]]:
             if low > -math.inf or high < math.inf:
                 yield f"range of the {what}", f"[{low:g}, {high:g}]"
         return
-    yield "reads", NEEDS[claims["needs"]]
+    if "base" in about.options:
+        yield "properties below", f"those with `base={getattr(about.cls, 'example', {})['base']!r}`"
+    after = getattr(about.cls, "wants_after_step", False) is True
     yield (
-        "cost",
-        COST[claims["needs"]]
-        + (" Its small problem is solved on the CPU: a measured step waits for the device." if claims["on_host"] else ""),
+        "reads",
+        NEEDS[claims["needs"]] + (", also those after the optimizer step: [the guide](../../guide.md)" if after else ""),
     )
+    waits = " Its small problem is solved on the CPU: a measured step waits for the device." if claims["on_host"] else ""
+    yield "cost", ("One more forward after each step." if after else COST[claims["needs"]]) + waits
     yield "state", state_of(about)
     yield "sum of the weights", total(claims) + (" while all tasks are active" if claims["total"] else "")
     yield "sign", SIGNS[claims["sign"]]
@@ -102,8 +105,6 @@ def properties(about: Description) -> Iterator[tuple[str, str]]:
     yield "order of the tasks", "carries no meaning" if claims["symmetric"] else "matters, or the weights are random"
     if claims["nonnegative"]:
         yield "refuses", "shapes that can be negative: it takes ratios or logarithms of losses"
-    if getattr(about.cls, "wants_after_step", False) is True:
-        yield "also needs", "the loss after the optimizer step, see [the guide](../../guide.md)"
 
 
 NEEDS = {"losses": "the losses", "norms": "the gradient norms", "gramian": "the Gramian of the gradients"}
@@ -133,21 +134,32 @@ def coupling(claims: Any) -> str:
 
 
 def state_of(about: Description) -> str:
-    """Return the buffers and parameters that a weighting keeps, with their shapes."""
+    """Return what a weighting saves, with shapes: the weights themselves only where they go on from the last ones."""
     weighting = create("outer", about.name, **getattr(about.cls, "example", {}))
-    weighting.bind_unnamed(7, torch.float64)
-    named = [*weighting.named_buffers(), *weighting.named_parameters()]
-    kept = [(name, value) for name, value in named if name.split(".")[-1] != "current"]
-    shapes = [f"{name} ({', '.join('K' if size == 7 else str(size) for size in value.shape)})" for name, value in kept]
-    if any(name.endswith("_extra_state") for name in weighting.state_dict()):
-        shapes.append("random generator")
-    return ", ".join(shapes).replace("()", "(scalar)") or "none"
+    weighting.bind_unnamed(7, torch.float64)  # a number that no other dimension has
+    shapes = []
+    for key, value in weighting.state_dict().items():
+        module, _, name = key.rpartition(".")
+        owner: Any = weighting.get_submodule(module)
+        if name == "_extra_state":
+            shapes.append("random generator")
+        elif name == "current":
+            # Those of a stage around something that remembers are made anew from it.
+            if not owner.memoryless and all(getattr(child, "memoryless", True) for child in owner.children()):
+                shapes.append("weights (K)" if not module else "average inside (K)")
+        else:
+            sizes = ", ".join("K" if size == 7 else str(size) for size in value.shape)
+            shapes.append(f"{name.replace('_', ' ')} ({sizes})" if sizes else name)
+    own = [shape for shape in shapes if shape != "weights (K)"]
+    return ", ".join(own or shapes) or "none"
 
 
 def paper(about: Description) -> str:
     """Return the first reference, as far as its year."""
-    found = re.match(r"(.+?\b(?:19|20)\d\d\b)", " ".join(about.references.split()))
-    return found[1].rstrip(":") if found else ""
+    # A full stop after an initial, a capital, ends no sentence.
+    first = re.split(r"(?<=[a-z0-9\"])\. (?=[A-Z])", " ".join(about.references.split()))[0]
+    found = re.match(r"(.+?\b(?:19|20)\d\d\b)", first)
+    return found[1] if found else first
 
 
 INTRODUCTION = """\
@@ -196,7 +208,8 @@ def index(descriptions: dict[str, list[Description]]) -> str:
 def _outer_row(about: Description) -> list[str]:
     claims = about.claims
     after = "0" if claims["memoryless"] else "kept"
-    return [claims["needs"], state_of(about), total(claims), SIGNS[claims["sign"]], after, paper(about)]
+    needs = "what its base reads" if "base" in about.options else claims["needs"]
+    return [needs, state_of(about), total(claims), SIGNS[claims["sign"]], after, paper(about)]
 
 
 def _inner_row(about: Description) -> list[str]:
