@@ -57,7 +57,7 @@ class Floor(Stage):
 
     example: ClassVar[Mapping[str, Any]] = {"base": "inverse_norm", "floor": 0.1}
 
-    there: Tensor
+    present: Tensor
 
     def __init__(self, base: OuterWeighting | Mapping[str, Any] | str, *, floor: float = 0.05) -> None:
         super().__init__(base)
@@ -82,11 +82,11 @@ class Floor(Stage):
         check_floor("Floor", self.floor, len(tasks))
         super().bind(tasks)
         if self._base_memoryless:
-            self.register_buffer("there", torch.ones(len(tasks), dtype=torch.bool))
+            self.register_buffer("present", torch.ones(len(tasks), dtype=torch.bool))
 
     def reshaped(self, weights: Tensor, members: Tensor | None, /) -> Tensor:
         if members is not None:
-            self.there.copy_(torch.where(members.any(), members, self.there))
+            self.present.copy_(torch.where(members.any(), members, self.present))
         if self._base_total == "1":
             floored = weights.clamp_min(self.floor)
             return floored / floored.sum() if members is None else _shared_by(members, floored, 1.0, weights)
@@ -101,7 +101,7 @@ class Floor(Stage):
         weights = self.base.current
         below = weights < (self.floor if self._base_total == "1" else self.floor * weights.sum())
         if self._base_memoryless:
-            below = below & self.there
+            below = below & self.present
         return {**self.base.diagnostics(), "floor_active": below}
 
 
