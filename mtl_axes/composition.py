@@ -55,7 +55,9 @@ def compose(
         shared: where gradients are measured: a module, parameters, or None to find what the tasks share on the graph.
         probe: how they are measured: ``"exact"``, ``"representation"``, ``"lagged"``, ``{"name": "exact", "rotate": True}``,
             or a :class:`Probe`.
-        every: measure in every n-th window, n >= 1; the weights hold in between.
+        every: measure in every n-th window, n >= 1; the weights hold in between. There, and with ``accumulate`` or a lagged
+            probe, a task that was absent when they were found keeps the weight that it had, also of a weighting that gives
+            absent tasks 0.
         accumulate: calls per optimizer step, >= 1, or ``"manual"`` with ``criterion.step()``.
         normalise: None keeps the method's own sum of weights; ``"sum1"`` and ``"sumK"`` rescale it, so that a comparison of
             methods does not compare step sizes.

@@ -44,7 +44,8 @@ class Signals:
     r"""Statistics of one window, for :meth:`OuterWeighting.forward`.
 
     Everything is detached, in float32 or wider and finite. An entry that was not finite is replaced by 1 and its task
-    marked inactive; so is a task whose gradient norm is zero, because no weight can change what it contributes.
+    marked inactive; so is a task whose gradient norm is zero, because no weight can change what it contributes, and one
+    whose squared norm is beyond the dtype of the Gramian, which then says nothing about it.
 
     Args:
         losses: (K,) mean loss of each task over the window.
@@ -93,8 +94,11 @@ class Signals:
         active = finite if active is None else finite & active.detach()
         if gramian is not None:
             gramian = gramian.detach().to(losses.dtype)
+            squares = gramian.diagonal()
+            # Squares of norms leave the range of float32 long before the norms do: below 1e-19 and above 1e19.
+            active = active & is_finite(squares) & (squares >= torch.finfo(squares.dtype).tiny)
             if norms is None:
-                norms = gramian.diagonal().clamp_min(0).sqrt()
+                norms = squares.clamp_min(0).sqrt()
         if norms is not None:
             norms = norms.detach().to(losses.dtype)
             active = active & is_finite(norms) & (norms > 0)

@@ -251,12 +251,23 @@ class Window(WideState):
             self._add_measurement(here, collected)
         if outer.moves and (outer.needs == "losses" or self.due(outer)):
             signals = self._signals(outer.needs, self._sync_of(outer))
+            before = outer.current.clone() if outer.memoryless and self._holds(outer, probe) else None
             outer(signals)
+            if before is not None:
+                outer.current.copy_(torch.where(signals.active, outer.current, before))
             if outer.needs != "losses":
                 self.measured_at.copy_(torch.where(signals.active, self.clock(), self.measured_at))
         self._advance()
         self._begin()
         return collected
+
+    def _holds(self, outer: OuterWeighting, probe: Probe) -> bool:
+        """Return whether the weights of a window are those of later calls, in which other tasks may take part.
+
+        There a task that was absent must not have the weight 0 that a weighting without memory gives it: one with labels in
+        every other window would never be trained, and a lagged probe never sees a gradient behind the weight 0 again.
+        """
+        return not self.immediate(probe, outer.needs) or (outer.needs != "losses" and self.every > 1)
 
     def drop(self, probe: Probe) -> None:
         """Forget the pending window, as when its optimizer step was skipped: it does not count as a window."""

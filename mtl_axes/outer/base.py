@@ -34,7 +34,8 @@ class OuterWeighting(WideState):
         total: ``"1"`` or ``"K"`` when that is the sum of the weights while every task is active; None promises nothing.
         sign: ``"positive"``, ``"nonnegative"``, or ``"any"`` when weights can be negative.
         memoryless: True when an inactive task gets the weight 0, and the others what they would get without it; False when
-            it keeps its weight and its state. With no active task at all, weights stay as they are in both cases.
+            it keeps its weight and its state. With no active task at all, weights stay as they are in both cases. Where a
+            criterion holds weights for later calls, an inactive task keeps its last weight there, too.
         symmetric: True when permuting the tasks permutes the weights. False for random weightings, and where tasks have
             roles.
         scaling: what all losses times c > 0 do, with their norms times c and their Gramian times c^2: ``"invariant"`` when

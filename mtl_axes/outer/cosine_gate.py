@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mtl_axes.errors import OptionError
-from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.geometry import cosines
+from mtl_axes.outer.roles import check_main, find_main
 from mtl_axes.signals import Need, Signals, TaskInfo
 
 __all__ = ["CosineGate"]
@@ -33,13 +32,13 @@ class CosineGate(OuterWeighting):
     Nothing is read on the host.
 
     Args:
-        main: name of the main task, or its position among the tasks.
+        main: name of the main task, or its position.
 
     Returns:
         (K,) weights in [0, 1].
 
     Raises:
-        OptionError: ``main`` is neither a name nor a position; on binding, no task is that one.
+        OptionError: ``main`` is neither a name nor a position; on binding, no task is called ``main``.
 
     >>> jacobian = torch.tensor([[3.0, 4.0], [0.0, 2.0], [0.0, -5.0]])
     >>> CosineGate(main=0)(Signals(torch.ones(3), gramian=jacobian @ jacobian.T))
@@ -53,22 +52,16 @@ class CosineGate(OuterWeighting):
     needs: ClassVar[Need] = "gramian"
     symmetric: ClassVar[bool] = False
     scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    example: ClassVar[Mapping[str, Any]] = {"main": 0}
 
-    def __init__(self, *, main: str | int = 0) -> None:
+    def __init__(self, *, main: str | int) -> None:
         super().__init__()
-        if not isinstance(main, str):
-            if not isinstance(main, int) or isinstance(main, bool):
-                raise OptionError(f"Option `main` should be the name of a task, or its position. Found main={main!r}.")
-            main = int(check_number("main", main, low=0, integer=True))
+        check_main(main)
         self.main = main
-        self._position = 0
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
-        names = [task.name for task in tasks]
-        if self.main not in (names if isinstance(self.main, str) else range(len(names))):
-            raise OptionError(f"Option `main` should be one of the tasks {names}, or a position. Found main={self.main!r}.")
+        self._position = find_main(self.main, tasks)
         super().bind(tasks)
-        self._position = names.index(self.main) if isinstance(self.main, str) else self.main
         self.current.fill_(1.0)
 
     def forward(self, signals: Signals, /) -> Tensor:

@@ -30,7 +30,9 @@ class Draws(nn.Module):
 
     def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return numbers uniform in [0, 1), in the dtype and on the device of ``like``."""
-        return self._as(torch.rand(shape, generator=self.generator, dtype=torch.float64), like)
+        drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64)
+        # Rounded to fewer digits, the largest of them would be 1.
+        return self._as(drawn.clamp_max(1 - torch.finfo(like.dtype).eps), like)
 
     def permutation(self, count: int) -> Tensor:
         """Return a random order of ``count`` things, int64 on the CPU."""

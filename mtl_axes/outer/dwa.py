@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.members import redistribute
 from mtl_axes.signals import Need, Signals, TaskInfo
 
 __all__ = ["DWA"]
@@ -119,16 +120,14 @@ class DWA(OuterWeighting):
         self.means.add_(closes)
         for pending in (loss_sum, loss_count, self.windows):
             pending.masked_fill_(ended, 0)
-        return torch.where(closes, self._weights(closes), self.current)
+        return self._weights(closes)
 
     def _weights(self, members: Tensor) -> Tensor:
         mean_last = self.mean_last
         ratio = (mean_last / self.mean_before.clamp_min(torch.finfo(mean_last.dtype).tiny)).clamp(_LOW, _HIGH)
         ratio = torch.where(self.means >= 2, ratio, 1.0)
-        # Over all tasks the mass is K by definition; over a subset it is what that subset had.
-        count = ratio.shape[0]
-        mass = torch.where(members.all(), float(count), torch.where(members, self.current, 0.0).sum())
-        return torch.where(members, ratio / self.temperature, -torch.inf).softmax(0) * mass
+        shares = torch.where(members, ratio / self.temperature, -torch.inf).softmax(0)
+        return redistribute(shares, members, self.current, float(ratio.shape[0]))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -13,6 +13,7 @@ from mtl_axes.errors import OptionError
 from mtl_axes.options import check_number
 from mtl_axes.outer.adam import adam_step
 from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.members import redistribute
 from mtl_axes.signals import Need, Signals, TaskInfo
 
 __all__ = ["FAMO"]
@@ -43,7 +44,8 @@ class FAMO(OuterWeighting):
     Args:
         lr: learning rate of w, > 0.
         gamma: weight decay of w, >= 0: how strongly z is drawn to the uniform.
-        min_losses: b, finite numbers, one for all tasks or a mapping by task name.
+        min_losses: b, finite numbers, one for all tasks or a mapping by task name. One below 0 admits shapes whose losses
+            can be negative; any but 0 has a unit, so that weights depend on the units of the losses.
 
     Returns:
         (K,) positive weights that sum to 1.
@@ -90,9 +92,19 @@ class FAMO(OuterWeighting):
         super().__init__()
         self.lr = check_number("lr", lr, low=0.0, low_open=True)
         self.gamma = check_number("gamma", gamma, low=0.0)
-        for bound in min_losses.values() if isinstance(min_losses, Mapping) else [min_losses]:
+        bounds = list(min_losses.values()) if isinstance(min_losses, Mapping) else [min_losses]
+        for bound in bounds:
             check_number("min_losses", bound)
         self.min_losses = min_losses
+        if any(bound < 0 for bound in bounds):
+            # What can be negative has a logarithm above such a bound.
+            self.nonnegative = False  # type: ignore[misc]
+        if any(bound != 0 for bound in bounds):
+            # Bounds have the units of the losses.
+            self.scaling = None  # type: ignore[misc]
+            self.balances = False  # type: ignore[misc]
+        if isinstance(min_losses, Mapping):
+            self.symmetric = False  # type: ignore[misc]
 
     def options(self) -> dict[str, Any]:
         given = self.min_losses
@@ -136,9 +148,7 @@ class FAMO(OuterWeighting):
     def _shares(self, losses: Tensor, active: Tensor) -> Tensor:
         """Return the weights: z / (L - b) of the active tasks, scaled to the mass that they have."""
         scores = self.logits - self._log(torch.where(active, losses, self.bounds + 1))
-        mass = torch.where(active.all(), 1.0, torch.where(active, self.current, 0.0).sum())
-        shares = torch.where(active, scores, -torch.inf).softmax(0)
-        return torch.where(active, shares * mass, self.current)
+        return redistribute(torch.where(active, scores, -torch.inf).softmax(0), active, self.current, 1.0)
 
     def diagnostics(self) -> Mapping[str, Tensor]:
         return {"z": self.logits.softmax(0)}

@@ -57,6 +57,8 @@ class Floor(Stage):
 
     example: ClassVar[Mapping[str, Any]] = {"base": "inverse_norm", "floor": 0.1}
 
+    present: Tensor
+
     def __init__(self, base: OuterWeighting | Mapping[str, Any] | str, *, floor: float = 0.05) -> None:
         super().__init__(base)
         self.floor = check_number("floor", floor, low=0.0, high=1.0, high_open=True)
@@ -79,17 +81,19 @@ class Floor(Stage):
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
         check_floor("Floor", self.floor, len(tasks))
         super().bind(tasks)
+        if self._base_memoryless:
+            self.register_buffer("present", torch.ones(len(tasks), dtype=torch.bool))
 
     def reshaped(self, weights: Tensor, members: Tensor | None, /) -> Tensor:
+        if members is not None:
+            self.present.copy_(torch.where(members.any(), members, self.present))
         if self._base_total == "1":
             floored = weights.clamp_min(self.floor)
-            if members is not None:
-                floored = torch.where(members, floored, 0.0)
-            return floored / floored.sum()
+            return floored / floored.sum() if members is None else _shared_by(members, floored, 1.0, weights)
         total = weights.sum()
         floored = torch.maximum(weights, self.floor * total)
         if members is not None:
-            floored = torch.where(members, floored, 0.0)
+            return _shared_by(members, floored, total, weights)
         # All of them zero have no shares.
         return torch.where(total > 0, floored * (total / floored.sum()), weights)
 
@@ -97,5 +101,15 @@ class Floor(Stage):
         weights = self.base.current
         below = weights < (self.floor if self._base_total == "1" else self.floor * weights.sum())
         if self._base_memoryless:
-            below = below & (self.current > 0)
+            below = below & self.present
         return {**self.base.diagnostics(), "floor_active": below}
+
+
+def _shared_by(members: Tensor, floored: Tensor, total: Tensor | float, weights: Tensor) -> Tensor:
+    """Return what the members have of the floored weights, scaled to the total; where that is nothing, the weights.
+
+    A task that takes part with a loss of 0 is a member whose weight can be 0, and all of them can be such tasks.
+    """
+    shares = torch.where(members, floored, 0.0)
+    mass = shares.sum()
+    return torch.where(mass > 0, shares * (total / mass), weights)

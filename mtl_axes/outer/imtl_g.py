@@ -44,8 +44,9 @@ class IMTLG(GramianWeighting):
         the pseudo-inverse instead of an inverse, and in the fallback. TorchJD 0.18 agrees to 1e-12 while gradients are
         independent and the sum is positive. It takes G^+ n, which jumps where gradients become dependent: parallel ones of
         norms 10 and 0.1 get (0.9901, 0.0099) and not (0.0099, 0.9901) as at every other angle, opposed ones
-        (1.0101, -0.0101). It returns 0 for all tasks where the sum vanishes, and keeps negative sums: 24 % of 3000 random
-        5 x 6 Jacobians with a common part, 0.2 % of 5 x 50 ones. LibMTL inverts: a triple of which one gradient is the sum
+        (1.0101, -0.0101). It returns 0 for all tasks where the sum vanishes, and keeps negative sums: 24 % of 3000
+        Jacobians of 5 x 6 normal entries with three times a common normal row added and rows of norms spread by
+        exp(N(0, 1)), 0.1 % of 5 x 50 ones. LibMTL inverts: a triple of which one gradient is the sum
         of the others gets (1, 1, -1), whose step is 0.
     """
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from mtl_axes.signals import Signals
 
-__all__ = ["positive_losses", "redistribute", "subproblem"]
+__all__ = ["LEAST", "MOST", "positive_losses", "redistribute", "subproblem"]
 
 # Below what training in float32 resolves, and so far from the ends of its range that sums over tasks and products with
 # losses stay finite.
-_LEAST, _MOST = 1e-30, 1e30
+LEAST, MOST = 1e-30, 1e30
 
 
 def positive_losses(signals: Signals) -> tuple[Tensor, Tensor]:
@@ -24,12 +24,12 @@ def positive_losses(signals: Signals) -> tuple[Tensor, Tensor]:
     logarithms and reciprocals of it would take everything from the other tasks. Losses below 1e-30 count as 1e-30.
     """
     members = signals.active & (signals.losses > 0)
-    return torch.where(members, signals.losses.clamp_min(_LEAST), 1.0), members
+    return torch.where(members, signals.losses.clamp_min(LEAST), 1.0), members
 
 
 def subproblem(weights: Tensor, members: Tensor, current: Tensor) -> Tensor:
     """Return the weights of a weighting without memory: 0 beside the members, capped at 1e30; with no member the current."""
-    return torch.where(members.any(), torch.where(members, weights.clamp_max(_MOST), 0.0), current)
+    return torch.where(members.any(), torch.where(members, weights.clamp_max(MOST), 0.0), current)
 
 
 def redistribute(shares: Tensor, members: Tensor, current: Tensor, total: float) -> Tensor:

@@ -11,12 +11,10 @@ from torch import Tensor
 from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.draws import Draws
-from mtl_axes.outer.members import positive_losses, redistribute
+from mtl_axes.outer.members import MOST, positive_losses, redistribute
 from mtl_axes.signals import Need, Signals, TaskInfo
 
 __all__ = ["ReLoBRaLo"]
-
-_HIGH = 1e30
 
 
 class ReLoBRaLo(OuterWeighting):
@@ -98,7 +96,7 @@ class ReLoBRaLo(OuterWeighting):
         return torch.where(moves, weights, self.current)
 
     def _balance(self, losses: Tensor, before: Tensor, moves: Tensor) -> Tensor:
-        ratio = (losses / before / self.tau).clamp_max(_HIGH)
+        ratio = (losses / before / self.tau).clamp_max(MOST)
         shares = torch.where(moves, ratio, -torch.inf).softmax(0)
         return redistribute(shares, moves, self.current, float(losses.shape[0]))
 

@@ -84,7 +84,8 @@ class SLAW(OuterWeighting):
         self.windows.add_(members)
         rate = (1 / self.windows.clamp_min(1)).clamp_min(1 - self.beta)
         step = losses - self.mean
-        mean = self.mean + rate * step
+        # At either end of the rate, and across orders of magnitude, this stays between the two; a sum may round to 0.
+        mean = torch.lerp(self.mean, losses, rate)
         # a - b^2 obeys v <- (1 - r) (v + r d^2) for d = L - b. Its root, because squares of small losses underflow.
         deviation = (1 - rate).sqrt() * torch.hypot(self.deviation, rate.sqrt() * step)
         torch.where(members, mean, self.mean, out=self.mean)

@@ -9,14 +9,12 @@ from torch import Tensor
 
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.outer.base import OuterWeighting
-from mtl_axes.outer.members import redistribute
+from mtl_axes.outer.members import LEAST, MOST, redistribute
 from mtl_axes.signals import Need, Signals, TaskInfo
 
 __all__ = ["SoftAdapt"]
 
 Variant = Literal["plain", "normalized", "loss_weighted"]
-
-_LEAST, _MOST = 1e-30, 1e30
 
 
 class SoftAdapt(OuterWeighting):
@@ -93,9 +91,9 @@ class SoftAdapt(OuterWeighting):
             slopes = slopes / slopes.abs().amax().clamp_min(torch.finfo(slopes.dtype).tiny)
             slopes = slopes / slopes.abs().sum().clamp_min(1.0)
         # Of logits that far apart a softmax keeps the larger one in any case.
-        logits = (self.beta * slopes).clamp(-_MOST, _MOST)
+        logits = (self.beta * slopes).clamp(-MOST, MOST)
         if self.variant == "loss_weighted":
-            logits = logits + ((losses + self.last) / 2).clamp_min(_LEAST).log()
+            logits = logits + ((losses + self.last) / 2).clamp_min(LEAST).log()
         torch.where(active, losses, self.last, out=self.last)
         self.seen.logical_or_(active)
         logits = torch.where(moves, logits, -torch.inf)

@@ -97,7 +97,11 @@ class STCH(OuterWeighting):
             # Differences need no logarithm, and promise nothing in other units.
             self.nonnegative = False  # type: ignore[misc]
             self.scaling = None  # type: ignore[misc]
+        if form == "linear" or reference is not None:
+            # A given reference does not follow when the loss of one task is rescaled.
             self.balances = False  # type: ignore[misc]
+        if reference is not None:
+            self.symmetric = False  # type: ignore[misc]
 
     def options(self) -> dict[str, Any]:
         given = self._given

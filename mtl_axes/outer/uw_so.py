@@ -9,12 +9,10 @@ from torch import Tensor
 
 from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
-from mtl_axes.outer.members import positive_losses, subproblem
+from mtl_axes.outer.members import LEAST, positive_losses, subproblem
 from mtl_axes.signals import Need, Signals
 
 __all__ = ["UWSO"]
-
-_LEAST = 1e-30
 
 
 class UWSO(OuterWeighting):
@@ -61,5 +59,5 @@ class UWSO(OuterWeighting):
     def forward(self, signals: Signals, /) -> Tensor:
         losses, members = positive_losses(signals)
         # A cold softmax must not overflow: of logits that far apart it keeps the larger one in any case.
-        logits = 1 / (losses * self.temperature).clamp_min(_LEAST)
+        logits = 1 / (losses * self.temperature).clamp_min(LEAST)
         return subproblem(torch.where(members, logits, -torch.inf).softmax(0), members, self.current)

@@ -24,9 +24,10 @@ class WarmUp(Stage):
         lambda_i = 1/K, or 1 where the base sums to K      for the first ``windows`` windows
                  = the weight of the base                  afterwards
 
-    In the warm-up the base does not move, and no gradient is measured for it: the state that it has afterwards is that of a
-    run that begins there. Windows are counted from the start of the run, and absent ones count. Where the base gives absent
-    tasks the weight 0, the even weights are those of the tasks that take part.
+    In the warm-up the base is told of no task, and no gradient is measured for it: its weights and averages afterwards are
+    those of a run that begins there. What counts windows or draws in each of them, as ``dwa`` with a ``window``, ``rlw`` and
+    ``relobralo`` do, counts and draws on meanwhile. Windows are counted from the start of the run, and absent ones count.
+    Where the base gives absent tasks the weight 0, the even weights are those of the tasks that take part.
 
     Args:
         base: the weighting that comes afterwards: a name, ``{"name": ..., **options}``, or an instance that was not called

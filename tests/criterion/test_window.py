@@ -802,3 +802,30 @@ def test_a_dropped_window_leaves_nothing_in_a_probe_that_only_collects() -> None
     criterion(model(inputs), targets)
     criterion.step()
     assert criterion.outer.weights()[0] == 0.5
+
+
+LATER = [{"accumulate": 2}, {"accumulate": "manual"}, {"every": 2}, {"probe": "lagged"}]
+FOR_LATER = [("inverse_norm", options) for options in LATER]
+FOR_LATER += [({"name": "floor", "base": "inverse_norm"}, options) for options in LATER]
+FOR_LATER += [("mgda", options) for options in LATER[:3]]
+FOR_LATER += [("rlw", options) for options in LATER[:2]]
+
+
+@pytest.mark.parametrize(("outer", "options"), FOR_LATER)
+def test_a_task_that_was_absent_does_not_weigh_0_when_it_is_back(outer: Any, options: dict[str, Any]) -> None:
+    """Weights that hold for later calls are for tasks that were absent when they were found, too: these keep what they had.
+
+    With 0 a task that has labels in every other window would never be trained, and a lagged probe measures nothing then.
+    """
+    run, weights = Run(outer, **options), []
+    for window in range(8):
+        for _ in range(2 if "accumulate" in options else 1):
+            inputs, targets = run.batch()
+            run.criterion(run.model(inputs), {**targets, "b": None if window in (2, 4, 6) else targets["b"]}).backward()
+        weights.append(run.weights())
+        if options.get("accumulate") == "manual":
+            run.criterion.step()
+    for absent in (2, 4, 6):
+        assert weights[absent + 1][1] == weights[absent][1] > 0
+    if "every" not in options:
+        assert len({of_b for _, of_b in weights}) == 5, "it should be weighed anew after each window in which it took part"

@@ -227,3 +227,25 @@ def torch_shape() -> Any:
             return prediction - target
 
     return Signed()
+
+
+def test_bounds_decide_what_famo_claims() -> None:
+    """A bound has a unit, so that weights depend on those of the losses; below 0 it admits losses that can be negative."""
+    plain, bounded = create("outer", "famo"), create("outer", "famo", min_losses=0.5)
+    assert (plain.scaling, plain.balances, plain.symmetric, plain.nonnegative) == ("invariant", True, True, True)
+    assert (bounded.scaling, bounded.balances, bounded.symmetric, bounded.nonnegative) == (None, False, True, True)
+    assert not torch.allclose(
+        bounded(Signals(vector(2.0, 1.0))), create("outer", "famo", min_losses=0.5)(Signals(vector(20.0, 10.0)))
+    )
+    named = create("outer", "famo", min_losses={"a": -9.0, "b": 0.0})
+    assert (named.symmetric, named.nonnegative) == (False, False)
+    with pytest.raises(OptionError, match="negative"):
+        compose("famo", {"a": "gaussian_nll", "b": "mse"})
+    criterion = compose(named, {"a": "gaussian_nll", "b": "mse"})
+    generator = torch.Generator().manual_seed(0)
+    outputs = {"a": torch.zeros(8, 2).index_fill_(1, torch.tensor([1]), 0.01), "b": torch.randn(8, generator=generator)}
+    outputs = {name: output.requires_grad_() for name, output in outputs.items()}
+    criterion(outputs, {"a": torch.zeros(8), "b": torch.randn(8, generator=generator)}).backward()
+    loss = criterion.report.losses
+    expected = 1 / torch.stack([loss[0] + 9, loss[1]])
+    torch.testing.assert_close(criterion.report.weights, expected / expected.sum())

@@ -807,3 +807,35 @@ def test_losses_that_can_be_negative_are_refused_where_they_cannot_be_used(way: 
     else:
         with pytest.raises(ValueError, match="negative"):
             criterion.combine(losses)
+
+
+def test_a_given_reference_of_stch_is_for_one_unit_and_one_task() -> None:
+    """With references given, a loss in another unit is another lag, and tasks cannot change places; the nadir follows."""
+    given, learned = create("outer", "stch", mu=0.5, reference=[1.0, 2.0]), create("outer", "stch", mu=0.5)
+    assert (learned.balances, learned.symmetric) == (True, True)
+    assert (given.balances, given.symmetric, given.scaling) == (False, False, "inverse")
+    plain, rescaled = (
+        given(Signals(torch.tensor([2.0, 0.5]))),
+        create("outer", "stch", mu=0.5, reference=[1.0, 2.0])(Signals(torch.tensor([20.0, 0.5]))),
+    )
+    assert not torch.allclose(rescaled[0] / rescaled[1] * 10, plain[0] / plain[1])
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-9, 0.5])
+def test_slaw_survives_a_loss_that_falls_by_orders(beta: float) -> None:
+    """In float32 a mean that goes from 1e12 to 1e-6 must not round to 0 on the way: the spread would be 0, too."""
+    weighting = create("outer", "slaw", beta=beta)
+    for losses in ([1e12, 1e12, 1.0], [1e12, 1e12, 2.0], [1e-6, 1e-6, 1.0], [1e-6, 2e-6, 1.0], [1e-6, 1e-6, 1.0]):
+        weights = weighting(Signals(torch.tensor(losses)))
+        assert bool((torch.isfinite(weights) & (weights >= 0)).all()), weights
+        assert math.isclose(float(weights.sum()), 3.0, rel_tol=1e-6)
+    assert bool((weighting.mean > 0).all())
+
+
+def test_a_look_back_that_is_certain_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rho = 1 looks at the window before only, also where the largest number of the generator would round to 1."""
+    monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.full(shape, 1 - 2**-53, dtype=f64))
+    weighting = create("outer", "relobralo", alpha=1.0, rho=1.0)
+    for losses in ([2.0, 5.0], [1.0, 5.0], [0.5, 5.0]):
+        weights = weighting(Signals(torch.tensor(losses)))
+    assert weights.tolist() == [1.0, 1.0]

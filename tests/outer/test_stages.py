@@ -595,3 +595,30 @@ class TestEveryStage:
             assert torch.equal(first(outputs, seen).detach(), eager(outputs, seen).detach())
         assert same(snapshot(compiled.outer), snapshot(eager.outer))
         assert compiled.outer.weights().unique().numel() == 2
+
+
+@pytest.mark.parametrize("base", ["uw_so", "gls", "scale_invariant", "mgda"])
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_a_floor_survives_a_perfect_fit_of_all_that_are_there(base: str, floor: float) -> None:
+    """Tasks whose losses are exactly 0 leave the problem of the base, which may have had only others until then."""
+    weighting = stage("floor", base, floor=floor)
+    gramian = torch.eye(3, dtype=f64) if base == "mgda" else None
+    weighting(Signals(vector([1.0, 1.0, 2.0]), gramian=gramian, active=torch.tensor([False, False, True])))
+    found = weighting(Signals(vector([0.0, 0.0, 1.0]), gramian=gramian, active=torch.tensor([True, True, False])))
+    assert bool(torch.isfinite(found).all()), found
+    assert bool((found >= 0).all())
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}])
+def test_an_absent_task_is_not_said_to_be_at_the_floor(options: dict[str, Any]) -> None:
+    """Without memory it has the weight 0, or where weights hold the one that it had: neither is a matter of the floor."""
+    base = {"name": "uw_so", "temperature": 0.1}
+    criterion = compose({"name": "floor", "base": base, "floor": 0.1}, tasks=["a", "b"], **options)
+    calls = 2 if options else 1
+    for losses in ([0.01, 1.0], [0.01, 1.0], [0.01, None], [0.01, None]):
+        for _ in range(calls):
+            total = criterion.combine([None if loss is None else torch.tensor(loss, requires_grad=True) for loss in losses])
+            total.backward()
+        if criterion.window.step == 1:
+            assert criterion.report.extra["floor_active"].tolist() == [False, True]
+    assert criterion.report.extra["floor_active"].tolist() == [False, False]

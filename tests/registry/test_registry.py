@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 import numpy as np
@@ -308,3 +309,17 @@ def test_a_constructor_that_fails_keeps_its_reason() -> None:
 
     with pytest.raises(OptionError, match=r"fussy: Option `power` should be at most 3\. Found 4\."):
         create("inner", "fussy", power=4)
+
+
+@pytest.mark.parametrize(("name", "option"), [("lr_annealing", "main"), ("cosine_gate", "main"), ("ema", "base")])
+def test_a_missing_option_is_named(name: str, option: str) -> None:
+    """A strategy that cannot be made from its name alone says what it needs, and how to write it."""
+    text = (
+        f"'{name}' needs the options {option}. Found none. Give them with the name: "
+        + f'{{"name": "{name}", "{option}": ...}}'
+    )
+    message = re.escape(text)
+    with pytest.raises(OptionError, match=message):
+        create("outer", name)
+    with pytest.raises(OptionError, match=message):
+        compose(name)
