@@ -18,7 +18,7 @@ import difflib
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
@@ -40,6 +40,7 @@ __all__ = [
     "hookimpl",
     "lookup",
     "name_of",
+    "near_names",
     "register_inner",
     "register_outer",
     "register_weight",
@@ -200,7 +201,7 @@ class Registry:
             )
         if name in self._classes[axis]:
             return self._classes[axis][name]
-        near = difflib.get_close_matches(str(name), self._classes[axis], n=3)
+        near = near_names(str(name), self._classes[axis])
         hint = f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
         for other, classes in self._classes.items():
             if other != axis and name in classes:
@@ -217,6 +218,11 @@ class Registry:
     def _check_axis(axis: object) -> None:
         if axis not in _HOOKS:
             raise OptionError(f'The axis should be "outer", "inner" or "weight". Found {axis!r}.')
+
+
+def near_names(name: str, names: Iterable[str]) -> list[str]:
+    """Return up to three names that may have been meant, also where a paper or another library writes UPGrad or DB-MTL."""
+    return difflib.get_close_matches(name.lower().replace("-", "_"), list(names), n=3)
 
 
 def _base(axis: str) -> type:

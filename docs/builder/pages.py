@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from curves import Picture
 
 from mtl_axes import create
 from mtl_axes.describe import REQUIRED, Description
+from mtl_axes.outer.stages import Stage
 
 AXES = {"outer": "Outer weightings", "inner": "Inner shapes", "weight": "Target weights"}
 
@@ -22,7 +25,7 @@ def page(about: Description, picture: Picture) -> str:
     if about.formula and about.formula != about.summary:
         parts.append(f"```\n{about.formula}\n```")
     if about.prose:
-        parts.append(markdown(about.prose))
+        parts.append(about.prose)
     parts.append(f"![{about.name}](../images/{about.axis}_{about.name}.png)\n\n*{picture.caption}*")
     if about.options:
         rows = [[f"`{name}`", default(value), about.arguments.get(name, "")] for name, value in about.options.items()]
@@ -31,7 +34,7 @@ def page(about: Description, picture: Picture) -> str:
     if given:
         parts.append("## Inputs\n\n" + table(["input", ""], [[f"`{name}`", text] for name, text in given.items()]))
     if about.returns:
-        parts.append(f"Returns {markdown(about.returns)}")
+        parts.append(f"Returns {about.returns}")
     parts.append("## Properties\n\n" + table(["", ""], [list(row) for row in properties(about)]))
     if about.raises:
         parts.append(
@@ -40,20 +43,14 @@ def page(about: Description, picture: Picture) -> str:
     if about.example:
         parts.append(f"## Example\n\n```pycon\n{about.example}\n```")
     if about.references:
-        parts.append("## References\n\n" + markdown(about.references))
+        parts.append("## References\n\n" + about.references)
     parts.append(f"Also printed by `mtl-axes show {about.name}`. [All strategies](../README.md)")
     return "\n\n".join(parts) + "\n"
 
 
-def markdown(text: str) -> str:
-    """Return prose of a docstring as Markdown."""
-    text = re.sub(r":(?:class|meth|func|mod|data|attr):`~?(?:[\w.]+\.)?([\w]+)`", r"`\1`", text)
-    return text.replace("``", "`").replace("|", "\\|") if "|" in text else text.replace("``", "`")
-
-
 def cell(text: str) -> str:
     """Return text for a cell of a table."""
-    return re.sub(r"(?<!\\)\|", r"\\|", markdown(" ".join(text.split())))
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -85,25 +82,30 @@ def properties(about: Description) -> Iterator[tuple[str, str]]:
             if low > -math.inf or high < math.inf:
                 yield f"range of the {what}", f"[{low:g}, {high:g}]"
         return
-    yield "reads", NEEDS[claims["needs"]]
-    yield (
-        "cost",
-        COST[claims["needs"]]
-        + (" Its small problem is solved on the CPU: a measured step waits for the device." if claims["on_host"] else ""),
-    )
-    yield "state", state_of(about)
-    yield "sum of the weights", total(claims) + (" while all tasks are active" if claims["total"] else "")
-    yield "sign", SIGNS[claims["sign"]]
-    yield "absent task", absent(claims)
+    yield "reads", told(about, "needs", NEEDS[claims["needs"]] if claims["reads_signals"] else "nothing")
+    yield "cost", told(about, "needs", cost(claims))
+    yield "state", ", ".join(f"{name} {size}" for name, size in state_of(about)) or "none beside the last weights"
+    whole = total(claims) + (" while all tasks are active" if claims["total"] else "")
+    yield "sum of the weights", told(about, "total", whole)
+    yield "sign", told(about, "sign", SIGNS[claims["sign"]])
+    yield "absent task", told(about, "memoryless", absent(claims))
     if claims["scaling"]:
-        yield "all losses times c", "weights stay" if claims["scaling"] == "invariant" else "weights divided by c"
+        stays = "weights stay" if claims["scaling"] == "invariant" else "weights divided by c"
+        yield "all losses times c", told(about, "scaling", stays)
     if claims["balances"]:
         yield "one loss times c", "its weight is divided by c, up to a common factor"
-    yield "order of the tasks", "carries no meaning" if claims["symmetric"] else "matters, or the weights are random"
+    order = "carries no meaning" if claims["symmetric"] else "matters, or the weights are random"
+    yield "order of the tasks", told(about, "symmetric", order)
     if claims["nonnegative"]:
         yield "refuses", "shapes that can be negative: it takes ratios or logarithms of losses"
-    if getattr(about.cls, "wants_after_step", False) is True:
-        yield "also needs", "the loss after the optimizer step, see [the guide](../../guide.md)"
+    if claims["wants_after_step"]:
+        yield "also needs", "the loss after the optimizer step, see [the guide](../../guide.md#the-loss-after-the-step)"
+
+
+def told(about: Description, claim: str, text: str) -> str:
+    """Return what is said of a claim; of a stage around any base, whose claim is that of the base, just this."""
+    inherited = "base" in about.options and inspect.getattr_static(about.cls, claim) is vars(Stage).get(claim)
+    return "as its base" if inherited else text
 
 
 NEEDS = {"losses": "the losses", "norms": "the gradient norms", "gramian": "the Gramian of the gradients"}
@@ -112,7 +114,15 @@ COST = {
     "norms": "A backward per task through what is shared in measured steps, less with other probes: [Cost](../../cost.md).",
     "gramian": "A backward per task through what is shared in measured steps: [Cost](../../cost.md).",
 }
+ON_HOST = " Its small problem is solved on the CPU: a measured step waits for the device."
+AFTER_STEP = " One more forward after the optimizer step."
 SIGNS = {"positive": "positive", "nonnegative": "0 or positive", "any": "any"}
+
+
+def cost(claims: Any) -> str:
+    """Return what a weighting costs beside the losses and their sum."""
+    further = (ON_HOST if claims["on_host"] else "") + (AFTER_STEP if claims["wants_after_step"] else "")
+    return COST[claims["needs"]] + further
 
 
 def total(claims: Any) -> str:
@@ -132,22 +142,34 @@ def coupling(claims: Any) -> str:
     return "the entries of a sample" if claims["pooled"] else "nothing"
 
 
-def state_of(about: Description) -> str:
-    """Return the buffers and parameters that a weighting keeps, with their shapes."""
+def state_of(about: Description) -> list[tuple[str, str]]:
+    """Return the buffers and parameters that a weighting keeps beside its last weights, with their sizes."""
     weighting = create("outer", about.name, **getattr(about.cls, "example", {}))
     weighting.bind_unnamed(7, torch.float64)
-    named = [*weighting.named_buffers(), *weighting.named_parameters()]
-    kept = [(name, value) for name, value in named if name.split(".")[-1] != "current"]
-    shapes = [f"{name} ({', '.join('K' if size == 7 else str(size) for size in value.shape)})" for name, value in kept]
+    named = {**dict(weighting.named_buffers()), **dict(weighting.named_parameters())}
+    named.pop("current")
+    any_base = "base" in about.options
+    kept = {name: value for name, value in named.items() if not (any_base and name.startswith("base."))}
+    sizes = [
+        (name, f"({', '.join('K' if size == 7 else str(size) for size in value.shape)})") for name, value in kept.items()
+    ]
+    sizes = [(name, "(scalar)" if size == "()" else size) for name, size in sizes]
     if any(name.endswith("_extra_state") for name in weighting.state_dict()):
-        shapes.append("random generator")
-    return ", ".join(shapes).replace("()", "(scalar)") or "none"
+        sizes.append(("random", "generator"))
+    return [*sizes, ("that of", "its base")] if any_base else sizes
+
+
+def sizes_of(about: Description) -> str:
+    """Return how much state a weighting keeps beside its last weights, for the table."""
+    counts = Counter(size if size.startswith("(") else f"{name} {size}" for name, size in state_of(about))
+    return ", ".join(f"{count} {size}" if size.startswith("(") else size for size, count in counts.items()) or "none"
 
 
 def paper(about: Description) -> str:
-    """Return the first reference, as far as its year."""
-    found = re.match(r"(.+?\b(?:19|20)\d\d\b)", " ".join(about.references.split()))
-    return found[1].rstrip(":") if found else ""
+    """Return the paper that the references begin with, as far as its year; "" where they begin with something else."""
+    first = re.split(r"(?<=\w\w)[.;] |(?<=\w\w)\.$", " ".join(about.references.split()))[0]
+    found = re.match(r".+?\b(?:19|20)\d\d\b", first)
+    return (found[0] if found else first) if '"' in first else ""
 
 
 INTRODUCTION = """\
@@ -170,6 +192,14 @@ SDMGrad (gradients of two or three batches), Auto-lambda, MOML and FORUM (valida
 over gradients).
 """
 
+NOTES = {
+    "outer": """\
+The cost follows from what is read. Losses cost nothing beside themselves. Norms and the Gramian take a backward per task
+through the shared part in the steps that measure; `every=` and the [probes](../cost.md) make that less. `famo` takes one
+more forward. The state is what a weighting keeps beside its last weights (K), which all of them keep.
+
+"""
+}
 PROBLEM = """\
 ## The two-task problem
 
@@ -189,14 +219,21 @@ def index(descriptions: dict[str, list[Description]]) -> str:
         rows = [
             [f"[`{about.name}`]({axis}/{about.name}.md)", about.summary.rstrip("."), *row(about)] for about in all_of_axis
         ]
-        parts.append(f"## {AXES[axis]}\n\n" + table(["", "", *head], rows))
+        parts.append(f"## {AXES[axis]}\n\n{NOTES.get(axis, '')}" + table(["", "", *head], rows))
     return "\n\n".join([*parts, PROBLEM])
 
 
 def _outer_row(about: Description) -> list[str]:
     claims = about.claims
     after = "0" if claims["memoryless"] else "kept"
-    return [claims["needs"], state_of(about), total(claims), SIGNS[claims["sign"]], after, paper(about)]
+    return [
+        told(about, "needs", claims["needs"] if claims["reads_signals"] else "nothing"),
+        sizes_of(about),
+        told(about, "total", total(claims)),
+        told(about, "sign", SIGNS[claims["sign"]]),
+        told(about, "memoryless", after),
+        paper(about),
+    ]
 
 
 def _inner_row(about: Description) -> list[str]:

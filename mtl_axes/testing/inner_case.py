@@ -12,7 +12,7 @@ from mtl_axes.composition import compose
 from mtl_axes.errors import DataError
 from mtl_axes.inner import InnerShape
 from mtl_axes.signals import Kind
-from mtl_axes.testing.case import Case, numbers
+from mtl_axes.testing.case import Case, numbers, raised
 
 __all__ = ["KINDS", "InnerCase", "expected_size", "f64", "per_kind", "total_of"]
 
@@ -40,6 +40,7 @@ class InnerCase(Case[InnerShape]):
         self.require(served, f"should claim kinds, a frozenset of {', '.join(KINDS)}", repr(kinds))
         self.kinds: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind in kinds)  # type: ignore[operator]
         self._sizes: dict[Kind, list[tuple[int, ...]]] = {}
+        self._refused = ""
 
     def sample(
         self, size: tuple[int, ...], seed: int = 0, dtype: torch.dtype = f64, shape: InnerShape | None = None
@@ -66,8 +67,9 @@ class InnerCase(Case[InnerShape]):
             known = [size for size in (_POOLED if shape.pooled else _SIZES) if self._takes(shape, size)]
             self.require(
                 bool(known),
-                f"should take {self.kind} targets of some size as its own sample() draws them",
-                "a DataError for each",
+                f"should take {self.kind} targets of some size as its own sample() draws them, "
+                "with check() or sample() overridden where it takes others",
+                self._refused,
             )
             self._sizes[self.kind] = known
         return known
@@ -76,7 +78,8 @@ class InnerCase(Case[InnerShape]):
         try:
             prediction, target = self.sample(size, shape=shape)
             shape.check(prediction, target)
-        except DataError:
+        except DataError as error:
+            self._refused = raised(error)
             return False
         return True
 

@@ -43,6 +43,7 @@ def structure(case: WeightCase) -> None:
         for size in ((1,), (9,), (4, 3), (2, 3, 4)):
             for dtype in (torch.float64, torch.float32):
                 weights = case.build()(target := case.targets(kind, size, dtype=dtype))
+                case.require(isinstance(weights, Tensor), "should return a tensor of weights", type(weights).__name__)
                 told = "should give one weight per label"
                 case.require(weights.shape == target.shape, f"{told} {size}", f"the shape {tuple(weights.shape)}")
                 holds = weights.is_floating_point() or weights.dtype is torch.bool
@@ -92,6 +93,7 @@ def copies(case: WeightCase) -> None:
         if "<locals>" not in type(weight).__qualname__:
             case.claim = "should survive pickle"
             twins["pickle"] = pickle.loads(pickle.dumps(weight))
+        case.require_options(weight)
         case.claim = f"should have the constructor call as its repr, {weight!r}"
         twins["the repr"] = eval(repr(weight), constructors(weight))
         case.claim = "should have the constructor's arguments as its options"
