@@ -92,12 +92,17 @@ def _listed(axis: Axis) -> str:
     first = max((len(name) for name, _, _ in rows), default=0)
     second = max((len(serves) for _, serves, _ in rows), default=0)
     head = f"{len(rows)} {_TITLES[axis]}{'' if len(rows) == 1 else 's'}"
-    lines = [f"  {name:<{first}}  {serves:<{second}}  {line}" for name, serves, line in rows]
-    if sys.stdout.isatty():  # elsewhere a line each, for grep
-        column = first + second + 6
-        indent = " " * (column if _width() - column >= 40 else 6)
-        lines = [textwrap.fill(line, _width(), subsequent_indent=indent, break_on_hyphens=False) for line in lines]
-    return "\n".join([head, *lines])
+    lines = [head]
+    for name, serves, line in rows:
+        start = f"  {name:<{first}}  {serves:<{second}}  "
+        if not sys.stdout.isatty():  # a line each, for grep
+            lines.append(start + line)
+            continue
+        beside = _width() - len(start) >= 40
+        indent = " " * (len(start) if beside else 6)
+        text = textwrap.fill(line, _width(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+        lines.append(start + text[len(start) :] if beside else f"{start.rstrip()}\n{text}")
+    return "\n".join(lines)
 
 
 def _shown(about: Description) -> str:

@@ -87,11 +87,13 @@ def properties(about: Description) -> Iterator[tuple[str, str]]:
     yield "state", ", ".join(f"{name} {size}" for name, size in state_of(about)) or "none beside the last weights"
     whole = total(claims) + (" while all tasks are active" if claims["total"] else "")
     yield "sum of the weights", told(about, "total", whole)
+    if claims["learnable"]:
+        yield "learned", "by your optimizer, which gets `criterion.param_groups()`"
     yield "sign", told(about, "sign", SIGNS[claims["sign"]])
     yield "absent task", told(about, "memoryless", absent(claims))
     if claims["scaling"]:
         stays = "weights stay" if claims["scaling"] == "invariant" else "weights divided by c"
-        yield "all losses times c", told(about, "scaling", stays)
+        yield "all losses times c", stays + (", where those of its base do" if "base" in about.options else "")
     if claims["balances"]:
         yield "one loss times c", "its weight is divided by c, up to a common factor"
     order = "carries no meaning" if claims["symmetric"] else "matters, or the weights are random"
@@ -103,9 +105,11 @@ def properties(about: Description) -> Iterator[tuple[str, str]]:
 
 
 def told(about: Description, claim: str, text: str) -> str:
-    """Return what is said of a claim; of a stage around any base, whose claim is that of the base, just this."""
-    inherited = "base" in about.options and inspect.getattr_static(about.cls, claim) is vars(Stage).get(claim)
-    return "as its base" if inherited else text
+    """Return what is said of a claim. That of a stage follows from its base, or is told for the base of its example."""
+    given = inspect.getattr_static(about.cls, claim)
+    if "base" not in about.options or not isinstance(given, property):
+        return text
+    return "as its base" if given is vars(Stage)[claim] else f"{text}, around `{about.cls.example['base']}`"  # type: ignore[attr-defined]
 
 
 NEEDS = {"losses": "the losses", "norms": "the gradient norms", "gramian": "the Gramian of the gradients"}
