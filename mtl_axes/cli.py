@@ -116,7 +116,9 @@ def _shown(about: Description) -> str:
     blocks.append(_section("Arguments", _items(others.items())))
     blocks.append(_section("Returns", _wrapped(about.returns)))
     blocks.append(_section("Raises", _items(about.raises.items())))
-    blocks.append(_section("Claims", _claims(about.claims)))
+    # Those of a strategy around another one follow from that, and are told for the one of its example.
+    around = f", with {_call(getattr(about.cls, 'example', {}))}" if "base" in about.options else ""
+    blocks.append(_section(f"Claims{around}", _claims(about.claims)))
     blocks.append(_section("Example", about.example))
     blocks.append(_section("References", _wrapped(about.references)))
     return "\n\n".join(block for block in blocks if block)
@@ -145,6 +147,10 @@ def _items(items: Iterable[tuple[str, str]]) -> str:
 def _claims(claims: Mapping[str, Any]) -> str:
     told = {name: ", ".join(sorted(value)) if isinstance(value, frozenset) else value for name, value in claims.items()}
     return _wrapped(", ".join(f"{name}={value!r}" for name, value in told.items()))
+
+
+def _call(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
 def _section(head: str, text: str) -> str:

@@ -93,6 +93,14 @@ def test_a_name_of_several_axes_is_shown_on_all(capsys: pytest.CaptureFixture[st
     assert "failure_biased: target weight mtl_axes.inner." in printed
 
 
+def test_claims_that_follow_from_a_base_say_from_which(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a stage claims depends on its base, so that the options are told for which it is shown."""
+    assert main(["show", "clip"]) == 0
+    assert "\nClaims, with base='inverse_norm', low=0.1, high=0.8\n" in capsys.readouterr().out
+    assert main(["show", "gaba"]) == 0
+    assert "\nClaims\n" in capsys.readouterr().out
+
+
 def test_an_unknown_name_has_near_matches(capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown name ends with status 2 and names that are near it, of all axes."""
     assert main(["show", "uncertanty"]) == 2

@@ -72,9 +72,10 @@ def properties(about: Description) -> Iterator[tuple[str, str]]:
         return
     if about.axis == "inner":
         bound = claims["lower_bound"]
-        yield "kinds of task", ", ".join(sorted(claims["kinds"]))
-        yield "couples", coupling(claims)
-        yield "smallest loss", "none: it can be negative without bound" if bound is None else f"{bound:g}"
+        yield "kinds of task", told(about, "kinds", ", ".join(sorted(claims["kinds"])))
+        yield "couples", told(about, "coupling", coupling(claims))
+        least = "none: it can be negative without bound" if bound is None else f"{bound:g}"
+        yield "smallest loss", told(about, "lower_bound", least)
         if claims["trailing"]:
             yield "prediction", "several numbers in an extra last dimension"
         for what in ("target", "prediction"):
@@ -105,11 +106,14 @@ def properties(about: Description) -> Iterator[tuple[str, str]]:
 
 
 def told(about: Description, claim: str, text: str) -> str:
-    """Return what is said of a claim. That of a stage follows from its base, or is told for the base of its example."""
+    """Return what is said of a claim. What follows from a base is not told for the one of the example alone."""
     given = inspect.getattr_static(about.cls, claim)
     if "base" not in about.options or not isinstance(given, property):
         return text
-    return "as its base" if given is vars(Stage)[claim] else f"{text}, around `{about.cls.example['base']}`"  # type: ignore[attr-defined]
+    if about.axis == "inner":
+        return "those of its base that its weight serves" if claim == "kinds" else "as its base"
+    example: Any = getattr(about.cls, "example", {})
+    return "as its base" if given is vars(Stage)[claim] else f"{text}, around `{example['base']}`"
 
 
 NEEDS = {"losses": "the losses", "norms": "the gradient norms", "gramian": "the Gramian of the gradients"}
@@ -243,7 +247,12 @@ def _outer_row(about: Description) -> list[str]:
 def _inner_row(about: Description) -> list[str]:
     claims = about.claims
     bound = "none" if claims["lower_bound"] is None else f"{claims['lower_bound']:g}"
-    return [", ".join(sorted(claims["kinds"])), coupling(claims), bound, paper(about)]
+    return [
+        told(about, "kinds", ", ".join(sorted(claims["kinds"]))),
+        told(about, "coupling", coupling(claims)),
+        told(about, "lower_bound", bound),
+        paper(about),
+    ]
 
 
 def _weight_row(about: Description) -> list[str]:

@@ -14,7 +14,7 @@ from mtl_axes.inner import InnerShape
 from mtl_axes.signals import Kind
 from mtl_axes.testing.case import Case, numbers, raised
 
-__all__ = ["KINDS", "InnerCase", "expected_size", "f64", "per_kind", "total_of"]
+__all__ = ["KINDS", "InnerCase", "expected_size", "f64", "per_kind", "served", "total_of"]
 
 KINDS: Final[tuple[Kind, ...]] = ("regression", "binary", "multiclass")
 _SIZES = ((1,), (7,), (4, 3), (2, 3, 4))
@@ -35,10 +35,7 @@ class InnerCase(Case[InnerShape]):
 
     def __init__(self, factory: Any) -> None:
         super().__init__("inner", InnerShape, factory)
-        kinds = getattr(self.build(), "kinds", None)
-        served = isinstance(kinds, frozenset) and bool(kinds) and kinds <= set(KINDS)
-        self.require(served, f"should claim kinds, a frozenset of {', '.join(KINDS)}", repr(kinds))
-        self.kinds: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind in kinds)  # type: ignore[operator]
+        self.kinds = served(self)
         self._sizes: dict[Kind, list[tuple[int, ...]]] = {}
         self._refused = ""
 
@@ -90,6 +87,14 @@ class InnerCase(Case[InnerShape]):
     def several(self, seed: int = 0, dtype: torch.dtype = f64) -> tuple[Tensor, Tensor]:
         """Return several samples."""
         return self.sample(self.usual(), seed, dtype)
+
+
+def served(case: Case[Any]) -> tuple[Kind, ...]:
+    """Return the kinds of task that a shape or a target weight claims to serve."""
+    kinds = getattr(case.build(), "kinds", None)
+    holds = isinstance(kinds, frozenset) and bool(kinds) and kinds <= set(KINDS)
+    case.require(holds, f"should claim kinds, a frozenset of {', '.join(KINDS)}", repr(kinds))
+    return tuple(kind for kind in KINDS if kind in kinds)  # type: ignore[operator]
 
 
 def per_kind(check: Callable[[InnerCase], None]) -> Callable[[InnerCase], None]:

@@ -15,7 +15,7 @@ from mtl_axes.signals import Kind
 from mtl_axes.tasks import standard_shape
 from mtl_axes.testing import inner_criterion, inner_losses, inner_masks, inner_state
 from mtl_axes.testing.case import Case, close, constructors, equal, numbers, run
-from mtl_axes.testing.inner_case import KINDS, InnerCase
+from mtl_axes.testing.inner_case import InnerCase, served
 
 __all__ = ["CHECKS", "WeightCase"]
 
@@ -25,10 +25,7 @@ class WeightCase(Case[TargetWeight]):
 
     def __init__(self, factory: Any) -> None:
         super().__init__("weight", TargetWeight, factory)
-        kinds = getattr(self.build(), "kinds", None)
-        served = isinstance(kinds, frozenset) and bool(kinds) and kinds <= set(KINDS)
-        self.require(served, f"should claim kinds, a frozenset of {', '.join(KINDS)}", repr(kinds))
-        self.kinds: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind in kinds)  # type: ignore[operator]
+        self.kinds = served(self)
 
     def targets(self, kind: Kind, size: tuple[int, ...] = (9,), seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return seeded targets of a kind as a shape hands them over, and have them told in whatever fails next."""
