@@ -26,6 +26,7 @@ import pluggy
 from torch import nn
 
 from mtl_axes.errors import MtlAxesError, OptionError, PluginError, UnknownNameError
+from mtl_axes.options import constructor_options
 
 if TYPE_CHECKING:
     from mtl_axes.inner.base import InnerShape, TargetWeight
@@ -206,6 +207,8 @@ class Registry:
         for other, classes in self._classes.items():
             if other != axis and name in classes:
                 hint = f" {name!r} is a name of the {other} axis."
+                if (axis, other) == ("inner", "weight"):
+                    hint += f' Join it with a shape: {{"name": "reweighted", "base": "mse", "weight": "{name}"}}.'
         failed = "".join(f"\n  plugin {source} could not be used: {why}" for source, why in self._failures.items())
         raise UnknownNameError(f"No {axis} strategy is named {name!r}.{hint} Known: {', '.join(self.names(axis))}.{failed}")
 
@@ -290,15 +293,21 @@ def create(axis: Axis, name: str, /, **options: Any) -> OuterWeighting | InnerSh
     Asymmetric(over=2.0, under=1.0)
     """
     cls = _registry.get(axis, name)
-    # A class without a constructor of its own shows the (*args, **kwargs) of nn.Module, and takes nothing.
-    inherited = cls.__init__ is nn.Module.__init__  # type: ignore[misc]
-    known = {} if inherited else dict(inspect.signature(cls).parameters)
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values())
+    known = constructor_options(cls)
+    kinds = {parameter.kind for parameter in inspect.signature(cls).parameters.values()}
+    takes_any = cls.__init__ is not nn.Module.__init__ and inspect.Parameter.VAR_KEYWORD in kinds  # type: ignore[misc]
     for option in options:
         if option not in known and not takes_any:
             near = difflib.get_close_matches(option, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise OptionError(f"{name!r} takes the options {', '.join(known) or '(none)'}. Found {option!r}.{hint}")
+    lost = [option for option, value in known.items() if value is inspect.Parameter.empty and option not in options]
+    if lost:
+        shown = ", ".join(f'"{option}": ...' for option in lost)
+        raise OptionError(
+            f"{name!r} needs the option {' and '.join(lost)}. Found {', '.join(options) or 'none'}. "
+            f'Pass {{"name": "{name}", {shown}}}; `mtl-axes show {name}` says what goes there.'
+        )
     try:
         return cast("OuterWeighting | InnerShape | TargetWeight", cls(**options))
     except MtlAxesError as error:
