@@ -62,7 +62,8 @@ def compose(
         reduction: ``"mean"`` divides by the number of valid labels; ``"weighted_mean"`` by the sum of their sample weights.
         sync: agreement over the ranks of a process group. ``"norms"`` averages losses and norms; ``"gradients"`` takes those
             of the whole batch, the norms being those of the mean gradient, and scales each loss by W n_local / n_global (W
-            ranks, n valid labels, or the sum of weights under ``"weighted_mean"``); None lets ranks differ.
+            ranks, n valid labels, or the sum of weights under ``"weighted_mean"``); None lets ranks differ. In any case a
+            shape that couples the samples of a batch (``cox``, ``bmc``) sees those of its own rank and call alone.
         missing: ``"ignore"`` counts NaN and -100 labels as unlabelled; ``"error"`` refuses NaN.
         eval_weights: weights in evaluation: ``"reference"`` (those of ``fixed``, else 1/K) or ``"current"``.
         debug: check the values of targets and weights in every call, not only in the first of each task.

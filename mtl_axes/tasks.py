@@ -12,6 +12,7 @@ from mtl_axes._state import vector
 from mtl_axes.distributed import Sync, Together, ranks, sum_over_ranks
 from mtl_axes.errors import DataError, OptionError
 from mtl_axes.inner import BCE, MSE, CrossEntropy, InnerShape
+from mtl_axes.registry import name_of
 from mtl_axes.signals import Kind, TaskInfo, wide
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
 Reduction = Literal["mean", "weighted_mean"]
 
 _STANDARD: dict[Kind, type[InnerShape]] = {"regression": MSE, "binary": BCE, "multiclass": CrossEntropy}
+_STANDARD_NAMES: dict[Kind, str] = {"regression": "mse", "binary": "bce", "multiclass": "cross_entropy"}
 _IGNORED_CLASS = -100
 # How often a task without any label is looked at again: each time waits for the device.
 _UNLABELLED_CALLS = 8
@@ -67,7 +69,14 @@ def as_mapping(role: str, values: object, tasks: tuple[str, ...] | None) -> Mapp
     return dict(zip(names, values, strict=True))
 
 
-def infer_kind(name: str, prediction: Tensor, target: Tensor, shape: InnerShape | None, labels: Tensor | None) -> Kind:
+def infer_kind(
+    name: str,
+    prediction: Tensor,
+    target: Tensor,
+    shape: InnerShape | None,
+    labels: Tensor | None,
+    default: InnerShape | None = None,
+) -> Kind:
     """Return the kind of a task from its first targets.
 
     Args:
@@ -76,11 +85,14 @@ def infer_kind(name: str, prediction: Tensor, target: Tensor, shape: InnerShape 
         target: its target.
         shape: the shape that the user gave for this very task, which narrows the choice to its kinds; else None.
         labels: the labelled target values, to tell 0/1 floats; None when there are none yet.
+        default: the shape that the user gave for all tasks, for the message.
 
     Raises:
         DataError: more than one kind fits, or none.
     """
     one_more = prediction.ndim == target.ndim + 1
+    # Integer targets of a shape whose predictions have several numbers per target are numbers, not classes.
+    classes = one_more and not (shape is not None and shape.trailing)
     if target.dtype is torch.bool:
         fits: list[Kind] = ["binary"]
         why = "bool targets"
@@ -94,7 +106,7 @@ def infer_kind(name: str, prediction: Tensor, target: Tensor, shape: InnerShape 
             fits = ["binary"] if soft or shape.kinds == {"binary"} else fits
     elif target.is_complex():
         raise DataError(f"Targets of task {name!r} should be float, integer or bool. Found {target.dtype}.")
-    elif one_more:
+    elif classes:
         fits, why = ["multiclass"], "integer targets"
     else:
         fits, why = ["regression", "binary"], "integer targets with a prediction of the same number of dimensions"
@@ -104,16 +116,30 @@ def infer_kind(name: str, prediction: Tensor, target: Tensor, shape: InnerShape 
             raise DataError(
                 f"Task {name!r} has the shape {shape!r} for {', '.join(sorted(shape.kinds))} tasks. Found {why} "
                 f"{tuple(target.shape)} ({target.dtype}) with a prediction {tuple(prediction.shape)}, which fit "
-                f"{' or '.join(fits)}."
+                f"{' or '.join(fits)}.{_label_hint(prediction, target, shape)}"
             )
         fits = possible
     if len(fits) > 1:
+        number, label = (_shape_name(kind, default) for kind in ("regression", "binary"))
         raise DataError(
             f"The kind of task {name!r} should be clear from its targets. Found {why}, which may be "
-            f"{' or '.join(fits)}. Name the task's shape: inner={{{name!r}: 'mse', ...}} for regression, "
-            f"inner={{{name!r}: 'bce', ...}} for a binary task."
+            f"{' or '.join(fits)}. Name the task's shape: inner={{{name!r}: {number!r}, ...}} for regression, "
+            f"inner={{{name!r}: {label!r}, ...}} for a binary task."
         )
     return fits[0]
+
+
+def _label_hint(prediction: Tensor, target: Tensor, shape: InnerShape) -> str:
+    if "multiclass" not in shape.kinds or not target.is_floating_point():
+        return ""
+    if prediction.ndim == target.ndim + 1:
+        return " For class indices use target.long()."
+    return " For one column per class use target.argmax(1)." if prediction.shape == target.shape and target.ndim > 1 else ""
+
+
+def _shape_name(kind: Kind, default: InnerShape | None) -> str:
+    own = name_of("inner", type(default)) if default is not None and kind in default.kinds else None
+    return own or _STANDARD_NAMES[kind]
 
 
 def check_tensors(name: str, prediction: object, target: object) -> None:
@@ -134,8 +160,15 @@ def check_tensors(name: str, prediction: object, target: object) -> None:
         )
 
 
-def align(role: str, name: str, values: Tensor, shape: torch.Size) -> Tensor:
+def align(role: str, name: str, values: Tensor, shape: torch.Size, *, of: str = "its target") -> Tensor:
     """Return ``values``, of the target's shape or of its leading dimensions, in the target's shape.
+
+    Args:
+        role: what they are, for the message.
+        name: the task, for the message.
+        values: the tensor.
+        shape: that of the target, or of what else they belong to.
+        of: what has this shape, for the message.
 
     Raises:
         DataError: the shapes do not match from the left.
@@ -147,7 +180,7 @@ def align(role: str, name: str, values: Tensor, shape: torch.Size) -> Tensor:
         )
     if values.shape != shape[: values.ndim] or values.ndim == 0:
         raise DataError(
-            f"The {role} of task {name!r} should have the shape of its target {tuple(shape)}, or of its leading dimensions. "
+            f"The {role} of task {name!r} should have the shape of {of} {tuple(shape)}, or of its leading dimensions. "
             f"Found {tuple(values.shape)}."
         )
     return values.reshape(values.shape + (1,) * (len(shape) - values.ndim)).expand(shape)
@@ -186,6 +219,15 @@ def sample_losses(shape: InnerShape, prediction: Tensor, target: Tensor, valid: 
     prediction = torch.where(keep, prediction, 0.0)
     losses = shape.unchecked(prediction, target, valid) if shape.masks else shape.unchecked(prediction, target)
     return torch.where(counting(shape, valid), losses, 0.0)
+
+
+def stand_in(shape: InnerShape, prediction: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both in their own shapes, at places that do not count with what another place holds, to check their values."""
+    dim = -1 if shape.trailing else 1
+    one_more = prediction.ndim > target.ndim
+    entries = prediction.movedim(dim, -1) if one_more else prediction.unsqueeze(-1)
+    filled = torch.where(valid.unsqueeze(-1), entries, entries[valid][0])
+    return filled.movedim(-1, dim) if one_more else filled.squeeze(-1), torch.where(valid, target, target[valid][0])
 
 
 def counting(shape: InnerShape, valid: Tensor) -> Tensor:
@@ -242,7 +284,8 @@ class TaskLosses(NamedTuple):
         """Return the same losses with what the ranks know together of them, in one collective.
 
         With ``sync="gradients"`` each loss is scaled by W n_local / n_global, for W ranks and n labels: the mean over ranks
-        of its gradient is then that of the whole batch. Otherwise every rank that has a task counts alike, as it does in
+        of its gradient is then that of the whole batch; of a shape that couples samples, that of the ranks' batches side by
+        side. Otherwise every rank that has a task counts alike, as it does in
         the mean of gradients that DistributedDataParallel makes.
         """
         values, labelled, whole = self.values(), self.labelled(), sync == "gradients"
@@ -549,17 +592,21 @@ class TaskSet(nn.Module):
         try:
             shape.check(prediction, target)
             if reads_values and labels.numel():
-                # Labels in the target's own shape: where there is none, another one stands in.
-                shape.check_values(prediction, target if valid is None else torch.where(valid, target, labels[0]))
+                shape.check_values(*((prediction, target) if valid is None else stand_in(shape, prediction, target, valid)))
         except DataError as error:
             raise DataError(f"Task {name!r}, shape {shape!r}: {error}") from error
         losses = sample_losses(shape, prediction, target, valid)
         counts = None if valid is None else counting(shape, valid)
-        weight = None if sample_weight is None else align("sample_weight", name, sample_weight, losses.shape).detach()
+        weight = None if sample_weight is None else self._align_weight(name, shape, sample_weight, losses)
         if reads_values:
             self._check_weights(name, counts, weight)
             self._note_checked(name, labels)
         return reduce_losses(losses, counts, weight, self.reduction)
+
+    @staticmethod
+    def _align_weight(name: str, shape: InnerShape, weight: Tensor, losses: Tensor) -> Tensor:
+        of = "its losses, one per sample," if shape.pooled else "its target"
+        return align("sample_weight", name, weight, losses.shape, of=of).detach()
 
     def _settle_kind(self, name: str, prediction: Tensor, target: Tensor, labels: Tensor) -> None:
         """Check the labels of a task, and tell its kind from them unless it is known."""
@@ -570,7 +617,9 @@ class TaskSet(nn.Module):
                 'compose(..., missing="ignore"), which counts NaN as unlabelled.'
             )
         if name not in self.kinds or (name in self._guessed and not empty):
-            self._settle(name, infer_kind(name, prediction, target, self.given.get(name), None if empty else labels))
+            self._settle(
+                name, infer_kind(name, prediction, target, self.given.get(name), None if empty else labels, self.default)
+            )
             # Without a label a float target passes for regression until values show.
             (self._guessed.add if empty else self._guessed.discard)(name)
 

@@ -191,7 +191,7 @@ def test_compose_refuses(options: dict[str, Any], message: str) -> None:
             "inner",
             "focal",
             {"alpha": [0.5]},
-            r"focal: Option `alpha` should have one weight per class\. Found alpha=\[0.5\]\.",
+            r"focal: Option `alpha` should have at least 2 entries\. Found alpha=\(0.5,\)\.",
         ),
         (
             "inner",
@@ -558,7 +558,7 @@ def test_a_scaled_target_under_failure_biased_is_pointed_out(options: dict[str, 
 @pytest.mark.parametrize(
     ("shape", "prediction", "target", "message"),
     [
-        ("focal", torch.zeros(3), torch.tensor([0, 1, 2]), r"focal targets of a binary task should be 0 or 1\. .*in 0\.\.2"),
+        ("focal", torch.zeros(3), torch.tensor([0, 1, 2]), r"targets should be 0 or 1\. .*in 0\.\.2"),
         ("focal", torch.zeros(3, 2), torch.tensor([[0, 1], [1, 5], [0, 0]]), r"should be 0 or 1\. .*in 0\.\.5"),
         ("bce", torch.zeros(3), torch.tensor([0, 1, 2]), r"binary targets should lie in \[0, 1\]\. Found 0\.\.2\."),
         (

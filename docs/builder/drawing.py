@@ -30,7 +30,8 @@ def draw(picture: Picture, target: Path, mark: str) -> None:
     for panel, ax in zip(picture.panels, axes[0], strict=True):
         # Every second line is dashed: one beneath another then shows, and colour is not all that tells them apart.
         for order, (label, values) in enumerate(panel.lines.items()):
-            style = "--" if order % 2 else "-"
+            # A few places are classes, with nothing between them.
+            style = "o" if len(panel.x) < 10 else "--" if order % 2 else "-"
             ax.plot(panel.x, values, style, color=COLOURS[order % len(COLOURS)], linewidth=1.6, label=label)
         if panel.log:
             ax.set_yscale("log")

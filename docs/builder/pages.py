@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -85,7 +84,7 @@ def properties(about: Description) -> Iterator[tuple[str, str]]:
         return
     yield "reads", told(about, "needs", NEEDS[claims["needs"]] if claims["reads_signals"] else "nothing")
     yield "cost", told(about, "needs", cost(claims))
-    yield "state", ", ".join(f"{name} {size}" for name, size in state_of(about)) or "none beside the last weights"
+    yield "state", state_of(about)
     whole = total(claims) + (" while all tasks are active" if claims["total"] else "")
     yield "sum of the weights", told(about, "total", whole)
     if claims["learnable"]:
@@ -150,27 +149,28 @@ def coupling(claims: Any) -> str:
     return "the entries of a sample" if claims["pooled"] else "nothing"
 
 
-def state_of(about: Description) -> list[tuple[str, str]]:
-    """Return the buffers and parameters that a weighting keeps beside its last weights, with their sizes."""
+def state_of(about: Description) -> str:
+    """Return what a weighting saves, with shapes: the weights themselves only where they go on from the last ones."""
     weighting = create("outer", about.name, **getattr(about.cls, "example", {}))
-    weighting.bind_unnamed(7, torch.float64)
-    named = {**dict(weighting.named_buffers()), **dict(weighting.named_parameters())}
-    named.pop("current")
+    weighting.bind_unnamed(7, torch.float64)  # a number that no other dimension has
     any_base = "base" in about.options
-    kept = {name: value for name, value in named.items() if not (any_base and name.startswith("base."))}
-    sizes = [
-        (name, f"({', '.join('K' if size == 7 else str(size) for size in value.shape)})") for name, value in kept.items()
-    ]
-    sizes = [(name, "(scalar)" if size == "()" else size) for name, size in sizes]
-    if any(name.endswith("_extra_state") for name in weighting.state_dict()):
-        sizes.append(("random", "generator"))
-    return [*sizes, ("that of", "its base")] if any_base else sizes
-
-
-def sizes_of(about: Description) -> str:
-    """Return how much state a weighting keeps beside its last weights, for the table."""
-    counts = Counter(size if size.startswith("(") else f"{name} {size}" for name, size in state_of(about))
-    return ", ".join(f"{count} {size}" if size.startswith("(") else size for size, count in counts.items()) or "none"
+    shapes = []
+    for key, value in weighting.state_dict().items():
+        module, _, name = key.rpartition(".")
+        owner: Any = weighting.get_submodule(module)
+        if any_base and module:
+            continue
+        if name == "_extra_state":
+            shapes.append("random generator")
+        elif name == "current":
+            # Those of a stage around something that remembers are made anew from it.
+            if not owner.memoryless and all(getattr(child, "memoryless", True) for child in owner.children()):
+                shapes.append("weights (K)" if not module else "average inside (K)")
+        else:
+            sizes = ", ".join("K" if size == 7 else str(size) for size in value.shape)
+            shapes.append(f"{name.replace('_', ' ')} ({sizes})" if sizes else name)
+    own = [shape for shape in shapes if shape != "weights (K)"]
+    return ", ".join([*(own or shapes), *(["that of its base"] if any_base else [])]) or "none"
 
 
 def paper(about: Description) -> str:
@@ -204,7 +204,7 @@ NOTES = {
     "outer": """\
 The cost follows from what is read. Losses cost nothing beside themselves. Norms and the Gramian take a backward per task
 through the shared part in the steps that measure; `every=` and the [probes](../cost.md) make that less. `famo` takes one
-more forward. The state is what a weighting keeps beside its last weights (K), which all of them keep.
+more forward.
 
 """
 }
@@ -236,7 +236,7 @@ def _outer_row(about: Description) -> list[str]:
     after = "0" if claims["memoryless"] else "kept"
     return [
         told(about, "needs", claims["needs"] if claims["reads_signals"] else "nothing"),
-        sizes_of(about),
+        state_of(about),
         told(about, "total", total(claims)),
         told(about, "sign", SIGNS[claims["sign"]]),
         told(about, "memoryless", after),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -10,18 +10,27 @@ from torch import Tensor
 from mtl_axes.errors import DataError, OptionError
 from mtl_axes.options import check_number
 
-__all__ = ["check_count", "check_values_option", "constants"]
+__all__ = ["as_floats", "check_count", "check_values_option", "constants"]
 
 
 def check_values_option(name: str, values: Sequence[float], *, least: int, low_open: bool = True) -> tuple[float, ...]:
     """Return ``values`` as a tuple of at least ``least`` finite numbers > 0 (>= 0), else raise :class:`OptionError`."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+    # The entries of a mapping would be its keys, and a set has no order.
+    if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
         raise OptionError(f"Option `{name}` should be a sequence of numbers. Found {name}={values!r}.")
-    # A tensor or an array yields 0-dim ones of its own type.
-    found = tuple(values.tolist() if hasattr(values, "tolist") else values)
+    # A tensor or an array yields 0-dim ones of its own type, and so does a list made of one.
+    found = tuple(value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value for value in values)
     if len(found) < least:
         raise OptionError(f"Option `{name}` should have at least {least} entries. Found {name}={found!r}.")
     return tuple(check_number(name, value, low=0.0, low_open=low_open) for value in found)
+
+
+def as_floats(target: Tensor, prediction: Tensor) -> Tensor:
+    """Return integer targets in the dtype of the prediction, float ones as they are.
+
+    A logarithm of integers would be in the default dtype.
+    """
+    return target if target.is_floating_point() else target.to(prediction.dtype)
 
 
 def check_count(name: str, values: Sequence[float], logits: int) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtl_axes.errors import DataError
-from mtl_axes.inner.base import require_same_shape
 from mtl_axes.inner.survival import SurvivalShape
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.signals import Kind
@@ -76,9 +75,8 @@ class AFT(SurvivalShape):
         return self.sigma is None
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
-        if self.sigma is not None:
-            require_same_shape(prediction, target)
-        elif prediction.shape != (*target.shape, 2):
+        super().check(prediction, target)
+        if self.sigma is None and prediction.shape != (*target.shape, 2):
             raise DataError(
                 "prediction should have the shape of target with (mu, log sigma) in an extra last dimension of 2. "
                 f"Found prediction {tuple(prediction.shape)} and target {tuple(target.shape)}."

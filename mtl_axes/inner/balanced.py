@@ -122,6 +122,8 @@ class BMC(InnerShape):
         self.noise = check_number("noise", noise, low=0.0, low_open=True)
 
     def forward(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:
+        # Differences of targets: those of unsigned integers would wrap around.
+        target = target.to(prediction.dtype)
         error = prediction - target
         twice = 2 * self.noise**2
         # Rows are predictions j, columns are targets k; e_j^2 - (p_j - y_k)^2 as a product.

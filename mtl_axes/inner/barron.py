@@ -41,7 +41,7 @@ class Barron(InnerShape):
 
     References:
         J. T. Barron, "A General and Adaptive Robust Loss Function", 2019. alpha is an option and is not learned. Computed
-        as expm1(alpha/2 log1p(.)), which is exact next to the removable singularities 0 and 2. Differs there from
+        as expm1(alpha/2 log1p(.)), in float32 to 3e-6 also next to the removable singularities 0 and 2. Differs there from
         robust_loss_pytorch, which computes pow(.) - 1 and keeps alpha at least 1.2e-7 away from 0 and 2: at u = 1 in
         float32 it gives 0.477 at alpha = 1e-6 and 0 at 2e-7, where the loss is 0.405.
     """

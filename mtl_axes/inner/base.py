@@ -57,7 +57,9 @@ class InnerShape(nn.Module):
 
     Attributes:
         kinds: kinds of task that it serves, of ``"regression"``, ``"binary"``, ``"multiclass"``.
-        coupling: ``"sample"`` when the loss of a sample depends on that sample alone, else ``"batch"``.
+        coupling: ``"sample"`` when the loss of a sample depends on that sample alone, else ``"batch"``. A batch is then
+            that of one call on one process: the losses of micro-batches, or of the ranks of a process group, do not add up
+            to that of the whole, also with ``sync="gradients"``.
         lower_bound: smallest loss, or None when it can be negative without bound. Weightings that take ratios or
             logarithms of losses refuse None.
         trailing: True when several parameters of a prediction lie in an extra last dimension.
@@ -97,12 +99,16 @@ class InnerShape(nn.Module):
         """Check the values of valid samples. Runs in the first call of a task and with ``debug=True``; it may synchronise.
 
         Args:
-            prediction: predictions, as given to ``forward``.
-            target: the target; where it is masked, a label from another place stands in.
+            prediction: predictions, as given to ``forward``; where they are masked, those of another place stand in.
+            target: the target; where it is masked, the label of that place stands in.
 
         Raises:
             DataError: a value is outside what the shape is defined for.
         """
+
+    def weighed(self, target: Tensor) -> Tensor:
+        """Return what a :class:`TargetWeight` sees of a target: the target, or what in it has a size."""
+        return target
 
     def options(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

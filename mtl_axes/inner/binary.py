@@ -9,22 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl_axes.errors import DataError, OptionError
+from mtl_axes.errors import OptionError
 from mtl_axes.inner.base import InnerShape
-from mtl_axes.inner.classification import check_probability
+from mtl_axes.inner.classification import check_hard, check_probability
 from mtl_axes.options import check_number
 from mtl_axes.signals import Kind
 
-__all__ = ["ASL", "Brier", "check_hard", "signed_error"]
+__all__ = ["ASL", "Brier", "signed_error"]
 
 _BINARY: frozenset[Kind] = frozenset({"binary"})
-
-
-def check_hard(target: Tensor) -> None:
-    """Raise :class:`DataError` when a binary target is neither 0 nor 1."""
-    if not bool(((target == 0) | (target == 1)).all()):
-        low, high = float(target.min()), float(target.max())
-        raise DataError(f"targets should be 0 or 1. Found others in {low:g}..{high:g}. For soft targets use bce or brier.")
 
 
 def signed_error(prediction: Tensor, target: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl_axes.errors import DataError, OptionError
+from mtl_axes.errors import DataError
+from mtl_axes.inner._values import check_values_option, constants
 from mtl_axes.inner.base import InnerShape
 from mtl_axes.options import check_number
 from mtl_axes.signals import Kind
@@ -51,6 +52,14 @@ def check_probability(target: Tensor) -> None:
     low, high = float(target.min()), float(target.max())
     if low < 0 or high > 1:
         raise DataError(f"binary targets should lie in [0, 1]. Found {low:g}..{high:g}.")
+
+
+def check_hard(target: Tensor) -> None:
+    """Raise :class:`DataError` when a binary target is neither 0 nor 1."""
+    if not bool(((target == 0) | (target == 1)).all()):
+        low, high = float(target.min()), float(target.max())
+        hint = "For -1 and 1 use target > 0." if low == -1 else "For soft targets use bce or brier."
+        raise DataError(f"targets should be 0 or 1. Found others in {low:g}..{high:g}. {hint}")
 
 
 class BCE(InnerShape):
@@ -146,11 +155,7 @@ class Focal(InnerShape):
                 check_number("alpha", alpha, low=0.0, high=1.0)
             self.alpha = alpha
         else:
-            for weight in alpha:
-                check_number("alpha", weight, low=0.0)
-            if len(alpha) < 2:
-                raise OptionError(f"Option `alpha` should have one weight per class. Found alpha={alpha!r}.")
-            self.alpha = tuple(alpha)
+            self.alpha = check_values_option("alpha", alpha, least=2, low_open=False)
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         if prediction.shape == target.shape:
@@ -167,9 +172,8 @@ class Focal(InnerShape):
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
         if prediction.shape != target.shape:
             check_class_range(prediction, target)
-        elif not bool(((target == 0) | (target == 1)).all()):
-            low, high = float(target.min()), float(target.max())
-            raise DataError(f"focal targets of a binary task should be 0 or 1. Found others in {low:g}..{high:g}.")
+        else:
+            check_hard(target)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         if prediction.shape == target.shape:
@@ -187,7 +191,7 @@ class Focal(InnerShape):
 
     def _class_weight(self, target: Tensor, like: Tensor) -> Tensor:
         if isinstance(self.alpha, tuple):
-            return like.new_tensor(self.alpha)[target.long()]
+            return constants(self.alpha, like)[target.long()]
         assert self.alpha is not None
         positive = target.to(like.dtype)
         return self.alpha * positive + (1 - self.alpha) * (1 - positive)

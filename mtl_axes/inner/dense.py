@@ -16,7 +16,34 @@ from mtl_axes.signals import Kind
 __all__ = ["Dice", "Tversky"]
 
 
-class Tversky(InnerShape):
+class _Regions(InnerShape):
+    """What dice and tversky have in common: images of labels, one loss each."""
+
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"binary", "multiclass"})
+    pooled: ClassVar[bool] = True
+
+    def check(self, prediction: Tensor, target: Tensor) -> None:
+        if target.ndim < 2:
+            raise DataError(
+                "targets should have the shape (N, ...), one image per sample with its pixels in further dimensions. "
+                f"Found target {tuple(target.shape)}. For labels of single samples use bce or cross_entropy."
+            )
+        if prediction.shape != target.shape:
+            require_classes(prediction, target)
+
+    def check_values(self, prediction: Tensor, target: Tensor) -> None:
+        if prediction.shape == target.shape:
+            check_probability(target)
+        else:
+            check_class_range(prediction, target)
+
+    def sample(
+        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
+    ) -> tuple[Tensor, Tensor]:
+        return super().sample(kind, size if len(size) > 1 else (*size, 4), generator, dtype)
+
+
+class Tversky(_Regions):
     """Tversky loss: one minus the overlap of a region with its prediction, false positives and negatives weighted apart.
 
     ::
@@ -57,9 +84,6 @@ class Tversky(InnerShape):
         from MONAI in smooth, there 1e-5 in both sums by default.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"binary", "multiclass"})
-    pooled: ClassVar[bool] = True
-
     def __init__(self, *, alpha: float = 0.3, beta: float = 0.7, smooth: float = 1.0) -> None:
         super().__init__()
         self.alpha = check_number("alpha", alpha, low=0.0)
@@ -68,24 +92,13 @@ class Tversky(InnerShape):
         if alpha == 0 and beta == 0:
             raise OptionError("One of `alpha` and `beta` should be positive. Found alpha=0 and beta=0.")
 
-    def check(self, prediction: Tensor, target: Tensor) -> None:
-        _check_images(prediction, target)
-
-    def check_values(self, prediction: Tensor, target: Tensor) -> None:
-        _check_regions(prediction, target)
-
     def forward(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:
         hit, false_positive, false_negative = _counts(prediction, target, valid)
         miss = self.alpha * false_positive + self.beta * false_negative
         return (miss / (hit + miss + self.smooth)).mean(1)
 
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
-        return super().sample(kind, _with_pixels(size), generator, dtype)
 
-
-class Dice(InnerShape):
+class Dice(_Regions):
     """Dice loss: one minus the overlap of a region with its prediction, the F1 score of pixels made smooth.
 
     ::
@@ -114,45 +127,14 @@ class Dice(InnerShape):
         see tversky.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"binary", "multiclass"})
-    pooled: ClassVar[bool] = True
-
     def __init__(self, *, smooth: float = 1.0) -> None:
         super().__init__()
         self.smooth = check_number("smooth", smooth, low=0.0, low_open=True)
-
-    def check(self, prediction: Tensor, target: Tensor) -> None:
-        _check_images(prediction, target)
-
-    def check_values(self, prediction: Tensor, target: Tensor) -> None:
-        _check_regions(prediction, target)
 
     def forward(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:
         hit, false_positive, false_negative = _counts(prediction, target, valid)
         miss = false_positive + false_negative
         return (miss / (2 * hit + miss + self.smooth)).mean(1)
-
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
-        return super().sample(kind, _with_pixels(size), generator, dtype)
-
-
-def _check_images(prediction: Tensor, target: Tensor) -> None:
-    if target.ndim < 2:
-        raise DataError(
-            "targets should have the shape (N, ...), one image per sample with its pixels in further dimensions. "
-            f"Found target {tuple(target.shape)}. For labels of single samples use bce or cross_entropy."
-        )
-    if prediction.shape != target.shape:
-        require_classes(prediction, target)
-
-
-def _check_regions(prediction: Tensor, target: Tensor) -> None:
-    if prediction.shape == target.shape:
-        check_probability(target)
-    else:
-        check_class_range(prediction, target)
 
 
 def _counts(prediction: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,15 +142,15 @@ def _counts(prediction: Tensor, target: Tensor, valid: Tensor | None) -> tuple[T
     if prediction.shape == target.shape:
         p, other = prediction.sigmoid().unsqueeze(1), (-prediction).sigmoid().unsqueeze(1)
         y = target.to(prediction.dtype).unsqueeze(1)
+        hit, false_positive, false_negative = p * y, p * (1 - y), other * y
     else:
         classes = torch.arange(prediction.shape[1], device=target.device).view(1, -1, *(1,) * (target.ndim - 1))
         p, y = prediction.softmax(1), (target.unsqueeze(1) == classes).to(prediction.dtype)
-        other = 1 - p
+        hit, false_positive = p * y, p * (1 - y)
+        # What the true class lacks is what the others have: 1 - p would cancel.
+        false_negative = false_positive.sum(1, keepdim=True) * y
+    pixels = [hit, false_positive, false_negative]
     if valid is not None:
-        p, other = (torch.where(valid.unsqueeze(1), each, 0.0) for each in (p, other))
-    hit, false_positive, false_negative = p * y, p * (1 - y), other * y
-    return hit.flatten(2).sum(2), false_positive.flatten(2).sum(2), false_negative.flatten(2).sum(2)
-
-
-def _with_pixels(size: tuple[int, ...]) -> tuple[int, ...]:
-    return size if len(size) > 1 else (*size, 4)
+        pixels = [torch.where(valid.unsqueeze(1), each, 0.0) for each in pixels]
+    hit, false_positive, false_negative = (each.flatten(2).sum(2) for each in pixels)
+    return hit, false_positive, false_negative

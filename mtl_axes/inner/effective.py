@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from mtl_axes.errors import DataError
@@ -73,6 +74,9 @@ class ClassBalanced(TargetWeight):
             DataError: there is no label, or one below 0 or not below ``classes``.
             OptionError: a class has no label.
         """
+        labels = torch.as_tensor(labels)
+        if labels.is_floating_point():
+            raise DataError(f"labels should be class indices or bools. Found {labels.dtype}. Use labels.long().")
         if labels.numel() and (int(labels.min()) < 0 or (classes is not None and int(labels.max()) >= classes)):
             raise DataError(
                 f"labels should be class indices from 0 on, below classes={classes}. "

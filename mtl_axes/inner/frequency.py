@@ -17,6 +17,8 @@ from mtl_axes.signals import Kind
 
 __all__ = ["LDS", "InverseFrequency"]
 
+# The index of no class, as torch has it.
+_UNLABELLED = -100
 Binned = TypeVar("Binned", bound="InverseFrequency")
 
 
@@ -50,7 +52,11 @@ def count_labels(labels: Tensor, low: float, width: float, bins: int | None) -> 
     labels = torch.as_tensor(labels).detach().flatten()
     if labels.numel() == 0 or not bool(torch.isfinite(labels).all()):
         raise DataError("labels should be finite numbers, at least one. Found none, or NaN. Pass the labelled ones only.")
-    if bins is None:
+    if not labels.is_floating_point() and low > _UNLABELLED and bool((labels == _UNLABELLED).any()):
+        raise DataError(f"labels should be labelled. Found {_UNLABELLED}, which marks those that are not. Leave them out.")
+    if bins is not None:
+        check_number("bins", bins, low=1, integer=True)
+    else:
         bins = max(1, 1 + math.floor((float(labels.max()) - low) / width))
     return torch.bincount(bin_index(labels, low, width, bins), minlength=bins).tolist()
 

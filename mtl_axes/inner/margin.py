@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtl_axes.inner.base import InnerShape
-from mtl_axes.inner.binary import check_hard
-from mtl_axes.inner.classification import CrossEntropy
+from mtl_axes.inner.classification import CrossEntropy, check_hard
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.signals import Kind
 

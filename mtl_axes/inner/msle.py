@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from mtl_axes.errors import DataError
+from mtl_axes.inner._values import as_floats
 from mtl_axes.inner.base import InnerShape
 from mtl_axes.signals import Kind
 
@@ -56,4 +57,4 @@ class MSLE(InnerShape):
                 raise DataError(f"{role} of msle should be > -1. Found {low:g}.{hint}")
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        return (prediction.log1p() - target.log1p()).square()
+        return (prediction.log1p() - as_floats(target, prediction).log1p()).square()

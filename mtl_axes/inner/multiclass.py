@@ -145,8 +145,8 @@ class SymmetricCE(CrossEntropy):
 
     References:
         Y. Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", 2019. Differs from
-        the reference's code, which clamps labels at 1e-4, so that its log_zero is -9.21 and its cross-entropy has a
-        further 1e-4 sum_c (-log p_c), and p at 1e-7, below which it has no gradient.
+        the reference's code, which clamps the labels of the reverse term at 1e-4, so that its log_zero is -9.21, and p of
+        the cross-entropy at 1e-7, below which that has no gradient.
     """
 
     def __init__(self, *, alpha: float = 0.1, beta: float = 1.0, log_zero: float = -4.0) -> None:

@@ -86,9 +86,10 @@ class Huber(InnerShape):
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         size = (prediction - target).abs()
-        square = size.clamp_max(self.delta)
-        # One formula for both branches: a `where` would double the gradient work and split it at the knot.
-        return 0.5 * square.square() + self.delta * (size - square)
+        near = size.clamp_max(self.delta)
+        # One product for both branches: a `where` would double the gradient work and split it at the knot, and the gradient
+        # of a sum of them would be near + (delta - delta), which rounds off what is small beside delta.
+        return near * (size - 0.5 * near)
 
 
 class Asymmetric(InnerShape):

@@ -26,7 +26,8 @@ class Reweighted(InnerShape):
 
     Any shape goes with any weight of its kind. The weights stay out of the denominator of the mean, which is the number of
     valid samples: with a weight of 2 a sample pulls twice as hard. With a base that couples the batch, the weight applies
-    to the losses that the base gives, and the mask is handed to the base. A base that pools the entries of a sample into
+    to the losses that the base gives, and the mask is handed to the base. Of the signed times of a survival base the weight
+    sees the time, whether it ends in an event or is censored. A base that pools the entries of a sample into
     one loss is refused: it has no loss per target.
 
     Args:
@@ -117,12 +118,15 @@ class Reweighted(InnerShape):
 
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
         self.base.check_values(prediction, target)
-        self.weight.check_values(target)
+        self.weight.check_values(self.weighed(target))
+
+    def weighed(self, target: Tensor) -> Tensor:
+        return self.base.weighed(target)
 
     def forward(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:
         with torch.no_grad():
             # Floats also for integer labels, whose weight would be computed in the default dtype.
-            weight: Tensor = self.weight(target.to(wide(prediction.dtype)))
+            weight: Tensor = self.weight(self.weighed(target).to(wide(prediction.dtype)))
         losses = self.base.unchecked(prediction, target, valid)
         return losses * weight.to(losses.dtype)
 

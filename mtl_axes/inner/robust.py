@@ -97,7 +97,8 @@ class SmoothL1(InnerShape):
         if self.beta == 0:
             return size
         near = size.clamp_max(self.beta)
-        return 0.5 * near * (near / self.beta) + (size - near)
+        # One product, whose gradient is near / beta: that of a sum would be 1 + (near / beta - 1), which rounds it off.
+        return near / self.beta * (size - 0.5 * near)
 
 
 class LogCosh(InnerShape):

@@ -27,6 +27,16 @@ class SurvivalShape(InnerShape):
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
 
+    def check(self, prediction: Tensor, target: Tensor) -> None:
+        # Of integers, missing="ignore" would take the time -100 for no label.
+        if not target.is_floating_point():
+            raise DataError(f"survival targets should be floats, signed times. Found {target.dtype}. Use target.float().")
+        if not self.trailing:
+            super().check(prediction, target)
+
+    def weighed(self, target: Tensor) -> Tensor:
+        return target.abs()  # the time: a sample censored late is not one that fails early
+
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
         if not bool((target != 0).all()):
             raise DataError(
@@ -133,6 +143,7 @@ class DiscreteHazard(SurvivalShape):
             raise OptionError(f"Option `edges` should strictly increase. Found edges={self.edges!r}.")
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
+        super().check(prediction, target)
         if prediction.shape != (*target.shape, len(self.edges)):
             raise DataError(
                 f"prediction should have the shape of target with {len(self.edges)} logits in an extra last dimension, one "

@@ -56,9 +56,11 @@ def test_links_of_the_pages_lead_to_files() -> None:
 
 
 def test_the_readme_lists_every_registered_name() -> None:
-    """No registered strategy is missing from the README's tables."""
+    """No registered strategy is missing from the README's tables, and their numbers are right."""
     text = (ROOT / "README.md").read_text()
-    assert [name for axis in ("outer", "inner") for name in available(axis) if f"`{name}`" not in text] == []
+    assert [name for axis in ("outer", "inner", "weight") for name in available(axis) if f"`{name}`" not in text] == []
+    outer, inner, weight = (len(available(axis)) for axis in ("outer", "inner", "weight"))
+    assert f"{outer} weightings, {inner} shapes and {weight} target weights" in text
 
 
 @pytest.mark.parametrize("script", ["two_axes_numpy.py", "two_axes_torch.py"])

@@ -84,7 +84,7 @@ def test_a_paper_is_a_whole_citation() -> None:
 
 
 def test_what_follows_from_a_base_is_not_told_for_one() -> None:
-    """The pages of stages say what is their base's; other pages name all state beside the last weights, and every cost."""
+    """The pages of stages say what is their base's; other pages name the state that is saved, and every cost."""
     table, folder = rows(DOCS / "reference" / "README.md"), DOCS / "reference" / "outer"
     assert table["[`clip`](outer/clip.md)"][2:7] == [
         "as its base",
@@ -93,15 +93,15 @@ def test_what_follows_from_a_base_is_not_told_for_one() -> None:
         "positive, around `inverse_norm`",
         "as its base",
     ]
-    assert table["[`ema`](outer/ema.md)"][2:5] == ["as its base", "1 (scalar), that of its base", "1, around `inverse_norm`"]
-    assert table["[`uncertainty`](outer/uncertainty.md)"][2:4] == ["nothing", "1 (K)"]
+    assert table["[`ema`](outer/ema.md)"][2:5] == ["as its base", "weights (K), that of its base", "1, around `inverse_norm`"]
+    assert table["[`uncertainty`](outer/uncertainty.md)"][2:4] == ["nothing", "log variance (K)"]
     assert table["[`reweighted`](inner/reweighted.md)"][2:5] == [
         "those of its base that its weight serves",
         "as its base",
         "as its base",
     ]
     assert rows(folder / "warmup.md")["cost"][1] == "as its base"
-    assert "base.base.current (K)" in rows(folder / "gaba.md")["state"][1], "the average"
+    assert "average inside (K)" in rows(folder / "gaba.md")["state"][1]
     assert "One more forward" in rows(folder / "famo.md")["cost"][1]
     assert "param_groups" in rows(folder / "uncertainty.md")["learned"][1]
 

@@ -323,3 +323,11 @@ def test_masked_labels_leave_no_trace(key: str) -> None:
         results.append((loss.detach(), gradient if valid is None else gradient[mask]))
         assert valid is None or not bool(gradient[~mask].any())
     torch.testing.assert_close(*results, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["asl", "focal", "hinge", "squared_hinge"])
+def test_signs_for_labels_are_told_what_to_do(name: str) -> None:
+    """The -1 and 1 of scikit-learn and torch are not taken for soft targets."""
+    shape = create("inner", name)
+    with pytest.raises(DataError, match=r"targets should be 0 or 1\. Found others in -1\.\.1\. For -1 and 1 use target > 0"):
+        shape.check_values(torch.zeros(2), torch.tensor([-1.0, 1.0]))

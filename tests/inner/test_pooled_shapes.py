@@ -380,3 +380,21 @@ def test_a_region_and_a_number_are_learned_together(outer: str) -> None:
         optimizer.step()
         history.append(criterion.report.losses.tolist())
     assert all(last < 0.6 * first for first, last in zip(history[0], history[-1], strict=True))
+
+
+@pytest.mark.parametrize("key", ["dice", "tversky"])
+def test_small_losses_of_classes_do_not_cancel(key: str) -> None:
+    """Of a multiclass task, too: what the true class lacks is what the others have, not one minus its probability."""
+    target = torch.tensor([[0, 1, 2, 0]])
+    logits = 20 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1)
+    shape = create("inner", key)
+    torch.testing.assert_close(shape(logits.float(), target).double(), shape(logits.double(), target), rtol=1e-5, atol=0)
+
+
+def test_a_weight_of_pixels_is_refused_by_what_it_should_be() -> None:
+    """A pooled loss has one weight per sample, and the message does not take that for the target's shape."""
+    criterion = compose("fixed", {"mask": "dice"})
+    with pytest.raises(DataError, match=r"should have the shape of its losses, one per sample, \(2,\).*Found \(2, 4, 4\)"):
+        criterion(
+            {"mask": torch.zeros(2, 4, 4)}, {"mask": torch.ones(2, 4, 4) == 1}, sample_weight={"mask": torch.ones(2, 4, 4)}
+        )

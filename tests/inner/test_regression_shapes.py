@@ -609,3 +609,64 @@ def test_tukey_warns_when_no_sample_has_a_gradient() -> None:
     with pytest.warns(UserWarning, match=r"tukey: every error exceeds c \* scale = 4\.685"):
         compose(inner={"a": "tukey"})({"a": torch.tensor([10.0, 20.0])}, {"a": torch.tensor([0.0, 0.0])})
     compose(inner={"a": "tukey"})({"a": torch.tensor([10.0, 1.0])}, {"a": torch.tensor([0.0, 0.0])})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "scales"),
+    [
+        ("linex", {"a": 0.5, "max_exponent": 30.0}, (0.1, 1.0, 10.0, 50.0)),
+        ("linex", {"a": -0.5, "max_exponent": 80.0}, (0.1, 1.0, 10.0, 50.0)),
+        ("nasa", {"max_exponent": 20.0}, (0.1, 1.0, 50.0, 300.0)),
+        ("nasa", {"max_exponent": 80.0}, (0.1, 1.0, 50.0, 300.0)),
+        ("huber", {"delta": 1e6}, (1e-3, 1.0, 1e3)),
+        ("smooth_l1", {"beta": 1e6}, (1e-3, 1.0, 1e3)),
+        ("smooth_l1", {"beta": 1.0}, (1e-6, 1e-3, 1.0)),
+    ],
+)
+def test_float32_gradients_are_those_of_float64(name: str, options: dict[str, Any], scales: tuple[float, ...]) -> None:
+    """What an option makes of large errors costs small ones no digit of their gradient."""
+    shape = create("inner", name, **options)
+    for scale in scales:
+        error = scale * torch.linspace(-1, 1, 40)
+        found, expected = (gradient(shape, error.to(dtype)) for dtype in (torch.float32, torch.float64))
+        # exp(80) multiplies the rounding of its exponent by 80; the gradient of expm1(z) - z is exp(z) less 1.
+        exponential = name in ("linex", "nasa")
+        close(found.double(), expected, rtol=2e-5 if exponential else 1e-6, atol=1.2e-7 if exponential else 0)
+
+
+def gradient(shape: InnerShape, prediction: Tensor, target: Tensor | None = None) -> Tensor:
+    prediction = prediction.clone().requires_grad_()
+    losses = shape(prediction, torch.zeros_like(prediction) if target is None else target)
+    return torch.autograd.grad(losses.sum(), prediction)[0]
+
+
+@pytest.mark.parametrize("count", [0.5, 10.0, 1e5])
+def test_poisson_deviance_near_its_minimum(count: float) -> None:
+    """In float32 the deviance of a good prediction is neither rounding error nor without a gradient."""
+    shape = create("inner", "poisson", deviance=True)
+    target = torch.full((40,), count)
+    prediction = target.log() + torch.linspace(-3e-3, 3e-3, 40)
+    exact = prediction.double(), target.double()
+    # The logarithm of the count is rounded by 5e-7, the gap to it is 8e-5 or more.
+    close(shape(prediction, target).double(), shape(*exact), rtol=2e-2, atol=0)
+    close(gradient(shape, prediction, target).double(), gradient(shape, *exact), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("name", ["bmc", "gamma", "msle", "poisson", "tweedie"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_integer_targets_are_numbers(name: str, dtype: torch.dtype) -> None:
+    """An integer target gives bit for bit what it gives as a float; differences of unsigned ones do not wrap around."""
+    target = torch.tensor([3, 1, 7, 120], dtype=dtype)
+    prediction = torch.tensor([0.5, 1.0, 2.0, 4.0], dtype=torch.float64)
+    options = {"deviance": True} if name == "poisson" else {}
+    shape = create("inner", name, **options)
+    assert torch.equal(shape(prediction, target), shape(prediction, target.double()))
+
+
+@pytest.mark.parametrize("alpha", [1e-7, -1e-7, 1.999999, 2 - 1e-9, 2.000001])
+def test_barron_next_to_its_removable_singularities(alpha: float) -> None:
+    """In float32 the loss and its gradient keep six digits there, over seven decades of errors."""
+    shape, error = create("inner", "barron", alpha=alpha), torch.logspace(-4, 3, 50)
+    exact = error.double()
+    close(shape(error, 0 * error).double(), shape(exact, 0 * exact), rtol=3e-6, atol=0)
+    close(gradient(shape, error).double(), gradient(shape, exact), rtol=3e-6, atol=0)

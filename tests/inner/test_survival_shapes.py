@@ -307,3 +307,19 @@ def test_edges_are_checked() -> None:
         DataError, match=r"with 2 logits in an extra last dimension, one per interval\. Found prediction \(4, 3\)"
     ):
         create("inner", "discrete_hazard", edges=(1.0, 2.0))(torch.zeros(4, 3), torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("cox", {}, (3,)),
+        ("aft", {}, (3,)),
+        ("aft", {"sigma": None}, (3, 2)),
+        ("discrete_hazard", {"edges": (50.0,)}, (3, 1)),
+    ],
+)
+def test_integer_times_are_refused(name: str, options: dict[str, Any], size: tuple[int, ...]) -> None:
+    """With missing="ignore" the integer -100 is no label; a sample censored at 100 would silently be left out."""
+    criterion = compose("fixed", {"life": {"name": name, **options}}, missing="ignore")
+    with pytest.raises(DataError, match=r"should be floats, signed times\. Found torch\.int64\. Use target\.float\(\)"):
+        criterion({"life": torch.zeros(size)}, {"life": torch.tensor([30, -100, 90])})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from mtl_axes import InnerShape, TargetWeight, available, compose, create
 from mtl_axes.errors import DataError, OptionError, UnknownNameError
-from mtl_axes.inner import LDS, MSE, ClassBalanced, InverseFrequency, Ramp, Reweighted, mtl_axes_target_weights
+from mtl_axes.inner import LDS, MSE, ClassBalanced, FailureBias, InverseFrequency, Ramp, Reweighted, mtl_axes_target_weights
 from mtl_axes.registry import resolve
 
 WEIGHTS: dict[str, dict[str, Any]] = {
@@ -421,3 +422,45 @@ def test_labels_without_a_count_are_refused() -> None:
     soft = create("inner", "reweighted", base="bce", weight={"name": "class_balanced", "counts": [3, 1]})
     with pytest.raises(DataError, match=r"targets should be their indices\. Found 0\.\.0\.5"):
         compose(inner={"a": soft})({"a": torch.zeros(2)}, {"a": torch.tensor([0.0, 0.5])})
+
+
+@pytest.mark.parametrize("name", ["class_balanced", "inverse_frequency", "lds"])
+def test_counts_of_any_library(name: str) -> None:
+    """Arrays, tensors and lists of their numbers are counts; a mapping, whose entries are its keys, is none."""
+    expected = repr(create("weight", name, counts=(5, 3, 2)))
+    for counts in (np.array([5, 3, 2]), list(np.array([5, 3, 2])), torch.tensor([5, 3, 2]), list(torch.tensor([5, 3, 2]))):
+        assert repr(create("weight", name, counts=counts)) == expected
+    for counts in (Counter([1, 1, 2]), {3, 4}):
+        with pytest.raises(OptionError, match=r"`counts` should be a sequence of numbers\. Found counts="):
+            create("weight", name, counts=counts)
+
+
+def test_unlabelled_classes_are_not_counted() -> None:
+    """The index -100 does not pass for the first class, as other labels below the first bin do."""
+    labels = torch.tensor([0, 1, 1, -100])
+    with pytest.raises(DataError, match="Found -100, which marks those that are not"):
+        InverseFrequency.from_labels(labels)
+    with pytest.raises(DataError, match=r"Found -100\.\.1"):
+        ClassBalanced.from_labels(labels)
+    assert InverseFrequency.from_labels(labels, low=-100.0, width=100.0).counts == (1, 3)
+    assert ClassBalanced.from_labels([0, 1, 1]).counts == (1, 2)
+
+
+def test_what_is_no_class_and_no_bin_is_refused() -> None:
+    """from_labels counts no fractions as classes, and takes no number of bins that holds nothing."""
+    with pytest.raises(DataError, match=r"class indices or bools\. Found torch\.float32\. Use labels\.long\(\)"):
+        ClassBalanced.from_labels(torch.tensor([0.5, 1.0]))
+    with pytest.raises(OptionError, match=r"`bins` should be an integer in \[1, inf\)\. Found bins=0"):
+        LDS.from_labels(torch.tensor([1.0]), bins=0)
+
+
+@pytest.mark.parametrize("base", ["aft", "cox", {"name": "discrete_hazard", "edges": (50.0, 100.0)}])
+def test_a_weight_sees_the_time_of_a_signed_time(base: Any) -> None:
+    """A sample censored at 100 weighs as one that fails at 100, not as one that has failed already; nested weights, too."""
+    shape = resolve("inner", base)
+    target = torch.tensor([100.0, -100.0, 20.0, -20.0])
+    prediction = torch.linspace(-1, 1, 8).reshape(4, 2) if shape.trailing else torch.linspace(-1, 1, 4)
+    once = Reweighted(base, FailureBias(r_max=200.0))
+    close(once(prediction, target), shape(prediction, target) * torch.tensor([1.5, 1.5, 1.9, 1.9]), rtol=1e-6)
+    twice = Reweighted(once, Ramp(high=200.0))
+    close(twice(prediction, target), once(prediction, target) * torch.tensor([1.5, 1.5, 1.1, 1.1]), rtol=1e-6)

@@ -212,6 +212,16 @@ def test_symmetric_ce_is_the_sum_of_both_directions() -> None:
     )
 
 
+def test_symmetric_ce_of_its_authors() -> None:
+    """Their code clamps p in the first term and the label in the second alone; within the clamps log_zero is log 1e-4."""
+    logits, target = draws(50, 4), classes(4, 50)
+    p, label = logits.softmax(1), F.one_hot(target, 4).to(f64)
+    entropy = -(label * p.clamp(1e-7, 1).log()).sum(1)
+    reverse = -(p * label.clamp(1e-4, 1).log()).sum(1)
+    ours = create("inner", "symmetric_ce", alpha=0.3, beta=0.7, log_zero=math.log(1e-4))(logits, target)
+    torch.testing.assert_close(ours, 0.3 * entropy + 0.7 * reverse, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(60, 3), (4, 3, 5)])
 @pytest.mark.parametrize("tau", [0.5, 1.0, 2.0])
 def test_logit_adjustment_is_a_cross_entropy_of_shifted_logits(shape: tuple[int, ...], tau: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import OrderedDict
 from typing import Any
 
@@ -312,3 +314,31 @@ def test_combine_takes_tuples_none_and_stacked_losses() -> None:
     assert criterion.combine({"1": losses[1]}).item() == 3.0
     with pytest.warns(UserWarning, match=r"combine\(\) got stacked losses.*Pass a mapping or a tuple"):
         assert criterion.combine(losses).item() == 4.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [("gaussian_nll", (4, 2)), ("crps_ensemble", (4, 3)), ({"name": "quantile", "q": (0.1, 0.9)}, (4, 2))]
+)
+def test_integer_targets_of_several_numbers_per_prediction_are_no_classes(shape: Any, size: tuple[int, ...]) -> None:
+    """Counts and cycles are integers; the dimension that their predictions have more is not that of classes."""
+    prediction, target = torch.linspace(0, 1, math.prod(size)).reshape(size), torch.tensor([1, 2, 3, 4])
+    criterion = compose("fixed", {"a": shape})
+    assert criterion({"a": prediction}, {"a": target}) == compose("fixed", {"a": shape})(
+        {"a": prediction}, {"a": target.float()}
+    )
+    assert kinds(criterion) == {"a": "regression"}
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"), [(torch.zeros(4), "use target.long()"), (torch.zeros(4, 3), "use target.argmax(1)")]
+)
+def test_classes_as_floats_are_told_what_to_do(target: Tensor, hint: str) -> None:
+    """Class indices as floats, and one column per class, are refused with the way out."""
+    with pytest.raises(DataError, match=re.escape(hint)):
+        compose("fixed", {"a": "label_smoothing"})({"a": torch.zeros(4, 3)}, {"a": target})
+
+
+def test_an_ambiguous_target_is_asked_for_the_shape_that_was_given_for_all() -> None:
+    """A single shape for every task is proposed for the task, not the standard one in its place."""
+    with pytest.raises(DataError, match=r"inner=\{'a': 'poisson', ...\} for regression, inner=\{'a': 'bce'"):
+        compose("fixed", "poisson")({"a": torch.zeros(4)}, {"a": torch.tensor([1, 0, 3, 2])})

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtl_axes import compose
+from mtl_axes import compose, create
 from mtl_axes.errors import DataError
+from mtl_axes.tasks import stand_in
 
 SIZE = 6
 # name -> (shape, options, kind, trailing dimensions of the target)
@@ -224,3 +225,27 @@ def test_infinite_targets_are_not_missing() -> None:
     """missing="ignore" forgives NaN only; an infinite target is an error."""
     with pytest.raises(DataError, match="should be finite"):
         compose(missing="ignore")({"rul": torch.ones(3)}, {"rul": torch.tensor([1.0, torch.nan, torch.inf])})
+
+
+@pytest.mark.parametrize("masked", [-5.0, float("nan")])
+def test_masked_predictions_are_not_checked_and_hide_no_others(masked: float) -> None:
+    """What a shape asks of predictions it asks of those that count."""
+    mask, target = torch.tensor([True, False, True]), torch.tensor([1.0, 2.0, 3.0])
+    compose("fixed", {"a": "msle"})({"a": torch.tensor([1.0, masked, 2.0])}, {"a": target}, mask={"a": mask})
+    with pytest.raises(DataError, match=r"Predictions of msle should be > -1\. Found -3"):
+        compose("fixed", {"a": "msle"})({"a": torch.tensor([1.0, masked, -3.0])}, {"a": target}, mask={"a": mask})
+
+
+@pytest.mark.parametrize(("name", "size"), [("gaussian_nll", (3, 4, 2)), ("cross_entropy", (3, 2, 4)), ("mse", (3, 4))])
+def test_stand_ins_keep_valid_entries_and_fill_the_others_from_one(name: str, size: tuple[int, ...]) -> None:
+    """Predictions and targets keep their shapes; at masked places stand those of the first valid one."""
+    shape = create("inner", name)
+    prediction, target = torch.randn(size), torch.arange(12).reshape(3, 4)
+    valid = torch.arange(12).reshape(3, 4) % 3 == 1
+    filled, labels = stand_in(shape, prediction, target, valid)
+    dim = -1 if shape.trailing else 1
+    before, after = (each.movedim(dim, -1) if len(size) == 3 else each for each in (prediction, filled))
+    assert filled.shape == prediction.shape
+    assert torch.equal(after[valid], before[valid])
+    assert torch.equal(after[~valid], before[0, 1].expand_as(after[~valid]))
+    assert torch.equal(labels, torch.where(valid, target, 1))
