@@ -93,7 +93,11 @@ def test_what_follows_from_a_base_is_not_told_for_one() -> None:
         "positive, around `inverse_norm`",
         "as its base",
     ]
-    assert table["[`ema`](outer/ema.md)"][2:5] == ["as its base", "weights (K), that of its base", "1, around `inverse_norm`"]
+    assert table["[`ema`](outer/ema.md)"][2:5] == [
+        "as its base",
+        "weights (K), that of its base",
+        "1, around `inverse_norm`",
+    ]
     assert table["[`uncertainty`](outer/uncertainty.md)"][2:4] == ["nothing", "log variance (K)"]
     assert table["[`reweighted`](inner/reweighted.md)"][2:5] == [
         "those of its base that its weight serves",
