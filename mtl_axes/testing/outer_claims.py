@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from mtl_axes.testing.case import close, difference, equal, numbers, same, snapshot
+from mtl_axes.testing.case import both, close, difference, equal, numbers, same, snapshot
 from mtl_axes.testing.outer_case import OuterCase, f64, spread
 from mtl_axes.testing.problems import hard, ordinary
 
@@ -37,6 +37,7 @@ def declarations(case: OuterCase) -> None:
         "moves",
         "on_host",
         "traceable",
+        "wants_after_step",
     ):
         value = getattr(weighting, claim)
         case.require(isinstance(value, bool), f"should claim {claim} as True or False", repr(value))
@@ -59,8 +60,11 @@ def structure(case: OuterCase) -> None:
         for dtype in (f64, torch.float32):
             weighting = case.bound(count, dtype)
             case.given = ordinary(count, 1).told(weighting.needs)
+            signals, untouched = (ordinary(count, 1).signals(weighting.needs, case.start, dtype) for _ in range(2))
             # Not by show(): what comes after the step may change the weights that are read.
-            returned = weighting(ordinary(count, 1).signals(weighting.needs, case.start, dtype))
+            returned = weighting(signals)
+            for name, value in vars(signals).items():
+                case.require(equal(value, getattr(untouched, name)), "should leave the signals alone", f"other {name}")
             for what, weights in (
                 ("forward", returned),
                 ("weights()", weighting.weights()),
@@ -92,7 +96,7 @@ def repeatable(case: OuterCase) -> None:
         case.require(
             equal(left, right),
             "should give the same weights for the same signals, on every rank",
-            f"{numbers(left)} and {numbers(right)}",
+            " and ".join(both(left, right)),
         )
     case.require(
         torch.equal(torch.get_rng_state(), generator),

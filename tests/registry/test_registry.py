@@ -83,6 +83,12 @@ def test_unknown_axis(axis: Any) -> None:
         ("outer", "MSE", "Known:"),
         ("outer", "focal", "'focal' is a name of the inner axis."),
         ("inner", "gradnorm", "'gradnorm' is a name of the outer axis."),
+        (
+            "inner",
+            "ramp",
+            'Join it with a shape: {"name": "reweighted", "base": "mse", "weight": "ramp"}.',
+        ),
+        ("outer", "UPGrad", "Did you mean 'upgrad'"),
     ],
 )
 def test_unknown_name(axis: Any, name: str, hint: str) -> None:
@@ -123,6 +129,14 @@ def test_unknown_option(axis: Any, name: str, options: dict[str, Any], message: 
 
 
 # ---- decorators
+
+
+def test_an_option_that_is_needed() -> None:
+    """A strategy without the options that it needs says which, and how they are passed."""
+    with pytest.raises(
+        OptionError, match=r"^'ema' needs the option base\. Found beta\. Pass \{\"name\": \"ema\", \"base\": \.\.\.\}"
+    ):
+        create("outer", "ema", beta=0.9)
 
 
 def test_registered_class_works_by_name_in_compose() -> None:
