@@ -301,24 +301,12 @@ def create(axis: Axis, name: str, /, **options: Any) -> OuterWeighting | InnerSh
             near = difflib.get_close_matches(option, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise OptionError(f"{name!r} takes the options {', '.join(known) or '(none)'}. Found {option!r}.{hint}")
-<<<<<<< HEAD
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    required = [key for key, it in known.items() if it.default is inspect.Parameter.empty and it.kind not in variable]
-    missing = [key for key in required if key not in options]
-    if missing:
-        given = ", ".join(options) or "none"
-        call = ", ".join(f'"{key}": ...' for key in missing)
-        raise OptionError(
-            f"{name!r} needs the options {', '.join(required)}. Found {given}. Give them with the name: "
-            f'{{"name": "{name}", {call}}}.'
-=======
     lost = [option for option, value in known.items() if value is inspect.Parameter.empty and option not in options]
     if lost:
         shown = ", ".join(f'"{option}": ...' for option in lost)
         raise OptionError(
             f"{name!r} needs the option {' and '.join(lost)}. Found {', '.join(options) or 'none'}. "
             f'Pass {{"name": "{name}", {shown}}}; `mtl-axes show {name}` says what goes there.'
->>>>>>> review-user
         )
     try:
         return cast("OuterWeighting | InnerShape | TargetWeight", cls(**options))

@@ -328,10 +328,7 @@ def test_a_constructor_that_fails_keeps_its_reason() -> None:
 @pytest.mark.parametrize(("name", "option"), [("lr_annealing", "main"), ("cosine_gate", "main"), ("ema", "base")])
 def test_a_missing_option_is_named(name: str, option: str) -> None:
     """A strategy that cannot be made from its name alone says what it needs, and how to write it."""
-    text = (
-        f"'{name}' needs the options {option}. Found none. Give them with the name: "
-        + f'{{"name": "{name}", "{option}": ...}}'
-    )
+    text = f'\'{name}\' needs the option {option}. Found none. Pass {{"name": "{name}", "{option}": ...}}'
     message = re.escape(text)
     with pytest.raises(OptionError, match=message):
         create("outer", name)
