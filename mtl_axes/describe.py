@@ -15,28 +15,26 @@ from mtl_axes.errors import MtlAxesError
 from mtl_axes.options import constructor_options
 from mtl_axes.registry import Axis, lookup
 
-__all__ = ["REQUIRED", "Description", "describe", "describe_class", "parse"]
+__all__ = ["FLAGS", "REQUIRED", "Description", "describe", "describe_class", "parse"]
 
 # The default of an option that has none.
 REQUIRED = inspect.Parameter.empty
 
+# Claims of a weighting that are true or false.
+FLAGS = (
+    "memoryless",
+    "symmetric",
+    "balances",
+    "learnable",
+    "nonnegative",
+    "reads_signals",
+    "moves",
+    "on_host",
+    "traceable",
+    "wants_after_step",
+)
 _CLAIMS: dict[str, tuple[str, ...]] = {
-    "outer": (
-        "needs",
-        "total",
-        "sign",
-        "memoryless",
-        "symmetric",
-        "scaling",
-        "balances",
-        "learnable",
-        "nonnegative",
-        "reads_signals",
-        "moves",
-        "on_host",
-        "traceable",
-        "wants_after_step",
-    ),
+    "outer": ("needs", "total", "sign", "scaling", *FLAGS),
     "inner": (
         "kinds",
         "coupling",

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from mtl_axes.describe import FLAGS
 from mtl_axes.testing.case import both, close, difference, equal, numbers, same, snapshot
 from mtl_axes.testing.outer_case import OuterCase, f64, spread
 from mtl_axes.testing.problems import hard, ordinary
@@ -27,18 +28,7 @@ def declarations(case: OuterCase) -> None:
     }.items():
         value = getattr(weighting, claim)
         case.require(value in values, f"should claim {claim} as one of {', '.join(map(repr, values))}", repr(value))
-    for claim in (
-        "memoryless",
-        "symmetric",
-        "balances",
-        "learnable",
-        "nonnegative",
-        "reads_signals",
-        "moves",
-        "on_host",
-        "traceable",
-        "wants_after_step",
-    ):
+    for claim in FLAGS:
         value = getattr(weighting, claim)
         case.require(isinstance(value, bool), f"should claim {claim} as True or False", repr(value))
     case.require(not weighting.bound, "should know no task before it is bound", f"the tasks {weighting.tasks}")
