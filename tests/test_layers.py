@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["criterion"] = ALLOWED["explain"] | {"explain", "logs", "uncompiled"}
 ALLOWED["composition"] = ALLOWED["criterion"] | {"criterion"}
-ALLOWED["testing"] = ALLOWED["composition"] | {"composition"}
+ALLOWED["testing"] = ALLOWED["composition"] | {"composition", "describe"}
 ALLOWED["__init__"] = ALLOWED["testing"]
 ALLOWED["cli"] = {"__about__", "describe", "errors", "registry"}
 ALLOWED["__main__"] = {"cli"}
