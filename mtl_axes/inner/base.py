@@ -170,7 +170,7 @@ class TargetWeight(nn.Module):
         return read_options(self)
 
     def check_values(self, target: Tensor) -> None:
-        """Check the values of labelled targets; see :meth:`InnerShape.check_values`."""
+        """Check the values of labelled targets, floats in a regression; see :meth:`InnerShape.check_values`."""
 
     def forward(self, target: Tensor, /) -> Tensor:
         """Return weights >= 0, in the shape of ``target``."""

@@ -118,7 +118,9 @@ class Reweighted(InnerShape):
 
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
         self.base.check_values(prediction, target)
-        self.weight.check_values(self.weighed(target))
+        labels = self.weighed(target)
+        # As forward has them. Integers that are none of classes would pass for such.
+        self.weight.check_values(labels.to(wide(prediction.dtype)) if self.kinds == frozenset({"regression"}) else labels)
 
     def weighed(self, target: Tensor) -> Tensor:
         return self.base.weighed(target)
