@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtl_axes.errors import DataError, OptionError
 from mtl_axes.inner._values import check_values_option, constants
-from mtl_axes.inner.base import TargetWeight
+from mtl_axes.inner.base import REGRESSION, TargetWeight
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.signals import Kind
 
@@ -206,7 +206,7 @@ class LDS(InverseFrequency):
         others, where the smoothed count is 0.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
     example: ClassVar[Mapping[str, Any]] = {"counts": (40, 10, 2, 0, 1), "low": -2.0}
 
     def __init__(
