@@ -16,7 +16,6 @@ from mtl_axes.signals import Kind
 
 __all__ = ["Expectile", "Linex", "Nasa"]
 
-
 # exp(80) is 5.5e34: a gradient with it is finite in float32, also after a few factors.
 _LARGEST_EXPONENT = 80.0
 
