@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,17 +13,29 @@ from typing import Any, get_args
 from mtl_axes.__about__ import version
 from mtl_axes.describe import REQUIRED, Description, describe
 from mtl_axes.errors import MtlAxesError
-from mtl_axes.registry import Axis, available, failures
+from mtl_axes.registry import Axis, available, failures, near_names
 
 __all__ = ["main"]
 
 AXES: tuple[Axis, ...] = get_args(Axis)
 _TITLES: dict[Axis, str] = {"outer": "outer weighting", "inner": "inner shape", "weight": "target weight"}
+# Lines are filled up to here, or to the edge of a terminal that is narrower.
 _WIDTH = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, or 2 when a name is unknown."""
+    """Run the command line and return its exit status: 0, 1 when nobody reads on, or 2 when a name is unknown."""
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # A reader such as `head` has seen enough. What is still in the buffer must not fail again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="mtl-axes", description="Strategies of multi-task losses, by name.")
     parser.add_argument("--version", action="version", version=f"mtl_axes {version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -48,7 +61,7 @@ def _show(name: str) -> int:
     found = [axis for axis in AXES if name in available(axis)]
     if not found:
         names = sorted({known for axis in AXES for known in available(axis)})
-        near = difflib.get_close_matches(name, names, n=3)
+        near = near_names(name, names)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         print(f"No strategy is named {name!r}.{hint} `mtl-axes list` shows all names.", file=sys.stderr)
         _tell_failures(sys.stderr)
@@ -79,7 +92,17 @@ def _listed(axis: Axis) -> str:
     first = max((len(name) for name, _, _ in rows), default=0)
     second = max((len(serves) for _, serves, _ in rows), default=0)
     head = f"{len(rows)} {_TITLES[axis]}{'' if len(rows) == 1 else 's'}"
-    return "\n".join([head, *(f"  {name:<{first}}  {serves:<{second}}  {line}" for name, serves, line in rows)])
+    lines = [head]
+    for name, serves, line in rows:
+        start = f"  {name:<{first}}  {serves:<{second}}  "
+        if not sys.stdout.isatty():  # a line each, for grep
+            lines.append(start + line)
+            continue
+        beside = _width() - len(start) >= 40
+        indent = " " * (len(start) if beside else 6)
+        text = textwrap.fill(line, _width(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+        lines.append(start + text[len(start) :] if beside else f"{start.rstrip()}\n{text}")
+    return "\n".join(lines)
 
 
 def _shown(about: Description) -> str:
@@ -93,9 +116,11 @@ def _shown(about: Description) -> str:
     blocks.append(_section("Arguments", _items(others.items())))
     blocks.append(_section("Returns", _wrapped(about.returns)))
     blocks.append(_section("Raises", _items(about.raises.items())))
-    blocks.append(_section("Claims", _claims(about.claims)))
+    # Those of a strategy around another one follow from that, and are told for the one of its example.
+    around = f", with {_call(getattr(about.cls, 'example', {}))}" if "base" in about.options else ""
+    blocks.append(_section(f"Claims{around}", _claims(about.claims)))
     blocks.append(_section("Example", about.example))
-    blocks.append(_section("References", about.references))
+    blocks.append(_section("References", _wrapped(about.references)))
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -114,7 +139,7 @@ def _options(about: Description) -> str:
 
 def _items(items: Iterable[tuple[str, str]]) -> str:
     return "\n".join(
-        textwrap.fill(f"{name}: {text}" if text else name, _WIDTH - 4, subsequent_indent="    ", break_on_hyphens=False)
+        textwrap.fill(f"{name}: {text}" if text else name, _width() - 4, subsequent_indent="    ", break_on_hyphens=False)
         for name, text in items
     )
 
@@ -124,9 +149,17 @@ def _claims(claims: Mapping[str, Any]) -> str:
     return _wrapped(", ".join(f"{name}={value!r}" for name, value in told.items()))
 
 
+def _call(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
+
 def _section(head: str, text: str) -> str:
     return f"{head}\n{textwrap.indent(text, '    ')}" if text else ""
 
 
 def _wrapped(paragraph: str) -> str:
-    return textwrap.fill(" ".join(paragraph.split()), _WIDTH - 4, break_on_hyphens=False)
+    return textwrap.fill(" ".join(paragraph.split()), _width() - 4, break_on_hyphens=False)
+
+
+def _width() -> int:
+    return max(40, min(_WIDTH, shutil.get_terminal_size().columns)) if sys.stdout.isatty() else _WIDTH

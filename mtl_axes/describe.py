@@ -11,32 +11,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from mtl_axes.errors import MtlAxesError
+from mtl_axes.options import constructor_options
 from mtl_axes.registry import Axis, lookup
 
-__all__ = ["REQUIRED", "Description", "describe", "describe_class", "parse"]
+__all__ = ["FLAGS", "REQUIRED", "Description", "describe", "describe_class", "parse"]
 
 # The default of an option that has none.
 REQUIRED = inspect.Parameter.empty
 
+# Claims of a weighting that are true or false.
+FLAGS = (
+    "memoryless",
+    "symmetric",
+    "balances",
+    "learnable",
+    "nonnegative",
+    "reads_signals",
+    "moves",
+    "on_host",
+    "traceable",
+    "wants_after_step",
+)
 _CLAIMS: dict[str, tuple[str, ...]] = {
-    "outer": (
-        "needs",
-        "total",
-        "sign",
-        "memoryless",
-        "symmetric",
-        "scaling",
-        "balances",
-        "learnable",
-        "nonnegative",
-        "reads_signals",
-        "moves",
-        "on_host",
-        "traceable",
-    ),
+    "outer": ("needs", "total", "sign", "scaling", *FLAGS),
     "inner": (
         "kinds",
         "coupling",
@@ -110,7 +108,9 @@ def describe(axis: Axis, name: str, /) -> Description:
 
 def describe_class(axis: Axis, name: str, cls: type, /) -> Description:
     """Return what a class of an axis says of itself, registered or not."""
-    parts = parse(vars(cls).get("__doc__") or "")
+    parts = {
+        name: text if name == "example" else _plain(text) for name, text in parse(vars(cls).get("__doc__") or "").items()
+    }
     return Description(
         axis,
         name,
@@ -123,7 +123,7 @@ def describe_class(axis: Axis, name: str, cls: type, /) -> Description:
         raises=_items(parts["Raises"]),
         example=parts["example"],
         references=parts["References"],
-        options=_options(cls),
+        options=constructor_options(cls),
         claims=_claims(axis, cls),
     )
 
@@ -171,6 +171,11 @@ def parse(docstring: str) -> dict[str, str]:
     return texts
 
 
+def _plain(text: str) -> str:
+    """Return the text of a docstring with names as `name`, whatever their mark-up was."""
+    return re.sub(r":(?:class|meth|func|mod|data|attr):`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text).replace("``", "`")
+
+
 def _joined(text: str) -> str:
     return " ".join(text.split())
 
@@ -187,15 +192,6 @@ def _items(text: str) -> dict[str, str]:
         elif name and line.strip():
             items[name] += " " + line.strip()
     return items
-
-
-def _options(cls: type) -> dict[str, Any]:
-    # A class without a constructor of its own shows the (*args, **kwargs) of nn.Module, and takes nothing.
-    if cls.__init__ is nn.Module.__init__:  # type: ignore[misc]
-        return {}
-    skipped = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(cls).parameters
-    return {name: parameter.default for name, parameter in parameters.items() if parameter.kind not in skipped}
 
 
 def _claims(axis: Axis, cls: type) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import inspect
 import math
 from typing import Any
 
+from torch import nn
+
 from mtl_axes.errors import OptionError
 
-__all__ = ["check_choice", "check_number", "constructor_repr", "read_options"]
+__all__ = ["check_choice", "check_number", "constructor_options", "constructor_repr", "read_options"]
 
 
 def check_number(
@@ -46,15 +48,19 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
         raise OptionError(f"Option `{name}` should be one of {listed}. Found {name}={value!r}.")
 
 
+def constructor_options(cls: type) -> dict[str, Any]:
+    """Return the constructor's arguments of a class, name -> default, or ``inspect.Parameter.empty`` where it has none."""
+    # A class without a constructor of its own shows the (*args, **kwargs) of nn.Module, and takes nothing.
+    if cls.__init__ is nn.Module.__init__:  # type: ignore[misc]
+        return {}
+    skipped = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(cls).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if parameter.kind not in skipped}
+
+
 def read_options(strategy: object) -> dict[str, Any]:
     """Return the constructor's arguments of a strategy, read from the attributes of the same names."""
-    signature = inspect.signature(type(strategy).__init__)
-    names = [
-        name
-        for name, parameter in list(signature.parameters.items())[1:]
-        if parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    ]
-    return {name: getattr(strategy, name) for name in names if hasattr(strategy, name)}
+    return {name: getattr(strategy, name) for name in constructor_options(type(strategy)) if hasattr(strategy, name)}
 
 
 def constructor_repr(strategy: object) -> str:

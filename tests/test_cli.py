@@ -10,9 +10,10 @@ from typing import get_args
 import pytest
 
 import mtl_axes
-from mtl_axes import available, registry
+from mtl_axes import available, compose, registry
 from mtl_axes.cli import main
 from mtl_axes.describe import describe
+from mtl_axes.errors import UnknownNameError
 from mtl_axes.registry import Axis
 
 AXES = get_args(Axis)
@@ -92,12 +93,59 @@ def test_a_name_of_several_axes_is_shown_on_all(capsys: pytest.CaptureFixture[st
     assert "failure_biased: target weight mtl_axes.inner." in printed
 
 
+def test_claims_that_follow_from_a_base_say_from_which(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a stage claims depends on its base, so that the options are told for which it is shown."""
+    assert main(["show", "clip"]) == 0
+    assert "\nClaims, with base='inverse_norm', low=0.1, high=0.8\n" in capsys.readouterr().out
+    assert main(["show", "gaba"]) == 0
+    assert "\nClaims\n" in capsys.readouterr().out
+
+
 def test_an_unknown_name_has_near_matches(capsys: pytest.CaptureFixture[str]) -> None:
     """An unknown name ends with status 2 and names that are near it, of all axes."""
     assert main(["show", "uncertanty"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == "No strategy is named 'uncertanty'. Did you mean uncertainty? `mtl-axes list` shows all names.\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("GABA", "gaba"), ("UPGrad", "upgrad"), ("DB-MTL", "db_mtl"), ("PCGrad", "pcgrad")]
+)
+def test_a_name_as_papers_write_it(written: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Capitals and hyphens do not hide a near match, here and in compose()."""
+    assert main(["show", written]) == 2
+    assert f"Did you mean {meant}" in capsys.readouterr().err
+    with pytest.raises(UnknownNameError, match=f"Did you mean '{meant}'"):
+        compose(written)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_terminal_is_filled_to_its_edge(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prose is wrapped at the edge of a narrow terminal; formulas and examples stay as they were written."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert max(map(len, listed.splitlines())) <= min(columns, 100)
+    assert all(" ".join(describe(axis, name).summary.split()) in " ".join(listed.split()) for axis, name in NAMES)
+    assert main(["show", "gaba"]) == 0
+    about, printed = describe("outer", "gaba"), capsys.readouterr().out.splitlines()
+    asis = {line.strip() for line in (*about.formula.splitlines(), *about.example.splitlines(), printed[1])}
+    assert all(len(line) <= min(columns, 100) for line in printed if line.strip() not in asis)
+
+
+def test_a_reader_that_stops_is_no_error() -> None:
+    """`mtl-axes list | head` ends without a traceback."""
+    command = [sys.executable, "-u", "-W", "error", "-m", "mtl_axes", "list"]
+    root = Path(mtl_axes.__file__).parents[1]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None and running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 1
 
 
 @pytest.mark.usefixtures("broken")

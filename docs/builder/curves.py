@@ -40,7 +40,10 @@ class Picture:
     def numbers(self) -> dict[str, Any]:
         """Return what is drawn, rounded."""
         return {
-            panel.title: {"x": [rounded(x) for x in panel.x], **{k: [rounded(y) for y in v] for k, v in panel.lines.items()}}
+            f"{panel.title} over {panel.xlabel}": {
+                "x": [rounded(x) for x in panel.x],
+                **{k: [rounded(y) for y in v] for k, v in panel.lines.items()},
+            }
             for panel in self.panels
         }
 
@@ -114,7 +117,7 @@ def shape_curves(name: str, shape: InnerShape) -> Picture:
         x, moving = grid(-6.0, 6.0), "logit"
         cases = {"y = 1": torch.ones(POINTS, dtype=torch.bool), "y = 0": torch.zeros(POINTS, dtype=torch.bool)}
     else:
-        x, moving = grid(-6.0, 6.0), "logit of class 0"
+        x, moving = grid(-6.0, 6.0), "first logit"
         cases = {f"y = {y}": torch.full((POINTS,), y) for y in (0, 1)}
     template, _ = shape.sample(kind, (1,), torch.Generator().manual_seed(0), torch.float64)
     losses, slopes = {}, {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from curves import Picture
 
 from mtl_axes import create
 from mtl_axes.describe import REQUIRED, Description
+from mtl_axes.outer.stages import Stage
 
 AXES = {"outer": "Outer weightings", "inner": "Inner shapes", "weight": "Target weights"}
 
@@ -22,7 +24,7 @@ def page(about: Description, picture: Picture) -> str:
     if about.formula and about.formula != about.summary:
         parts.append(f"```\n{about.formula}\n```")
     if about.prose:
-        parts.append(markdown(about.prose))
+        parts.append(about.prose)
     parts.append(f"![{about.name}](../images/{about.axis}_{about.name}.png)\n\n*{picture.caption}*")
     if about.options:
         rows = [[f"`{name}`", default(value), about.arguments.get(name, "")] for name, value in about.options.items()]
@@ -31,7 +33,7 @@ def page(about: Description, picture: Picture) -> str:
     if given:
         parts.append("## Inputs\n\n" + table(["input", ""], [[f"`{name}`", text] for name, text in given.items()]))
     if about.returns:
-        parts.append(f"Returns {markdown(about.returns)}")
+        parts.append(f"Returns {about.returns}")
     parts.append("## Properties\n\n" + table(["", ""], [list(row) for row in properties(about)]))
     if about.raises:
         parts.append(
@@ -40,20 +42,14 @@ def page(about: Description, picture: Picture) -> str:
     if about.example:
         parts.append(f"## Example\n\n```pycon\n{about.example}\n```")
     if about.references:
-        parts.append("## References\n\n" + markdown(about.references))
+        parts.append("## References\n\n" + about.references)
     parts.append(f"Also printed by `mtl-axes show {about.name}`. [All strategies](../README.md)")
     return "\n\n".join(parts) + "\n"
 
 
-def markdown(text: str) -> str:
-    """Return prose of a docstring as Markdown."""
-    text = re.sub(r":(?:class|meth|func|mod|data|attr):`~?(?:[\w.]+\.)?([\w]+)`", r"`\1`", text)
-    return text.replace("``", "`").replace("|", "\\|") if "|" in text else text.replace("``", "`")
-
-
 def cell(text: str) -> str:
     """Return text for a cell of a table."""
-    return re.sub(r"(?<!\\)\|", r"\\|", markdown(" ".join(text.split())))
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -75,9 +71,10 @@ def properties(about: Description) -> Iterator[tuple[str, str]]:
         return
     if about.axis == "inner":
         bound = claims["lower_bound"]
-        yield "kinds of task", ", ".join(sorted(claims["kinds"]))
-        yield "couples", coupling(claims)
-        yield "smallest loss", "none: it can be negative without bound" if bound is None else f"{bound:g}"
+        yield "kinds of task", told(about, "kinds", ", ".join(sorted(claims["kinds"])))
+        yield "couples", told(about, "coupling", coupling(claims))
+        least = "none: it can be negative without bound" if bound is None else f"{bound:g}"
+        yield "smallest loss", told(about, "lower_bound", least)
         if claims["trailing"]:
             yield "prediction", "several numbers in an extra last dimension"
         for what in ("target", "prediction"):
@@ -85,26 +82,37 @@ def properties(about: Description) -> Iterator[tuple[str, str]]:
             if low > -math.inf or high < math.inf:
                 yield f"range of the {what}", f"[{low:g}, {high:g}]"
         return
-    if "base" in about.options:
-        yield "properties below", f"those with `base={getattr(about.cls, 'example', {})['base']!r}`"
-    after = getattr(about.cls, "wants_after_step", False) is True
-    yield (
-        "reads",
-        NEEDS[claims["needs"]] + (", also those after the optimizer step: [the guide](../../guide.md)" if after else ""),
-    )
-    waits = " Its small problem is solved on the CPU: a measured step waits for the device." if claims["on_host"] else ""
-    yield "cost", ("One more forward after each step." if after else COST[claims["needs"]]) + waits
+    yield "reads", told(about, "needs", NEEDS[claims["needs"]] if claims["reads_signals"] else "nothing")
+    yield "cost", told(about, "needs", cost(claims))
     yield "state", state_of(about)
-    yield "sum of the weights", total(claims) + (" while all tasks are active" if claims["total"] else "")
-    yield "sign", SIGNS[claims["sign"]]
-    yield "absent task", absent(claims)
+    whole = total(claims) + (" while all tasks are active" if claims["total"] else "")
+    yield "sum of the weights", told(about, "total", whole)
+    if claims["learnable"]:
+        yield "learned", "by your optimizer, which gets `criterion.param_groups()`"
+    yield "sign", told(about, "sign", SIGNS[claims["sign"]])
+    yield "absent task", told(about, "memoryless", absent(claims))
     if claims["scaling"]:
-        yield "all losses times c", "weights stay" if claims["scaling"] == "invariant" else "weights divided by c"
+        stays = "weights stay" if claims["scaling"] == "invariant" else "weights divided by c"
+        yield "all losses times c", stays + (", where those of its base do" if "base" in about.options else "")
     if claims["balances"]:
         yield "one loss times c", "its weight is divided by c, up to a common factor"
-    yield "order of the tasks", "carries no meaning" if claims["symmetric"] else "matters, or the weights are random"
+    order = "carries no meaning" if claims["symmetric"] else "matters, or the weights are random"
+    yield "order of the tasks", told(about, "symmetric", order)
     if claims["nonnegative"]:
         yield "refuses", "shapes that can be negative: it takes ratios or logarithms of losses"
+    if claims["wants_after_step"]:
+        yield "also needs", "the loss after the optimizer step, see [the guide](../../guide.md#the-loss-after-the-step)"
+
+
+def told(about: Description, claim: str, text: str) -> str:
+    """Return what is said of a claim. What follows from a base is not told for the one of the example alone."""
+    given = inspect.getattr_static(about.cls, claim)
+    if "base" not in about.options or not isinstance(given, property):
+        return text
+    if about.axis == "inner":
+        return "those of its base that its weight serves" if claim == "kinds" else "as its base"
+    example: Any = getattr(about.cls, "example", {})
+    return "as its base" if given is vars(Stage)[claim] else f"{text}, around `{example['base']}`"
 
 
 NEEDS = {"losses": "the losses", "norms": "the gradient norms", "gramian": "the Gramian of the gradients"}
@@ -113,7 +121,15 @@ COST = {
     "norms": "A backward per task through what is shared in measured steps, less with other probes: [Cost](../../cost.md).",
     "gramian": "A backward per task through what is shared in measured steps: [Cost](../../cost.md).",
 }
+ON_HOST = " Its small problem is solved on the CPU: a measured step waits for the device."
+AFTER_STEP = " One more forward after the optimizer step."
 SIGNS = {"positive": "positive", "nonnegative": "0 or positive", "any": "any"}
+
+
+def cost(claims: Any) -> str:
+    """Return what a weighting costs beside the losses and their sum."""
+    further = (ON_HOST if claims["on_host"] else "") + (AFTER_STEP if claims["wants_after_step"] else "")
+    return COST[claims["needs"]] + further
 
 
 def total(claims: Any) -> str:
@@ -137,10 +153,13 @@ def state_of(about: Description) -> str:
     """Return what a weighting saves, with shapes: the weights themselves only where they go on from the last ones."""
     weighting = create("outer", about.name, **getattr(about.cls, "example", {}))
     weighting.bind_unnamed(7, torch.float64)  # a number that no other dimension has
+    any_base = "base" in about.options
     shapes = []
     for key, value in weighting.state_dict().items():
         module, _, name = key.rpartition(".")
         owner: Any = weighting.get_submodule(module)
+        if any_base and module:
+            continue
         if name == "_extra_state":
             shapes.append("random generator")
         elif name == "current":
@@ -151,15 +170,14 @@ def state_of(about: Description) -> str:
             sizes = ", ".join("K" if size == 7 else str(size) for size in value.shape)
             shapes.append(f"{name.replace('_', ' ')} ({sizes})" if sizes else name)
     own = [shape for shape in shapes if shape != "weights (K)"]
-    return ", ".join(own or shapes) or "none"
+    return ", ".join([*(own or shapes), *(["that of its base"] if any_base else [])]) or "none"
 
 
 def paper(about: Description) -> str:
-    """Return the first reference, as far as its year."""
-    # A full stop after an initial, a capital, ends no sentence.
-    first = re.split(r"(?<=[a-z0-9\"])\. (?=[A-Z])", " ".join(about.references.split()))[0]
-    found = re.match(r"(.+?\b(?:19|20)\d\d\b)", first)
-    return found[1] if found else first
+    """Return the paper that the references begin with, as far as its year; "" where they begin with something else."""
+    first = re.split(r"(?<=\w\w)[.;] |(?<=\w\w)\.$", " ".join(about.references.split()))[0]
+    found = re.match(r".+?\b(?:19|20)\d\d\b", first)
+    return (found[0] if found else first) if '"' in first else ""
 
 
 INTRODUCTION = """\
@@ -182,6 +200,14 @@ SDMGrad (gradients of two or three batches), Auto-lambda, MOML and FORUM (valida
 over gradients).
 """
 
+NOTES = {
+    "outer": """\
+The cost follows from what is read. Losses cost nothing beside themselves. Norms and the Gramian take a backward per task
+through the shared part in the steps that measure; `every=` and the [probes](../cost.md) make that less. `famo` takes one
+more forward.
+
+"""
+}
 PROBLEM = """\
 ## The two-task problem
 
@@ -201,21 +227,32 @@ def index(descriptions: dict[str, list[Description]]) -> str:
         rows = [
             [f"[`{about.name}`]({axis}/{about.name}.md)", about.summary.rstrip("."), *row(about)] for about in all_of_axis
         ]
-        parts.append(f"## {AXES[axis]}\n\n" + table(["", "", *head], rows))
+        parts.append(f"## {AXES[axis]}\n\n{NOTES.get(axis, '')}" + table(["", "", *head], rows))
     return "\n\n".join([*parts, PROBLEM])
 
 
 def _outer_row(about: Description) -> list[str]:
     claims = about.claims
     after = "0" if claims["memoryless"] else "kept"
-    needs = "what its base reads" if "base" in about.options else claims["needs"]
-    return [needs, state_of(about), total(claims), SIGNS[claims["sign"]], after, paper(about)]
+    return [
+        told(about, "needs", claims["needs"] if claims["reads_signals"] else "nothing"),
+        state_of(about),
+        told(about, "total", total(claims)),
+        told(about, "sign", SIGNS[claims["sign"]]),
+        told(about, "memoryless", after),
+        paper(about),
+    ]
 
 
 def _inner_row(about: Description) -> list[str]:
     claims = about.claims
     bound = "none" if claims["lower_bound"] is None else f"{claims['lower_bound']:g}"
-    return [", ".join(sorted(claims["kinds"])), coupling(claims), bound, paper(about)]
+    return [
+        told(about, "kinds", ", ".join(sorted(claims["kinds"]))),
+        told(about, "coupling", coupling(claims)),
+        told(about, "lower_bound", bound),
+        paper(about),
+    ]
 
 
 def _weight_row(about: Description) -> list[str]:

@@ -148,7 +148,7 @@ class InnerShape(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         """Return the unreduced loss, one per target entry; one per sample when ``pooled``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} should define forward(prediction, target)")
 
     def __call__(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:
         """Check the shapes and run ``forward``: used on its own, a shape must not broadcast either."""
@@ -180,7 +180,7 @@ class TargetWeight(nn.Module):
 
     def forward(self, target: Tensor, /) -> Tensor:
         """Return weights >= 0, in the shape of ``target``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} should define forward(target)")
 
     def __repr__(self) -> str:
         return constructor_repr(self)

@@ -111,7 +111,7 @@ class OuterWeighting(WideState):
         A task that is not active must not move: a weighting without memory gives it 0 and the others the solution of
         the sub-problem, one with memory keeps its state.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} should define forward(signals)")
 
     def __call__(self, signals: Signals, /) -> Tensor:
         """Run ``forward``, binding first where needed, and remember its result for :meth:`weights`."""
@@ -122,8 +122,9 @@ class OuterWeighting(WideState):
         self.follow(signals.losses)
         weights: Tensor = super().__call__(signals)
         current = self.current
-        if weights.shape != current.shape:
-            raise PluginError(f"{self!r} should return weights of shape ({signals.size},). Found {tuple(weights.shape)}.")
+        if not isinstance(weights, Tensor) or weights.shape != current.shape:
+            found = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            raise PluginError(f"{self!r} should return weights of shape ({signals.size},). Found {found}.")
         current.copy_(weights.detach())
         return weights
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from mtl_axes.errors import ContractError, OptionError
 from mtl_axes.inner import InnerShape, TargetWeight
+from mtl_axes.options import constructor_options
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.registry import Axis, available, create, lookup, name_of
 
-__all__ = ["Case", "close", "constructors", "equal", "nameable", "numbers", "run", "same", "snapshot"]
+__all__ = ["Case", "both", "close", "constructors", "equal", "nameable", "numbers", "raised", "run", "same", "snapshot"]
 
 Strategy = TypeVar("Strategy", bound=nn.Module)
 AnyCase = TypeVar("AnyCase", bound="Case[Any]")
@@ -40,7 +41,11 @@ class Case(Generic[Strategy]):
         try:
             first, second = self._build(), self._build()
         except Exception as error:
-            raise ContractError(f"{self.name} should be built by its factory: found {_raised(error)}.") from error
+            hint = " Options that it needs go into the class attribute `example`, or into a callable that builds it."
+            raise ContractError(
+                f"{self.name} should be built by its factory: found {raised(error)}."
+                f"{hint if isinstance(error, TypeError) else ''}"
+            ) from error
         if not isinstance(first, base):
             raise ContractError(f"{self.name} should be a subclass of {base.__name__}: found {type(first).__name__}.")
         self.name = type(first).__name__
@@ -68,21 +73,33 @@ class Case(Generic[Strategy]):
         if not holds:
             raise ContractError(f"{self.name} {claim}: found {found}{self._shown()}.")
 
+    def require_options(self, strategy: Strategy) -> None:
+        """Raise :class:`ContractError` unless the options of a strategy are all that its constructor takes."""
+        options: Mapping[str, Any] = cast(Any, strategy).options()
+        lost = [name for name in constructor_options(type(strategy)) if name not in options]
+        self.given = ""
+        self.require(
+            not lost,
+            "should keep each option as an attribute of its name, for repr, config and copies",
+            f"no attribute {' and no '.join(lost)}",
+        )
+
     def _shown(self) -> str:
         return f" for {self.given}" if self.given else ""
 
     def blame(self, error: Exception) -> ContractError:
         """Return the sentence for an exception that a strategy raised while a claim was checked."""
-        return ContractError(f"{self.name} {self.claim}: found {_raised(error)}{self._shown()}.")
+        return ContractError(f"{self.name} {self.claim}: found {raised(error)}{self._shown()}.")
 
     def about(self, claim: str, given: str = "") -> None:
         """Say which contract comes next, so that an exception on the way can be told under its name."""
         self.claim, self.given = claim, given
 
 
-def _raised(error: Exception) -> str:
+def raised(error: Exception) -> str:
+    """Return an exception in one line, for a sentence."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300].rstrip('.')}"
+    return f"{type(error).__name__}: {text[:300].rstrip('.')}" if text else type(error).__name__
 
 
 def run(case: AnyCase, checks: Mapping[str, Callable[[AnyCase], None]], skip: Collection[str]) -> None:
@@ -106,18 +123,27 @@ def run(case: AnyCase, checks: Mapping[str, Callable[[AnyCase], None]], skip: Co
                 raise case.blame(error) from error
 
 
-def numbers(values: Tensor | Sequence[float] | None) -> str:
+def both(found: Tensor, expected: Tensor) -> tuple[str, str]:
+    """Return two unequal tensors for a sentence, with as many digits as they need to look unequal, or with their dtypes."""
+    for digits in (4, 9, 17):
+        one, other = numbers(found, digits), numbers(expected, digits)
+        if one != other:
+            return one, other
+    return f"{one} in {found.dtype}", f"{other} in {expected.dtype}"
+
+
+def numbers(values: Tensor | Sequence[float] | None, digits: int = 4) -> str:
     """Return numbers in short, for a sentence."""
     if values is None:
         return "None"
     if not isinstance(values, Tensor):
-        return "[" + ", ".join(f"{value:.4g}" for value in values) + "]"
+        return "[" + ", ".join(f"{value:.{digits}g}" for value in values) + "]"
     if values.device.type == "meta":
         return f"a tensor {tuple(values.shape)}"
     if values.ndim == 0:
-        return f"{values.item():.6g}"
+        return f"{values.item():.{max(digits, 6)}g}"
     rows = values.detach().flatten().tolist()
-    shown = ", ".join(str(value) if isinstance(value, bool) else f"{value:.4g}" for value in rows[:8])
+    shown = ", ".join(str(value) if isinstance(value, bool) else f"{value:.{digits}g}" for value in rows[:8])
     return f"[{shown}{', ...' if len(rows) > 8 else ''}]"
 
 

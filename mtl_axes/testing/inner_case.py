@@ -12,9 +12,9 @@ from mtl_axes.composition import compose
 from mtl_axes.errors import DataError
 from mtl_axes.inner import InnerShape
 from mtl_axes.signals import Kind
-from mtl_axes.testing.case import Case, numbers
+from mtl_axes.testing.case import Case, numbers, raised
 
-__all__ = ["KINDS", "InnerCase", "expected_size", "f64", "per_kind", "total_of"]
+__all__ = ["KINDS", "InnerCase", "expected_size", "f64", "per_kind", "served", "total_of"]
 
 KINDS: Final[tuple[Kind, ...]] = ("regression", "binary", "multiclass")
 _SIZES = ((1,), (7,), (4, 3), (2, 3, 4))
@@ -35,11 +35,9 @@ class InnerCase(Case[InnerShape]):
 
     def __init__(self, factory: Any) -> None:
         super().__init__("inner", InnerShape, factory)
-        kinds = getattr(self.build(), "kinds", None)
-        served = isinstance(kinds, frozenset) and bool(kinds) and kinds <= set(KINDS)
-        self.require(served, f"should claim kinds, a frozenset of {', '.join(KINDS)}", repr(kinds))
-        self.kinds: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind in kinds)  # type: ignore[operator]
+        self.kinds = served(self)
         self._sizes: dict[Kind, list[tuple[int, ...]]] = {}
+        self._refused = ""
 
     def sample(
         self, size: tuple[int, ...], seed: int = 0, dtype: torch.dtype = f64, shape: InnerShape | None = None
@@ -66,8 +64,9 @@ class InnerCase(Case[InnerShape]):
             known = [size for size in (_POOLED if shape.pooled else _SIZES) if self._takes(shape, size)]
             self.require(
                 bool(known),
-                f"should take {self.kind} targets of some size as its own sample() draws them",
-                "a DataError for each",
+                f"should take {self.kind} targets of some size as its own sample() draws them, "
+                "with check() or sample() overridden where it takes others",
+                self._refused,
             )
             self._sizes[self.kind] = known
         return known
@@ -76,7 +75,8 @@ class InnerCase(Case[InnerShape]):
         try:
             prediction, target = self.sample(size, shape=shape)
             shape.check(prediction, target)
-        except DataError:
+        except DataError as error:
+            self._refused = raised(error)
             return False
         return True
 
@@ -87,6 +87,14 @@ class InnerCase(Case[InnerShape]):
     def several(self, seed: int = 0, dtype: torch.dtype = f64) -> tuple[Tensor, Tensor]:
         """Return several samples."""
         return self.sample(self.usual(), seed, dtype)
+
+
+def served(case: Case[Any]) -> tuple[Kind, ...]:
+    """Return the kinds of task that a shape or a target weight claims to serve."""
+    kinds = getattr(case.build(), "kinds", None)
+    holds = isinstance(kinds, frozenset) and bool(kinds) and kinds <= set(KINDS)
+    case.require(holds, f"should claim kinds, a frozenset of {', '.join(KINDS)}", repr(kinds))
+    return tuple(kind for kind in KINDS if kind in kinds)  # type: ignore[operator]
 
 
 def per_kind(check: Callable[[InnerCase], None]) -> Callable[[InnerCase], None]:

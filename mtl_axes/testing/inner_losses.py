@@ -13,7 +13,7 @@ from torch import Tensor
 from mtl_axes.errors import DataError
 from mtl_axes.inner import InnerShape
 from mtl_axes.signals import Kind
-from mtl_axes.testing.case import close, equal, numbers
+from mtl_axes.testing.case import both, close, equal, numbers
 from mtl_axes.testing.inner_case import InnerCase, expected_size, f64, per_kind
 
 __all__ = ["CHECKS"]
@@ -80,6 +80,7 @@ def structure(case: InnerCase) -> None:
         for dtype in (f64, torch.float32):
             prediction, target = case.sample(size, dtype=dtype, shape=shape)
             losses = shape(prediction, target)
+            case.require(isinstance(losses, Tensor), "should return a tensor of losses", type(losses).__name__)
             wanted = expected_size(shape, target)
             claim = (
                 "claims pooled=True, so that it gives one loss per sample"
@@ -87,8 +88,14 @@ def structure(case: InnerCase) -> None:
                 else "should give one loss per entry"
             )
             case.require(losses.shape == wanted, f"{claim} {tuple(wanted)}", f"the shape {tuple(losses.shape)}")
-            case.require(losses.dtype is dtype, "should give losses in the dtype of the prediction", str(losses.dtype))
+            case.require(
+                losses.dtype is dtype, f"should give losses in the dtype of the prediction, {dtype}", str(losses.dtype)
+            )
             case.require(bool(torch.isfinite(losses).all()), "should give finite losses", numbers(losses))
+    if shape.masks:
+        claimed = "pooled=True" if shape.pooled else "coupling='batch'"
+        case.about(f"claims {claimed}, so that forward takes the mask of valid entries as a third argument", case.given)
+        shape(prediction, target, torch.ones_like(target, dtype=torch.bool))
 
 
 def lower_bound(case: InnerCase) -> None:
@@ -138,6 +145,14 @@ def gradients(case: InnerCase) -> None:
             case.require(bool(torch.isfinite(gradient).all()), "should have finite gradients", numbers(gradient))
             if scale == 1.0 and size[0] > 2:
                 case.require(bool(gradient.any()), "should have a gradient that reaches the prediction", "zeros everywhere")
+    if case.kind == "regression":
+        prediction, target = case.several()
+        if prediction.shape == target.shape:
+            prediction = target.clamp(*shape.prediction_range).requires_grad_()
+            case.tell(prediction, target)
+            (gradient,) = torch.autograd.grad(shape(prediction, target).sum(), prediction)
+            told = "should have finite gradients where the prediction is the target"
+            case.require(bool(torch.isfinite(gradient).all()), told, numbers(gradient))
 
 
 def gradcheck(case: InnerCase) -> None:
@@ -147,7 +162,7 @@ def gradcheck(case: InnerCase) -> None:
         return
     prediction, target = case.several()
     leaf = prediction.requires_grad_()
-    case.claim = "should have the derivative of its losses as their gradient (gradcheck)"
+    case.claim = "should have the derivative of its losses as their gradient, or claim detaches=True (gradcheck)"
     torch.autograd.gradcheck(lambda value: shape(value, target), (leaf,), fast_mode=False)
 
 
@@ -241,7 +256,7 @@ def inputs(case: InnerCase) -> None:
     case.require(
         equal(again, first),
         "should give the same losses again, in eval mode too",
-        f"{numbers(again)} after {numbers(first)}",
+        " after ".join(both(again, first)),
     )
 
 
@@ -276,13 +291,14 @@ CHECKS: Final[dict[str, Callable[[InnerCase], None]]] = {
     "declarations": declarations,
     "sampling": per_kind(sampling),
     "structure": per_kind(structure),
+    # Before the gradients, which an input that was changed makes wrong in ways that are harder to read.
+    "inputs": per_kind(inputs),
     "lower bound": per_kind(lower_bound),
     "gradients": per_kind(gradients),
     "gradcheck": per_kind(gradcheck),
     "precision": per_kind(precision),
     "order": per_kind(order),
     "coupling": per_kind(coupling),
-    "inputs": per_kind(inputs),
     "values": per_kind(values),
     "broadcasting": per_kind(broadcasting),
 }

@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 
-from mtl_axes.testing.case import constructors, equal, numbers
+from mtl_axes.testing.case import both, constructors, equal
 from mtl_axes.testing.inner_case import InnerCase, per_kind
 
 __all__ = ["CHECKS"]
@@ -36,9 +36,7 @@ def copies(case: InnerCase) -> None:
         twins["pickle"] = pickle.loads(pickle.dumps(shape))
     for how, twin in twins.items():
         found = twin(prediction, target)
-        case.require(
-            equal(found, expected), f"should give the same losses after {how}", f"{numbers(found)} and {numbers(expected)}"
-        )
+        case.require(equal(found, expected), f"should give the same losses after {how}", " and ".join(both(found, expected)))
 
 
 def rebuilt(case: InnerCase) -> None:
@@ -46,6 +44,7 @@ def rebuilt(case: InnerCase) -> None:
     shape = case.build()
     prediction, target = case.several()
     expected = shape(prediction, target)
+    case.require_options(shape)
     case.claim = f"should have the constructor call as its repr, {shape!r}"
     twins = {"the repr": eval(repr(shape), constructors(shape))}
     case.claim = "should have the constructor's arguments as its options"
@@ -54,7 +53,7 @@ def rebuilt(case: InnerCase) -> None:
         found = twin(prediction, target)
         case.require(repr(twin) == repr(shape), f"should be built again from {what}", repr(twin))
         case.require(
-            equal(found, expected), f"should be built again from {what}", f"losses {numbers(found)} and {numbers(expected)}"
+            equal(found, expected), f"should be built again from {what}", f"losses {' and '.join(both(found, expected))}"
         )
 
 

@@ -36,6 +36,7 @@ class OuterCase(Case[OuterWeighting]):
         super().__init__("outer", OuterWeighting, factory)
         self.tasks = None if tasks is None else tuple(tasks)
         candidates = _COUNTS if self.tasks is None else (len(self.tasks),)
+        self.about("should bind to tasks")
         self.counts = tuple(count for count in candidates if self._binds(count))
         self.require(
             bool(self.counts),
@@ -66,6 +67,8 @@ class OuterCase(Case[OuterWeighting]):
             self.bound(count)
         except OptionError:
             return False
+        except Exception as error:
+            raise self.blame(error) from error
         return True
 
     def bound(

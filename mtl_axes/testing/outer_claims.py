@@ -9,7 +9,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from mtl_axes.testing.case import close, difference, equal, numbers, same, snapshot
+from mtl_axes.describe import FLAGS
+from mtl_axes.testing.case import both, close, difference, equal, numbers, same, snapshot
 from mtl_axes.testing.outer_case import OuterCase, f64, spread
 from mtl_axes.testing.problems import hard, ordinary
 
@@ -27,17 +28,7 @@ def declarations(case: OuterCase) -> None:
     }.items():
         value = getattr(weighting, claim)
         case.require(value in values, f"should claim {claim} as one of {', '.join(map(repr, values))}", repr(value))
-    for claim in (
-        "memoryless",
-        "symmetric",
-        "balances",
-        "learnable",
-        "nonnegative",
-        "reads_signals",
-        "moves",
-        "on_host",
-        "traceable",
-    ):
+    for claim in FLAGS:
         value = getattr(weighting, claim)
         case.require(isinstance(value, bool), f"should claim {claim} as True or False", repr(value))
     case.require(not weighting.bound, "should know no task before it is bound", f"the tasks {weighting.tasks}")
@@ -59,8 +50,11 @@ def structure(case: OuterCase) -> None:
         for dtype in (f64, torch.float32):
             weighting = case.bound(count, dtype)
             case.given = ordinary(count, 1).told(weighting.needs)
+            signals, untouched = (ordinary(count, 1).signals(weighting.needs, case.start, dtype) for _ in range(2))
             # Not by show(): what comes after the step may change the weights that are read.
-            returned = weighting(ordinary(count, 1).signals(weighting.needs, case.start, dtype))
+            returned = weighting(signals)
+            for name, value in vars(signals).items():
+                case.require(equal(value, getattr(untouched, name)), "should leave the signals alone", f"other {name}")
             for what, weights in (
                 ("forward", returned),
                 ("weights()", weighting.weights()),
@@ -92,7 +86,7 @@ def repeatable(case: OuterCase) -> None:
         case.require(
             equal(left, right),
             "should give the same weights for the same signals, on every rank",
-            f"{numbers(left)} and {numbers(right)}",
+            " and ".join(both(left, right)),
         )
     case.require(
         torch.equal(torch.get_rng_state(), generator),

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.signals import Signals, TaskInfo
-from mtl_axes.testing.case import constructors, difference, equal, numbers, same, snapshot
+from mtl_axes.testing.case import both, constructors, difference, equal, same, snapshot
 from mtl_axes.testing.outer_case import OuterCase, f64
 from mtl_axes.testing.problems import ordinary
 
@@ -44,6 +44,7 @@ def state(case: OuterCase) -> None:
     for dtype in (f64, torch.float32):
         weighting = case.driven(dtype=dtype)
         case.given = ""
+        buffers = dict(weighting.named_buffers())
         file = io.BytesIO()
         torch.save(weighting.state_dict(), file)
         file.seek(0)
@@ -52,6 +53,8 @@ def state(case: OuterCase) -> None:
             fresh = case.bound(dtype=dtype)
         fresh.load_state_dict(torch.load(file, weights_only=True))
         _goes_on(case, weighting, fresh, "should go on bit for bit from a loaded state", dtype)
+        replaced = [name for name, buffer in weighting.named_buffers() if buffer is not buffers.get(name)]
+        case.require(not replaced, "should change its buffers in place", f"another tensor at {', '.join(replaced)}")
         left, right = weighting.state_dict(), fresh.state_dict()
         case.require(
             equal(dict(left), dict(right)),
@@ -94,7 +97,9 @@ def _goes_on(
         case.require(same(after, kept), "should share nothing with its copy", f"a change in {difference(after, kept)}")
     for (step, problem), weights in zip(windows, expected, strict=True):
         found = case.show(twin, problem, step, dtype).detach()
-        case.require(equal(found, weights), claim, f"weights {numbers(found)} where the original has {numbers(weights)}")
+        if not equal(found, weights):
+            one, other = both(found, weights)
+            case.require(False, claim, f"weights {one} where the original has {other}")
 
 
 def dtypes(case: OuterCase) -> None:
@@ -155,6 +160,7 @@ def waits(case: OuterCase) -> None:
 def rebuilt(case: OuterCase) -> None:
     """The repr is the constructor call, and the options are its arguments."""
     weighting = case.driven()
+    case.require_options(weighting)
     case.about("should have the constructor call as its repr", repr(weighting))
     twins = {"the repr": eval(repr(weighting), constructors(weighting))}
     case.about("should have the constructor's arguments as its options", repr(weighting))
@@ -168,7 +174,7 @@ def rebuilt(case: OuterCase) -> None:
         problem = ordinary(case.count, 5)
         left, right = case.show(fresh, problem).detach(), case.show(twin, problem).detach()
         case.require(
-            equal(left, right), f"should be built again from {what}", f"weights {numbers(right)} and not {numbers(left)}"
+            equal(left, right), f"should be built again from {what}", f"weights {' and not '.join(both(right, left))}"
         )
 
 

@@ -15,7 +15,7 @@ from mtl_axes.signals import Kind
 from mtl_axes.tasks import standard_shape
 from mtl_axes.testing import inner_criterion, inner_losses, inner_masks, inner_state
 from mtl_axes.testing.case import Case, close, constructors, equal, numbers, run
-from mtl_axes.testing.inner_case import KINDS, InnerCase
+from mtl_axes.testing.inner_case import InnerCase, served
 
 __all__ = ["CHECKS", "WeightCase"]
 
@@ -25,10 +25,7 @@ class WeightCase(Case[TargetWeight]):
 
     def __init__(self, factory: Any) -> None:
         super().__init__("weight", TargetWeight, factory)
-        kinds = getattr(self.build(), "kinds", None)
-        served = isinstance(kinds, frozenset) and bool(kinds) and kinds <= set(KINDS)
-        self.require(served, f"should claim kinds, a frozenset of {', '.join(KINDS)}", repr(kinds))
-        self.kinds: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind in kinds)  # type: ignore[operator]
+        self.kinds = served(self)
 
     def targets(self, kind: Kind, size: tuple[int, ...] = (9,), seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
         """Return seeded targets of a kind as a shape hands them over, and have them told in whatever fails next."""
@@ -43,6 +40,7 @@ def structure(case: WeightCase) -> None:
         for size in ((1,), (9,), (4, 3), (2, 3, 4)):
             for dtype in (torch.float64, torch.float32):
                 weights = case.build()(target := case.targets(kind, size, dtype=dtype))
+                case.require(isinstance(weights, Tensor), "should return a tensor of weights", type(weights).__name__)
                 told = "should give one weight per label"
                 case.require(weights.shape == target.shape, f"{told} {size}", f"the shape {tuple(weights.shape)}")
                 holds = weights.is_floating_point() or weights.dtype is torch.bool
@@ -92,6 +90,7 @@ def copies(case: WeightCase) -> None:
         if "<locals>" not in type(weight).__qualname__:
             case.claim = "should survive pickle"
             twins["pickle"] = pickle.loads(pickle.dumps(weight))
+        case.require_options(weight)
         case.claim = f"should have the constructor call as its repr, {weight!r}"
         twins["the repr"] = eval(repr(weight), constructors(weight))
         case.claim = "should have the constructor's arguments as its options"

@@ -83,6 +83,12 @@ def test_unknown_axis(axis: Any) -> None:
         ("outer", "MSE", "Known:"),
         ("outer", "focal", "'focal' is a name of the inner axis."),
         ("inner", "gradnorm", "'gradnorm' is a name of the outer axis."),
+        (
+            "inner",
+            "ramp",
+            'Join it with a shape: {"name": "reweighted", "base": "mse", "weight": "ramp"}.',
+        ),
+        ("outer", "UPGrad", "Did you mean 'upgrad'"),
     ],
 )
 def test_unknown_name(axis: Any, name: str, hint: str) -> None:
@@ -123,6 +129,14 @@ def test_unknown_option(axis: Any, name: str, options: dict[str, Any], message: 
 
 
 # ---- decorators
+
+
+def test_an_option_that_is_needed() -> None:
+    """A strategy without the options that it needs says which, and how they are passed."""
+    with pytest.raises(
+        OptionError, match=r"^'ema' needs the option base\. Found beta\. Pass \{\"name\": \"ema\", \"base\": \.\.\.\}"
+    ):
+        create("outer", "ema", beta=0.9)
 
 
 def test_registered_class_works_by_name_in_compose() -> None:
@@ -336,10 +350,7 @@ def test_a_constructor_that_fails_keeps_its_reason() -> None:
 @pytest.mark.parametrize(("name", "option"), [("lr_annealing", "main"), ("cosine_gate", "main"), ("ema", "base")])
 def test_a_missing_option_is_named(name: str, option: str) -> None:
     """A strategy that cannot be made from its name alone says what it needs, and how to write it."""
-    text = (
-        f"'{name}' needs the options {option}. Found none. Give them with the name: "
-        + f'{{"name": "{name}", "{option}": ...}}'
-    )
+    text = f'\'{name}\' needs the option {option}. Found none. Pass {{"name": "{name}", "{option}": ...}}'
     message = re.escape(text)
     with pytest.raises(OptionError, match=message):
         create("outer", name)

@@ -152,6 +152,26 @@ class Optionless(Smoothed):
         self.decay = 0.9
 
 
+class NotKept(Smoothed):
+    def __init__(self, *, decay: float = 0.5) -> None:
+        super().__init__(beta=decay)
+
+
+class Replaces(Smoothed):
+    def forward(self, signals: Signals, /) -> Tensor:
+        super().forward(signals)
+        self.average = self.average.clone()
+        return self.average.clone()
+
+
+class NarrowBuffer(Smoothed):
+    """Allocates its state in float32, whatever dtype it is told."""
+
+    def bind(self, tasks: Any) -> None:
+        OuterWeighting.bind(self, tasks)
+        self.register_buffer("average", torch.ones(len(tasks)))
+
+
 class NarrowState(Smoothed):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         return nn.Module._apply(self, fn, recurse)
@@ -200,6 +220,12 @@ class Doubled(InverseNorm):
 
     def weights(self) -> Tensor:
         return 2 * self.current
+
+
+def in_place(self: OuterWeighting, signals: Signals) -> Tensor:
+    assert signals.norms is not None
+    signals.norms.mul_(2.0)
+    return good(self, signals)
 
 
 def global_draw(self: OuterWeighting, signals: Signals) -> Tensor:
@@ -331,6 +357,29 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "scaling declared": (like(InverseNorm, scaling="none"), "should claim scaling as one of .*: found 'none'"),
     "a flag": (like(InverseNorm, balances="yes"), "should claim balances as True or False: found 'yes'"),
     "undeclared need": (like(InverseNorm, needs="losses"), "should .*: found (AssertionError|TypeError).* for losses"),
+    "no forward": (
+        like(OuterWeighting),
+        r"found NotImplementedError: Broken should define forward\(signals\) for losses",
+    ),
+    "no weights": (
+        weights_of(lambda self, signals: None),  # type: ignore[arg-type, return-value]
+        r"found PluginError: .* should return weights of shape \(4,\)\. Found NoneType",
+    ),
+    "signals changed": (weights_of(in_place), "should leave the signals alone: found other norms for losses"),
+    "no constructor": (
+        like(OuterWeighting, __init__=lambda self: None),
+        "should bind to tasks: found AttributeError: cannot assign .* before Module.__init__",
+    ),
+    "after the step declared": (
+        like(InverseNorm, wants_after_step=1),
+        "should claim wants_after_step as True or False: found 1",
+    ),
+    "buffer replaced": (Replaces, "should change its buffers in place: found another tensor at average"),
+    "narrow buffer": (
+        NarrowBuffer,
+        r"should go on bit for bit from a loaded state: found weights \[\d\.\d{8}, .* has \[\d\.\d{8}",
+    ),
+    "option not kept": (NotKept, r"should keep each option as an attribute of its name, .*: found no attribute decay\.$"),
     "shape": (weights_of(one_too_many), r"found PluginError: .* should return weights of shape \(4,\)\. Found \(5,\)"),
     "dtype": (
         weights_of(narrow),

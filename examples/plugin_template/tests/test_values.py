@@ -1,5 +1,7 @@
 """What only the author can test: that the strategies compute what they are meant to."""
 
+import doctest
+import importlib
 import math
 
 import pytest
@@ -28,6 +30,13 @@ def test_the_losses_are_those_of_the_formula(error: float, loss: float) -> None:
     """Flat within the band [-2, 1], s log 2 at each of its ends, and beyond it the excess."""
     shape = Tolerance(over=1.0, under=2.0, softness=0.5)
     assert shape(torch.tensor([error]), torch.tensor([0.0])).item() == pytest.approx(loss, abs=2e-6)
+
+
+@pytest.mark.parametrize("name", ["shape", "weighting"])
+def test_the_examples_in_the_docstrings(name: str) -> None:
+    """Of the package as it is installed, which --doctest-modules would look for in src."""
+    failed, tried = doctest.testmod(importlib.import_module(f"mtl_axes_template.{name}"))
+    assert tried and not failed
 
 
 def test_both_are_there_by_name() -> None:
