@@ -741,7 +741,7 @@ class MultiTaskCriterion(WideState):
         """Return a plain dict such that ``compose(**config)`` builds the same criterion, without its state and ``shared``.
 
         Raises:
-            MtlAxesError: a strategy is not registered, so that no name stands for it.
+            MtlAxesError: a strategy is not registered, so that no name stands for it; one built from an object has none.
         """
         tasks, window = self.task_set, self.window
         inner: Any
@@ -800,10 +800,27 @@ def _lineage(outer: OuterWeighting) -> str:
 def _named(axis: Axis, strategy: OuterWeighting | InnerShape | TargetWeight) -> dict[str, Any]:
     name = name_of(axis, type(strategy))
     if name is None:
+        objects = [option for option, value in strategy.options().items() if not _is_plain(value)]
+        if objects:
+            what = {"outer": "weighting", "inner": "shape", "weight": "target weight"}[axis]
+            raise MtlAxesError(
+                f"{strategy!r} should have plain options to be named in a config. Found an object as its "
+                f"`{'`, `'.join(objects)}`: a {what} built from an object cannot be named in a config. Keep the call of "
+                "compose() instead."
+            )
         raise MtlAxesError(
             f"{strategy!r} should be registered to be named in a config. Use register_{axis}('a_name') on its class."
         )
     return {"name": name, **{key: _plain(value) for key, value in strategy.options().items()}}
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a config can hold the value of an option: plain data, or a strategy, which has its own name to give."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str, OuterWeighting, InnerShape, TargetWeight))
 
 
 def _plain(value: Any) -> Any:

@@ -7,13 +7,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl_axes.inner.base import InnerShape
+from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.signals import Kind
 
 __all__ = ["BMC", "FocalR"]
-
-_REGRESSION: frozenset[Kind] = frozenset({"regression"})
 
 
 class FocalR(InnerShape):
@@ -48,7 +46,7 @@ class FocalR(InnerShape):
         to 1.5e-14. Differs from that in a finite gradient for gamma < 1 at e = 0, where the repository's is NaN.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
 
     def __init__(
         self,
@@ -114,7 +112,7 @@ class BMC(InnerShape):
         in float32 at e = 1e4 and s = 1, the original's two parts of 1e8 leave an error of 1 in a loss of 19999.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
     coupling: ClassVar[Literal["sample", "batch"]] = "batch"
 
     def __init__(self, *, noise: float = 1.0) -> None:

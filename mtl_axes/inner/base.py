@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,13 @@ from mtl_axes.errors import DataError
 from mtl_axes.options import constructor_repr, read_options
 from mtl_axes.signals import Kind
 
-__all__ = ["InnerShape", "TargetWeight", "require_same_shape"]
+__all__ = ["BINARY", "CLASSES", "MULTICLASS", "REGRESSION", "InnerShape", "TargetWeight", "require_same_shape"]
+
+# What most shapes claim as the kinds of task that they serve.
+REGRESSION: Final[frozenset[Kind]] = frozenset({"regression"})
+BINARY: Final[frozenset[Kind]] = frozenset({"binary"})
+MULTICLASS: Final[frozenset[Kind]] = frozenset({"multiclass"})
+CLASSES: Final[frozenset[Kind]] = BINARY | MULTICLASS
 
 
 def require_same_shape(prediction: Tensor, target: Tensor) -> None:
@@ -162,7 +168,7 @@ class InnerShape(nn.Module):
 class TargetWeight(nn.Module):
     """A weight per sample that depends on the target alone, for :class:`Reweighted`."""
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
     example: ClassVar[Mapping[str, Any]] = {}
 
     def options(self) -> dict[str, Any]:
@@ -170,7 +176,7 @@ class TargetWeight(nn.Module):
         return read_options(self)
 
     def check_values(self, target: Tensor) -> None:
-        """Check the values of labelled targets; see :meth:`InnerShape.check_values`."""
+        """Check the values of labelled targets, floats in a regression; see :meth:`InnerShape.check_values`."""
 
     def forward(self, target: Tensor, /) -> Tensor:
         """Return weights >= 0, in the shape of ``target``."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mtl_axes.errors import DataError
 from mtl_axes.inner._values import check_values_option, constants
-from mtl_axes.inner.base import InnerShape
+from mtl_axes.inner.base import BINARY, CLASSES, MULTICLASS, InnerShape
 from mtl_axes.options import check_number
 from mtl_axes.signals import Kind
 
@@ -78,7 +78,7 @@ class BCE(InnerShape):
     tensor([0.6931, 0.2014])
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"binary"})
+    kinds: ClassVar[frozenset[Kind]] = BINARY
 
     def __init__(self, *, pos_weight: float = 1.0) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class CrossEntropy(InnerShape):
     tensor([0.2413])
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"multiclass"})
+    kinds: ClassVar[frozenset[Kind]] = MULTICLASS
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         require_classes(prediction, target)
@@ -144,7 +144,7 @@ class Focal(InnerShape):
         alpha (None instead of 0.25), so that gamma=0 is the plain cross-entropy.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"binary", "multiclass"})
+    kinds: ClassVar[frozenset[Kind]] = CLASSES
 
     def __init__(self, *, gamma: float = 2.0, alpha: float | Sequence[float] | None = None) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtl_axes.errors import DataError, OptionError
-from mtl_axes.inner.base import InnerShape
+from mtl_axes.inner.base import CLASSES, InnerShape
 from mtl_axes.inner.classification import check_class_range, check_probability, require_classes
 from mtl_axes.options import check_number
 from mtl_axes.signals import Kind
@@ -19,7 +19,7 @@ __all__ = ["Dice", "Tversky"]
 class _Regions(InnerShape):
     """What dice and tversky have in common: images of labels, one loss each."""
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"binary", "multiclass"})
+    kinds: ClassVar[frozenset[Kind]] = CLASSES
     pooled: ClassVar[bool] = True
 
     def check(self, prediction: Tensor, target: Tensor) -> None:

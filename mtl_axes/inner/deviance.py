@@ -10,13 +10,12 @@ from torch import Tensor
 
 from mtl_axes.errors import DataError
 from mtl_axes.inner._values import as_floats
-from mtl_axes.inner.base import InnerShape
+from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.signals import Kind
 
 __all__ = ["Gamma", "Poisson", "Tweedie"]
 
-_REGRESSION: frozenset[Kind] = frozenset({"regression"})
 # exp(20) is 5e8: within these, nothing overflows, whatever is squared.
 _LOG_MEAN = (-20.0, 20.0)
 
@@ -61,7 +60,7 @@ class Poisson(InnerShape):
         its mean. Differs from the first in that a mean is not taken as it is: pass ``mean.log()``.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
     target_range: ClassVar[tuple[float, float]] = (0.0, math.inf)
     prediction_range: ClassVar[tuple[float, float]] = _LOG_MEAN
 
@@ -116,7 +115,7 @@ class Gamma(InnerShape):
         exp(x) before its mean; xgboost's reg:gamma is half of it, without the terms of y alone.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
     target_range: ClassVar[tuple[float, float]] = (torch.finfo(torch.bfloat16).tiny, math.inf)
     prediction_range: ClassVar[tuple[float, float]] = _LOG_MEAN
 
@@ -156,7 +155,7 @@ class Tweedie(InnerShape):
         its mean; xgboost's reg:tweedie is half of it, without the term of y alone.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
     target_range: ClassVar[tuple[float, float]] = (0.0, math.inf)
     prediction_range: ClassVar[tuple[float, float]] = _LOG_MEAN
 

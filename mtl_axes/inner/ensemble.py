@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtl_axes.errors import DataError
-from mtl_axes.inner.base import InnerShape
+from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.options import check_choice
 from mtl_axes.signals import Kind
 
@@ -49,7 +49,7 @@ class CRPSEnsemble(InnerShape):
         scores for ensemble forecasts", 2014. Equal to properscoring.crps_ensemble, to 2e-16, which has no fair form.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
     trailing: ClassVar[bool] = True
 
     def __init__(self, *, fair: bool = False) -> None:

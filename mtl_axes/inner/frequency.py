@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtl_axes.errors import DataError, OptionError
 from mtl_axes.inner._values import check_values_option, constants
-from mtl_axes.inner.base import TargetWeight
+from mtl_axes.inner.base import REGRESSION, TargetWeight
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.signals import Kind
 
@@ -83,10 +83,11 @@ class InverseFrequency(TargetWeight):
         w(y) = a / n_b^power,  b = floor((y - low) / width),  n_b = counts[b], clipped to clip;
                a such that the mean over the counted labels is 1
 
-    With ``power=1`` every bin has the same total weight, with 0.5 the square root of that correction. Targets beyond the
-    ends count to the first or last bin. A bin without any label takes the largest weight of the others. The counts are
-    options and not the batch's: ``InverseFrequency.from_labels(labels, width=5.0)`` counts those of a training set. Class
-    indices and bools are bins of width 1 as they are.
+    With ``power=1`` every bin has the same total weight, with 0.5 the square root of that correction. Targets of a
+    regression beyond the ends count to the first or last bin; a class beyond them is an error. A bin without any label
+    takes the largest weight of the others. The counts are options and not the batch's:
+    ``InverseFrequency.from_labels(labels, width=5.0)`` counts those of a training set. Class indices and bools are bins
+    of width 1 as they are.
 
     Args:
         counts: training labels in each bin, >= 0.
@@ -100,6 +101,7 @@ class InverseFrequency(TargetWeight):
 
     Raises:
         OptionError: no count is positive, or another option is outside its range.
+        DataError: in the first call, a class has no bin.
 
     >>> InverseFrequency(counts=(6, 3, 1), width=10.0)(torch.tensor([4.0, 12.0, 25.0, 99.0]))
     tensor([0.5556, 1.1111, 3.3333, 3.3333])
@@ -151,6 +153,16 @@ class InverseFrequency(TargetWeight):
         low, high = self.clip or (0.0, math.inf)
         return [min(max(count, low), high) ** self.power if count or self.clip else 0.0 for count in self.counts]
 
+    def check_values(self, target: Tensor) -> None:
+        if target.is_floating_point() or "multiclass" not in self.kinds:
+            return
+        low, high = int(target.min()), int(target.max())
+        if low < self.low or math.floor((high - self.low) / self.width) >= len(self.counts):
+            raise DataError(
+                f"inverse_frequency has counts of {len(self.counts)} classes, and class targets should be their indices. "
+                f"Found {low}..{high}."
+            )
+
     def forward(self, target: Tensor, /) -> Tensor:
         return look_up(self._table, bin_index(target, self.low, self.width, len(self._table)), target)
 
@@ -194,7 +206,7 @@ class LDS(InverseFrequency):
         others, where the smoothed count is 0.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
     example: ClassVar[Mapping[str, Any]] = {"counts": (40, 10, 2, 0, 1), "low": -2.0}
 
     def __init__(

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from mtl_axes.errors import DataError
-from mtl_axes.inner.base import InnerShape
+from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.signals import Kind
 
 __all__ = ["BetaNLL", "CRPSGaussian", "GaussianNLL"]
-
-_REGRESSION: frozenset[Kind] = frozenset({"regression"})
 
 
 def check_clamp(clamp: float | None) -> float | None:
@@ -27,7 +25,7 @@ def check_clamp(clamp: float | None) -> float | None:
 class _Gaussian(InnerShape):
     """What the shapes of a Gaussian share: a prediction (..., 2) of its mean and the logarithm of its variance."""
 
-    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
     trailing: ClassVar[bool] = True
     example: ClassVar[Mapping[str, Any]] = {"clamp": 10.0}
     clamp: float | None

@@ -16,7 +16,25 @@ from mtl_axes.options import check_number
 __all__ = ["LDAM", "BalancedSoftmax", "LogitAdjusted"]
 
 
-class LogitAdjusted(CrossEntropy):
+class _Shifted(CrossEntropy):
+    """Cross-entropy of logits to which a constant of each class is added: the log of a number, times tau.
+
+    A subclass says in ``_given`` which of its options has these numbers.
+    """
+
+    _given: ClassVar[str]
+    tau: float = 1.0
+
+    def check(self, prediction: Tensor, target: Tensor) -> None:
+        super().check(prediction, target)
+        check_count(self._given, getattr(self, self._given), prediction.shape[1])
+
+    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        offsets = constants([self.tau * math.log(value) for value in getattr(self, self._given)], prediction)
+        return super().forward(prediction + offsets.view(1, -1, *(1,) * (prediction.ndim - 2)), target)
+
+
+class LogitAdjusted(_Shifted):
     """Logit adjustment: cross-entropy of logits to which tau times the log prior of each class is added.
 
     ::
@@ -45,6 +63,7 @@ class LogitAdjusted(CrossEntropy):
         A. K. Menon et al., "Long-Tail Learning via Logit Adjustment", 2021.
     """
 
+    _given: ClassVar[str] = "prior"
     example: ClassVar[Mapping[str, Any]] = {"prior": (0.6, 0.3, 0.1)}
 
     def __init__(self, *, prior: Sequence[float], tau: float = 1.0) -> None:
@@ -52,16 +71,8 @@ class LogitAdjusted(CrossEntropy):
         self.prior = check_values_option("prior", prior, least=2)
         self.tau = check_number("tau", tau, low=0.0)
 
-    def check(self, prediction: Tensor, target: Tensor) -> None:
-        super().check(prediction, target)
-        check_count("prior", self.prior, prediction.shape[1])
 
-    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        offsets = [self.tau * math.log(value) for value in self.prior]
-        return super().forward(prediction + _at_classes(offsets, prediction), target)
-
-
-class BalancedSoftmax(CrossEntropy):
+class BalancedSoftmax(_Shifted):
     """Balanced softmax: cross-entropy of logits to which the log count of each class is added.
 
     ::
@@ -88,18 +99,12 @@ class BalancedSoftmax(CrossEntropy):
         is a matter of the data loader.
     """
 
+    _given: ClassVar[str] = "counts"
     example: ClassVar[Mapping[str, Any]] = {"counts": (60, 30, 10)}
 
     def __init__(self, *, counts: Sequence[float]) -> None:
         super().__init__()
         self.counts = check_values_option("counts", counts, least=2)
-
-    def check(self, prediction: Tensor, target: Tensor) -> None:
-        super().check(prediction, target)
-        check_count("counts", self.counts, prediction.shape[1])
-
-    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        return super().forward(prediction + _at_classes([math.log(count) for count in self.counts], prediction), target)
 
 
 class LDAM(CrossEntropy):
@@ -151,8 +156,3 @@ class LDAM(CrossEntropy):
         margin = margins[index].unsqueeze(1)
         held = torch.zeros_like(prediction).scatter(1, index.unsqueeze(1), margin)
         return super().forward(self.s * (prediction - held), target)
-
-
-def _at_classes(values: Sequence[float], like: Tensor) -> Tensor:
-    """One number per class, to be added to logits (N, C, ...)."""
-    return constants(values, like).view(1, -1, *(1,) * (like.ndim - 2))

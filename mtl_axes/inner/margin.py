@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl_axes.inner.base import InnerShape
+from mtl_axes.inner.base import BINARY, InnerShape
 from mtl_axes.inner.classification import CrossEntropy, check_hard
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.signals import Kind
@@ -41,7 +41,7 @@ class Hinge(InnerShape):
         targets: 0 and 1, not -1 and 1.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"binary"})
+    kinds: ClassVar[frozenset[Kind]] = BINARY
 
     def __init__(self, *, margin: float = 1.0) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtl_axes.errors import DataError
 from mtl_axes.inner._values import as_floats
-from mtl_axes.inner.base import InnerShape
+from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.signals import Kind
 
 __all__ = ["MSLE"]
@@ -44,7 +44,7 @@ class MSLE(InnerShape):
         Equal to sklearn.metrics.mean_squared_log_error and torchmetrics' MeanSquaredLogError, before their mean.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
     # The last bfloat16 above -1.
     target_range: ClassVar[tuple[float, float]] = (-1 + 2**-8, math.inf)
     prediction_range: ClassVar[tuple[float, float]] = (-1 + 2**-8, math.inf)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mtl_axes.errors import DataError
 from mtl_axes.inner._values import check_count, check_values_option, constants
-from mtl_axes.inner.base import InnerShape
+from mtl_axes.inner.base import MULTICLASS, InnerShape
 from mtl_axes.inner.classification import CrossEntropy
 from mtl_axes.signals import Kind
 
@@ -21,7 +21,7 @@ __all__ = ["EMD2", "Coral", "Corn"]
 class _Ladder(InnerShape):
     """What coral and corn have in common: K - 1 logits at dimension 1, of the questions "is y > k?"."""
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"multiclass"})
+    kinds: ClassVar[frozenset[Kind]] = MULTICLASS
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         if prediction.ndim < 2 or prediction.shape[:1] + prediction.shape[2:] != target.shape:

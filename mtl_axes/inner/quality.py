@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl_axes.inner.base import InnerShape
+from mtl_axes.inner.base import BINARY, InnerShape
 from mtl_axes.inner.binary import signed_error
 from mtl_axes.inner.classification import BCE, check_probability
 from mtl_axes.options import check_number
@@ -88,7 +88,7 @@ class Varifocal(InnerShape):
         (iou_weighted=True) in the gradient of a negative at gamma < 1 where p rounds to 0: 0, not NaN.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"binary"})
+    kinds: ClassVar[frozenset[Kind]] = BINARY
 
     def __init__(self, *, alpha: float = 0.75, gamma: float = 2.0) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtl_axes.errors import DataError
-from mtl_axes.inner.base import InnerShape, require_same_shape
+from mtl_axes.inner.base import REGRESSION, InnerShape, require_same_shape
 from mtl_axes.signals import Kind
 
 __all__ = ["ListNet", "PairwiseLogistic"]
@@ -18,7 +18,7 @@ __all__ = ["ListNet", "PairwiseLogistic"]
 class _Lists(InnerShape):
     """What ranking shapes have in common: scores and relevances (N, L), one list per sample, padding masked."""
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
     pooled: ClassVar[bool] = True
 
     def check(self, prediction: Tensor, target: Tensor) -> None:

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from mtl_axes.errors import DataError, OptionError
-from mtl_axes.inner.base import InnerShape, require_same_shape
+from mtl_axes.inner.base import REGRESSION, InnerShape, require_same_shape
 from mtl_axes.options import check_number
 from mtl_axes.signals import Kind
 
 __all__ = ["MAE", "MSE", "Asymmetric", "Huber", "Quantile"]
-
-_REGRESSION: frozenset[Kind] = frozenset({"regression"})
 
 
 class MSE(InnerShape):
@@ -33,7 +31,7 @@ class MSE(InnerShape):
     tensor([25., 16.])
     """
 
-    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         return (prediction - target).square()
@@ -53,7 +51,7 @@ class MAE(InnerShape):
     tensor([5., 4.])
     """
 
-    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         return (prediction - target).abs()
@@ -78,7 +76,7 @@ class Huber(InnerShape):
         P. J. Huber, "Robust Estimation of a Location Parameter", 1964.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
 
     def __init__(self, *, delta: float = 1.0) -> None:
         super().__init__()
@@ -114,7 +112,7 @@ class Asymmetric(InnerShape):
         W. K. Newey, J. L. Powell, "Asymmetric Least Squares Estimation and Testing", 1987 (up to the scale above).
     """
 
-    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
 
     def __init__(self, *, over: float = 1.0, under: float = 1.0) -> None:
         super().__init__()
@@ -152,7 +150,7 @@ class Quantile(InnerShape):
         R. Koenker, G. Bassett, "Regression Quantiles", 1978.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = _REGRESSION
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
 
     def __init__(self, *, q: float | Sequence[float] = 0.5) -> None:
         super().__init__()

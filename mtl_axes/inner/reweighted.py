@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl_axes.errors import OptionError
-from mtl_axes.inner.base import InnerShape, TargetWeight
+from mtl_axes.inner.base import REGRESSION, InnerShape, TargetWeight
 from mtl_axes.inner.weights import FailureBias
 from mtl_axes.registry import resolve
 from mtl_axes.signals import Kind, wide
@@ -118,7 +118,9 @@ class Reweighted(InnerShape):
 
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
         self.base.check_values(prediction, target)
-        self.weight.check_values(self.weighed(target))
+        labels = self.weighed(target)
+        # As forward has them. Integers that are none of classes would pass for such.
+        self.weight.check_values(labels.to(wide(prediction.dtype)) if self.kinds == REGRESSION else labels)
 
     def weighed(self, target: Tensor) -> Tensor:
         return self.base.weighed(target)
@@ -157,7 +159,7 @@ class FailureBiased(Reweighted):
         book also prints a form that exceeds 2; this is the clipped one.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
     example: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, *, r_max: float = 125.0) -> None:

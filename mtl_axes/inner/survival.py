@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mtl_axes.errors import DataError, OptionError
 from mtl_axes.inner._values import check_values_option, constants
-from mtl_axes.inner.base import InnerShape
+from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.signals import Kind
 
 __all__ = ["Cox", "DiscreteHazard", "SurvivalShape"]
@@ -25,7 +25,7 @@ __all__ = ["Cox", "DiscreteHazard", "SurvivalShape"]
 class SurvivalShape(InnerShape):
     """What survival shapes have in common: signed times for targets."""
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"regression"})
+    kinds: ClassVar[frozenset[Kind]] = REGRESSION
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         # Of integers, missing="ignore" would take the time -100 for no label.

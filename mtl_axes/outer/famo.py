@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mtl_axes._state import vector
-from mtl_axes.errors import OptionError
 from mtl_axes.options import check_number
 from mtl_axes.outer.adam import adam_step
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.members import redistribute
+from mtl_axes.outer.per_task import check_per_task, numbers_of, per_task
 from mtl_axes.signals import Need, Signals, TaskInfo
 
 __all__ = ["FAMO"]
@@ -44,14 +45,15 @@ class FAMO(OuterWeighting):
     Args:
         lr: learning rate of w, > 0.
         gamma: weight decay of w, >= 0: how strongly z is drawn to the uniform.
-        min_losses: b, finite numbers, one for all tasks or a mapping by task name. One below 0 admits shapes whose losses
-            can be negative; any but 0 has a unit, so that weights depend on the units of the losses.
+        min_losses: b, one finite number for all tasks, or one per task: a sequence in the order of the tasks or a mapping by
+            name. One below 0 admits shapes whose losses can be negative; any but 0 has a unit, so that weights depend on
+            the units of the losses.
 
     Returns:
         (K,) positive weights that sum to 1.
 
     Raises:
-        OptionError: an option is outside its range; on binding, ``min_losses`` names other tasks.
+        OptionError: an option is outside its range; on binding, the number or the names of the tasks differ.
 
     >>> weighting = FAMO(lr=0.1)
     >>> weighting(Signals(torch.tensor([2.0, 0.5])))
@@ -88,14 +90,18 @@ class FAMO(OuterWeighting):
     turn: Tensor
     bounds: Tensor
 
-    def __init__(self, *, lr: float = 0.025, gamma: float = 1e-3, min_losses: float | Mapping[str, float] = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        lr: float = 0.025,
+        gamma: float = 1e-3,
+        min_losses: float | Sequence[float] | Mapping[str, float] = 0.0,
+    ) -> None:
         super().__init__()
         self.lr = check_number("lr", lr, low=0.0, low_open=True)
         self.gamma = check_number("gamma", gamma, low=0.0)
-        bounds = list(min_losses.values()) if isinstance(min_losses, Mapping) else [min_losses]
-        for bound in bounds:
-            check_number("min_losses", bound)
-        self.min_losses = min_losses
+        self.min_losses = check_per_task("min_losses", min_losses, common=True)
+        bounds = numbers_of(self.min_losses)
         if any(bound < 0 for bound in bounds):
             # What can be negative has a logarithm above such a bound.
             self.nonnegative = False  # type: ignore[misc]
@@ -103,24 +109,20 @@ class FAMO(OuterWeighting):
             # Bounds have the units of the losses.
             self.scaling = None  # type: ignore[misc]
             self.balances = False  # type: ignore[misc]
-        if isinstance(min_losses, Mapping):
+        if isinstance(self.min_losses, (list, dict)):
             self.symmetric = False  # type: ignore[misc]
 
     def options(self) -> dict[str, Any]:
-        given = self.min_losses
-        return {**super().options(), "min_losses": dict(given) if isinstance(given, Mapping) else given}
+        return {**super().options(), "min_losses": copy.copy(self.min_losses)}
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
-        given, names, count = self.min_losses, [task.name for task in tasks], len(tasks)
-        if isinstance(given, Mapping) and set(given) != set(names):
-            raise OptionError(f"Option `min_losses` should name the tasks {names}. Found {list(given)}.")
+        values, count = per_task("Option `min_losses`", self.min_losses, tasks), len(tasks)
         super().bind(tasks)
         for name in ("logits", "moment1", "moment2", "updates", "before"):
             self.register_buffer(name, torch.zeros(count, dtype=self.dtype))
         # A task waits for its loss after the step where it was seen at this turn. Neither marks a task that is absent.
         self.register_buffer("seen_at", torch.full((count,), -1, dtype=torch.int64))
         self.register_buffer("turn", torch.zeros((), dtype=torch.int64))
-        values = [float(given[name]) for name in names] if isinstance(given, Mapping) else [float(given)] * count
         # Not persistent: the option, not a checkpoint, says what the bounds are.
         self.register_buffer("bounds", vector(values, self.dtype, self.current.device), persistent=False)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mtl_axes.errors import OptionError
-from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.per_task import check_per_task, per_task
 from mtl_axes.signals import Need, Signals, TaskInfo
 
 __all__ = ["Fixed"]
@@ -43,38 +43,14 @@ class Fixed(OuterWeighting):
 
     def __init__(self, *, weights: Sequence[float] | Mapping[str, float] | None = None) -> None:
         super().__init__()
-        values: list[float] = []
-        if isinstance(weights, Mapping):
-            values = list(weights.values())
-        elif weights is not None:
-            if isinstance(weights, str) or not isinstance(weights, Sequence):
-                raise OptionError(
-                    f"Option `weights` should be a sequence or a mapping of numbers. Found weights={weights!r}."
-                )
-            values = list(weights)
-        for value in values:
-            check_number("weights", value)
-        if weights is not None and not values:
-            raise OptionError("Option `weights` should have one number per task. Found none.")
-        self._given = weights
+        self._given = None if weights is None else check_per_task("weights", weights)
 
     def options(self) -> dict[str, Any]:
-        given = self._given
-        return {"weights": dict(given) if isinstance(given, Mapping) else given if given is None else list(given)}
+        return {"weights": copy.copy(self._given)}
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
-        names = [task.name for task in tasks]
         given = self._given
-        if isinstance(given, Mapping):
-            if set(given) != set(names):
-                raise OptionError(f"Fixed weights should name the tasks {names}. Found {list(given)}.")
-            values = [float(given[name]) for name in names]
-        elif given is not None:
-            if len(given) != len(names):
-                raise OptionError(f"Fixed weights should be {len(names)} numbers, one for each of {names}. Found {given!r}.")
-            values = [float(value) for value in given]
-        else:
-            values = [1.0 / len(names)] * len(names)
+        values = [1.0 / len(tasks)] * len(tasks) if given is None else per_task("Fixed weights", given, tasks)
         super().bind(tasks)
         # Not persistent: the option, not a checkpoint, says what a fixed weight is.
         self.register_buffer("current", torch.tensor(values, dtype=self.dtype), persistent=False)

@@ -22,20 +22,20 @@ class ReLoBRaLo(OuterWeighting):
 
     ::
 
-        bal(t, t') = K softmax(L(t) / (tau L(t')))
+        bal(t, t') = K softmax(L(t) / (temperature L(t')))
         hist       = lambda(t - 1) with probability rho, else bal(t, 0)
-        lambda(t)  = alpha hist + (1 - alpha) bal(t, t - 1),  lambda(0) = 1
+        lambda(t)  = beta hist + (1 - beta) bal(t, t - 1),  lambda(0) = 1
 
     One draw in each window decides for all tasks. The unit of a loss cancels: only the rate counts, as with ``dwa``, of
-    which it is the form without epochs. With a small tau the largest ratio takes every weight of bal; ratios over tau are
-    clamped to 1e30.
+    which it is the form without epochs. At a low temperature the largest ratio takes every weight of bal; ratios over
+    the temperature are clamped to 1e30.
 
     L(0) is the loss of a task's first window. A task without a loss in a window, or with a loss of exactly 0, keeps its
     losses and its weight, and the others share the mass that they had.
 
     Args:
-        alpha: decay of the weights, in [0, 1].
-        tau: temperature, > 0; the larger, the more even the weights.
+        beta: decay of the weights per window, in [0, 1]; the paper's alpha.
+        temperature: > 0; the larger, the more even the weights. The paper's tau.
         rho: probability of looking back at the window before only, in [0, 1].
         seed: of the draws, an integer >= 0.
 
@@ -45,7 +45,7 @@ class ReLoBRaLo(OuterWeighting):
     Raises:
         OptionError: an option is outside its range.
 
-    >>> weighting = ReLoBRaLo(alpha=0.5, tau=1.0, rho=1.0)
+    >>> weighting = ReLoBRaLo(beta=0.5, temperature=1.0, rho=1.0)
     >>> for losses in ([2.0, 5.0], [1.0, 5.0]):
     ...     weights = weighting(Signals(torch.tensor(losses)))
     >>> weights
@@ -53,9 +53,9 @@ class ReLoBRaLo(OuterWeighting):
 
     References:
         R. Bischof, M. A. Kraus, "Multi-Objective Loss Balancing for Physics-Informed Deep Learning", 2021. Differs from
-        ports of the authors' code, in which alpha is 1 and then 0 in the first two windows, so that the weights start at
-        bal(1, 0): here they start at 1, as in physicsnemo-sym. With alpha = 0, tau = 1 it is what physicsnemo-sym calls
-        SoftAdapt: the weights agree to 6e-8, the size of its guards against 0/0.
+        ports of the authors' code, in which beta is 1 and then 0 in the first two windows, so that the weights start at
+        bal(1, 0): here they start at 1, as in physicsnemo-sym. With beta = 0 and temperature = 1 it is what physicsnemo-sym
+        calls SoftAdapt: the weights agree to 6e-8, the size of its guards against 0/0.
         TorchJD 0.18 and LibMTL have no such method.
     """
 
@@ -69,10 +69,10 @@ class ReLoBRaLo(OuterWeighting):
     last: Tensor
     seen: Tensor
 
-    def __init__(self, *, alpha: float = 0.999, tau: float = 0.1, rho: float = 0.999, seed: int = 0) -> None:
+    def __init__(self, *, beta: float = 0.999, temperature: float = 0.1, rho: float = 0.999, seed: int = 0) -> None:
         super().__init__()
-        self.alpha = check_number("alpha", alpha, low=0.0, high=1.0)
-        self.tau = check_number("tau", tau, low=0.0, low_open=True)
+        self.beta = check_number("beta", beta, low=0.0, high=1.0)
+        self.temperature = check_number("temperature", temperature, low=0.0, low_open=True)
         self.rho = check_number("rho", rho, low=0.0, high=1.0)
         self.seed = int(check_number("seed", seed, low=0, integer=True))
         self.draws = Draws(self.seed)
@@ -89,14 +89,14 @@ class ReLoBRaLo(OuterWeighting):
         moves = members & self.seen
         keeps = self.draws.uniform((), losses) < self.rho
         kept = torch.where(keeps, self.current, self._balance(losses, self.first, moves))
-        weights = self.alpha * kept + (1 - self.alpha) * self._balance(losses, self.last, moves)
+        weights = self.beta * kept + (1 - self.beta) * self._balance(losses, self.last, moves)
         torch.where(members & ~self.seen, losses, self.first, out=self.first)
         torch.where(members, losses, self.last, out=self.last)
         self.seen.logical_or_(members)
         return torch.where(moves, weights, self.current)
 
     def _balance(self, losses: Tensor, before: Tensor, moves: Tensor) -> Tensor:
-        ratio = (losses / before / self.tau).clamp_max(MOST)
+        ratio = (losses / before / self.temperature).clamp_max(MOST)
         shares = torch.where(moves, ratio, -torch.inf).softmax(0)
         return redistribute(shares, moves, self.current, float(losses.shape[0]))
 

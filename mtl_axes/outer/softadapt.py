@@ -56,8 +56,8 @@ class SoftAdapt(OuterWeighting):
         with Multi-Part Loss Functions", 2019. Differs from the authors' package: slopes are differences of two windows,
         where the package fits up to five points; slopes are normalised by the sum of their absolute values, as in the
         paper, and not by their sum, which turns the order of the tasks around when losses fall. physicsnemo-sym calls
-        "SoftAdapt" K softmax(L(t) / L(t - 1)), which is ``relobralo`` with alpha = 0 and tau = 1. TorchJD 0.18 and LibMTL
-        have no such method.
+        "SoftAdapt" K softmax(L(t) / L(t - 1)), which is ``relobralo`` with beta = 0 and temperature = 1. TorchJD 0.18
+        and LibMTL have no such method.
     """
 
     needs: ClassVar[Need] = "losses"

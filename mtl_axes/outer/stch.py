@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -9,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl_axes.errors import OptionError
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.members import positive_losses, subproblem
+from mtl_axes.outer.per_task import check_per_task, per_task
 from mtl_axes.signals import Need, Signals, TaskInfo
 
 __all__ = ["STCH"]
@@ -86,12 +87,8 @@ class STCH(OuterWeighting):
         self.mu = check_number("mu", mu, low=0.0, low_open=True)
         check_choice("form", form, ("log", "linear"))
         self.form = form
-        if reference is not None and (isinstance(reference, str) or not isinstance(reference, (Sequence, Mapping))):
-            raise OptionError(f"Option `reference` should have one number per task. Found reference={reference!r}.")
         low = 0.0 if form == "log" else -math.inf
-        for value in reference.values() if isinstance(reference, Mapping) else reference or ():
-            check_number("reference", value, low=low, low_open=True)
-        self._given = reference
+        self._given = None if reference is None else check_per_task("reference", reference, low=low, low_open=True)
         self.warmup = int(check_number("warmup", warmup, low=1, integer=True))
         if form == "linear":
             # Differences need no logarithm, and promise nothing in other units.
@@ -104,28 +101,18 @@ class STCH(OuterWeighting):
             self.symmetric = False  # type: ignore[misc]
 
     def options(self) -> dict[str, Any]:
-        given = self._given
-        reference = dict(given) if isinstance(given, Mapping) else given if given is None else list(given)
-        return {"mu": self.mu, "form": self.form, "reference": reference, "warmup": self.warmup}
+        return {"mu": self.mu, "form": self.form, "reference": copy.copy(self._given), "warmup": self.warmup}
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
-        given, names = self._given, [task.name for task in tasks]
-        if isinstance(given, Mapping):
-            if set(given) != set(names):
-                raise OptionError(f"Option `reference` of STCH should name the tasks {names}. Found {list(given)}.")
-            given = [given[name] for name in names]
-        elif given is not None and len(given) != len(names):
-            raise OptionError(
-                f"Option `reference` of STCH should be {len(names)} numbers, one for each of {names}. Found {given!r}."
-            )
+        given = self._given
+        values = [0.0] * len(tasks) if given is None else per_task("Option `reference` of STCH", given, tasks)
         super().bind(tasks)
         if given is not None or self.form == "linear":
-            values = [0.0] * len(names) if given is None else [float(value) for value in given]
             # Not persistent: the option, not a checkpoint, says what a given reference is.
             self.register_buffer("given", torch.tensor(values, dtype=self.dtype), persistent=False)
         else:
-            self.register_buffer("loss_sum", torch.zeros(len(names), dtype=self.dtype))
-            self.register_buffer("windows", torch.zeros(len(names), dtype=torch.int64))
+            self.register_buffer("loss_sum", torch.zeros(len(tasks), dtype=self.dtype))
+            self.register_buffer("windows", torch.zeros(len(tasks), dtype=torch.int64))
 
     def forward(self, signals: Signals, /) -> Tensor:
         return self._linear(signals) if self.form == "linear" else self._log(signals)

@@ -72,10 +72,10 @@ def check_outer(factory: Outer, /, *, tasks: Sequence[str] | None = None, skip: 
 def check_inner(factory: Inner, /, *, skip: Collection[str] = ()) -> None:
     """Run every contract of an inner shape, for each kind of task that it serves.
 
-    Structure, one finite loss per entry (per sample when ``pooled``), ``lower_bound``, finite and exact gradients, the
-    order of the samples, ``coupling``, masks that equal deletion, inputs left alone, no value read, no broadcasting, dtypes,
-    copies, ``repr`` and options; and, within a criterion, masks, the sum and its gradient, half precision and the
-    configuration. It is fed by its own ``sample``.
+    Structure, one finite loss per entry (per sample when ``pooled``), ``lower_bound``, finite and exact gradients, float32
+    that agrees with float64, the order of the samples, ``coupling``, masks that equal deletion, inputs left alone, no value
+    read, no broadcasting, dtypes, copies, ``repr`` and options; and, within a criterion, masks, the sum and its gradient,
+    half precision and the configuration. It is fed by its own ``sample``.
 
     Args:
         factory: a class, a registered name, or a callable that returns a fresh shape.

@@ -19,6 +19,11 @@ from mtl_axes.testing.inner_case import InnerCase, expected_size, f64, per_kind
 __all__ = ["CHECKS"]
 
 _ROUNDING = 1e-12
+# Residuals, of the size of the sample's own and this small.
+_NEAR = 1e-3
+# Rounding of float32 is 6e-8, and 6e-5 of a residual of 1e-3 where terms of size 1 make it up. A loss that is quadratic
+# there and computed from such terms has lost 6e-2: between the two lies what cannot be helped and what a formula can.
+_SINGLE = 1e-3
 
 
 def declarations(case: InnerCase) -> None:
@@ -161,6 +166,44 @@ def gradcheck(case: InnerCase) -> None:
     torch.autograd.gradcheck(lambda value: shape(value, target), (leaf,), fast_mode=False)
 
 
+def precision(case: InnerCase) -> None:
+    """Losses and gradients in float32 are those of float64, relative to the largest: no formula cancels its digits."""
+    for size in case.sizes():
+        for seed in range(2):
+            shape = case.build()
+            prediction, target = case.sample(size, seed, shape=shape)
+            for values in (prediction, _nearer(prediction, target, shape, case.kind)):
+                if values is not None:
+                    _compare_precisions(case, values.float(), target.float() if target.is_floating_point() else target)
+
+
+def _nearer(prediction: Tensor, target: Tensor, shape: InnerShape, kind: Kind) -> Tensor | None:
+    """Return predictions whose residuals are 1e-3 of the sample's, logits if they are any, or None where there are none."""
+    if kind != "regression":
+        return _NEAR * prediction
+    low, high = shape.prediction_range
+    # A prediction of several parameters has no residual, and a target need not be a prediction.
+    if prediction.shape != target.shape or bool((target < low).any()) or bool((target > high).any()):
+        return None
+    return target + _NEAR * (prediction - target)
+
+
+def _compare_precisions(case: InnerCase, prediction: Tensor, target: Tensor) -> None:
+    case.tell(prediction, target)
+    found: list[tuple[Tensor, Tensor]] = []
+    for dtype in (torch.float32, f64):
+        leaf = prediction.to(dtype).requires_grad_()
+        losses = case.build()(leaf, target.to(dtype) if target.is_floating_point() else target)
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        found.append((losses.detach(), gradient))
+    for what, single, double in zip(("losses", "gradients"), *found, strict=True):
+        case.require(
+            close(single, double, _SINGLE),
+            f"should give in float32 the {what} of float64, to {_SINGLE:g} of the largest",
+            f"{numbers(single)} and {numbers(double)}",
+        )
+
+
 def order(case: InnerCase) -> None:
     """Permuting the samples permutes the losses."""
     shape = case.build()
@@ -253,6 +296,7 @@ CHECKS: Final[dict[str, Callable[[InnerCase], None]]] = {
     "lower bound": per_kind(lower_bound),
     "gradients": per_kind(gradients),
     "gradcheck": per_kind(gradcheck),
+    "precision": per_kind(precision),
     "order": per_kind(order),
     "coupling": per_kind(coupling),
     "values": per_kind(values),

@@ -424,6 +424,32 @@ def test_labels_without_a_count_are_refused() -> None:
         compose(inner={"a": soft})({"a": torch.zeros(2)}, {"a": torch.tensor([0.0, 0.5])})
 
 
+def test_a_class_without_a_bin_is_refused() -> None:
+    """inverse_frequency refuses a class beyond its counts, or below them; labels of a regression count to the last bin."""
+    weight = {"name": "inverse_frequency", "counts": [3, 1]}
+    refused = r"inverse_frequency has counts of 2 classes, and class targets should be their indices\. Found "
+    for base, target, found in (
+        ("cross_entropy", torch.tensor([0, 2, 1]), r"0\.\.2"),
+        ("bce", torch.tensor([True, False]), None),
+        ("mse", torch.tensor([0.0, 2.0, 7.0]), None),
+        ("mse", torch.tensor([-1, 2, 7]), None),
+    ):
+        prediction = torch.zeros(3, 4) if base == "cross_entropy" else torch.zeros(len(target))
+        criterion = compose(inner={"a": create("inner", "reweighted", base=base, weight=weight)})
+        if found is None:
+            assert bool(criterion({"a": prediction}, {"a": target}).isfinite())
+        else:
+            with pytest.raises(DataError, match=refused + found):
+                criterion({"a": prediction}, {"a": target})
+    one = InverseFrequency((3,))
+    with pytest.raises(DataError, match=r"counts of 1 classes, .*Found 0\.\.1"):
+        one.check_values(torch.tensor([False, True]))
+    with pytest.raises(DataError, match=r"Found -1\.\.0"):
+        one.check_values(torch.tensor([0, -1]))
+    one.check_values(torch.tensor([0, 0]))
+    LDS((3, 1)).check_values(torch.tensor([0, 9]))
+
+
 @pytest.mark.parametrize("name", ["class_balanced", "inverse_frequency", "lds"])
 def test_counts_of_any_library(name: str) -> None:
     """Arrays, tensors and lists of their numbers are counts; a mapping, whose entries are its keys, is none."""

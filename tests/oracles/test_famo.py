@@ -199,6 +199,20 @@ def test_bounds_by_task_follow_the_names() -> None:
     assert criterion.config()["outer"] == {"name": "famo", "lr": 0.025, "gamma": 1e-3, "min_losses": {"b": 1.0, "a": 0.0}}
 
 
+def test_bounds_in_a_sequence_are_those_of_the_tasks_in_their_order() -> None:
+    """A sequence does what the mapping does with which it agrees, is copied, and survives config and repr."""
+    given = [0.0, 1.0]
+    criterion = compose(FAMO(min_losses=given), tasks=["a", "b"])
+    given[0] = 9.0
+    criterion.combine({"a": torch.ones(()), "b": torch.tensor(3.0)})
+    torch.testing.assert_close(criterion.outer.weights(), torch.tensor([2 / 3, 1 / 3]), rtol=1e-6, atol=0)
+    assert not criterion.outer.symmetric and not criterion.outer.balances
+    assert criterion.config()["outer"]["min_losses"] == [0.0, 1.0]
+    assert compose(**criterion.config()).outer.min_losses == eval(repr(criterion.outer)).min_losses == [0.0, 1.0]
+    with pytest.raises(OptionError, match=r"`min_losses` should be 3 numbers, one for each of \['a', 'b', 'c'\]"):
+        FAMO(min_losses=(0.0, 1.0)).bind((TaskInfo("a"), TaskInfo("b"), TaskInfo("c")))
+
+
 def test_options_out_of_range_are_refused() -> None:
     """Each is named, with what was found."""
     for options, match in (
@@ -206,6 +220,9 @@ def test_options_out_of_range_are_refused() -> None:
         ({"gamma": -1.0}, r"`gamma` should be a number in \[0"),
         ({"min_losses": torch.inf}, "`min_losses` should be a number"),
         ({"min_losses": {"a": None}}, "`min_losses` should be a number"),
+        ({"min_losses": [0.0, "1"]}, "`min_losses` should be a number"),
+        ({"min_losses": "12"}, "`min_losses` should be a number, or a sequence or a mapping .*Found min_losses='12'"),
+        ({"min_losses": []}, "`min_losses` should have one number per task. Found none"),
     ):
         with pytest.raises(OptionError, match=match):
             create("outer", "famo", **options)

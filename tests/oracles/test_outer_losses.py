@@ -65,7 +65,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "softadapt": {"name": "softadapt"},
     "softadapt normalized": {"name": "softadapt", "variant": "normalized"},
     "softadapt loss_weighted": {"name": "softadapt", "variant": "loss_weighted"},
-    "relobralo": {"name": "relobralo", "alpha": 0.7, "rho": 0.6},
+    "relobralo": {"name": "relobralo", "beta": 0.7, "rho": 0.6},
 }
 # One task takes every weight, whatever the units.
 SHARP = ("uw_so cold", "stch maximum")
@@ -278,8 +278,8 @@ SOFTADAPT_OF_PHYSICSNEMO = TRACES["relatives"]["physicsnemo_softadapt"]
 @pytest.mark.parametrize(
     "options",
     [
-        {"name": "relobralo", "alpha": 0.0, "tau": 1.0},
-        {"name": "relobralo", "alpha": 0.0, "tau": 1.0, "rho": 0.0},
+        {"name": "relobralo", "beta": 0.0, "temperature": 1.0},
+        {"name": "relobralo", "beta": 0.0, "temperature": 1.0, "rho": 0.0},
         {"name": "dwa", "temperature": 1.0, "window": 1},
     ],
     ids=["relobralo", "relobralo looking back", "dwa"],
@@ -516,7 +516,7 @@ def plain_relobralo(windows: list[list[float]], alpha: float, tau: float, rho: f
         ),
         *(
             (
-                {"name": "relobralo", "alpha": alpha, "tau": tau, "rho": rho, "seed": seed},
+                {"name": "relobralo", "beta": alpha, "temperature": tau, "rho": rho, "seed": seed},
                 lambda windows, args=(alpha, tau, rho, seed): plain_relobralo(windows, *args),
             )
             for alpha, tau, rho, seed in ((0.999, 0.1, 0.999, 0), (0.6, 1.0, 0.5, 3), (0.9, 0.5, 0.0, 1), (0.5, 2.0, 1.0, 2))
@@ -770,8 +770,8 @@ def test_units_of_the_losses(way: str) -> None:
         ("slaw", {"beta": 1.0}, "beta.*in \\[0.0, 1.0\\)"),
         ("softadapt", {"variant": "soft"}, "variant.*should be one of"),
         ("softadapt", {"beta": math.inf}, "beta.*a number"),
-        ("relobralo", {"alpha": 1.1}, "alpha.*in \\[0.0, 1.0\\]"),
-        ("relobralo", {"tau": 0.0}, "tau.*in \\(0.0"),
+        ("relobralo", {"beta": 1.1}, "beta.*in \\[0.0, 1.0\\]"),
+        ("relobralo", {"temperature": 0.0}, "temperature.*in \\(0.0"),
         ("relobralo", {"rho": -0.1}, "rho.*in \\[0.0, 1.0\\]"),
         ("relobralo", {"seed": 1.5}, "seed.*integer"),
     ],
@@ -835,7 +835,7 @@ def test_slaw_survives_a_loss_that_falls_by_orders(beta: float) -> None:
 def test_a_look_back_that_is_certain_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """rho = 1 looks at the window before only, also where the largest number of the generator would round to 1."""
     monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.full(shape, 1 - 2**-53, dtype=f64))
-    weighting = create("outer", "relobralo", alpha=1.0, rho=1.0)
+    weighting = create("outer", "relobralo", beta=1.0, rho=1.0)
     for losses in ([2.0, 5.0], [1.0, 5.0], [0.5, 5.0]):
         weights = weighting(Signals(torch.tensor(losses)))
     assert weights.tolist() == [1.0, 1.0]

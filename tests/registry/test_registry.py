@@ -229,6 +229,28 @@ def test_config_of_an_unregistered_strategy() -> None:
         compose(inner=Cubic()).config()
 
 
+def test_config_of_a_strategy_built_from_an_object() -> None:
+    """To register the class of one that wraps an object would not help, also where a stage wraps it; a list is no object."""
+
+    class Wrapping(OuterWeighting):
+        needs: ClassVar[Any] = "losses"
+
+        def __init__(self, given: object) -> None:
+            super().__init__()
+            self.given = given
+
+        def forward(self, signals: Signals, /) -> torch.Tensor:
+            return self.current.clone()
+
+    for outer in (Wrapping(torch.ones(2)), Wrapping([object()]), create("outer", "ema", base=Wrapping(print))):
+        with pytest.raises(MtlAxesError, match=r"^Wrapping\(.*Found an object as its `given`: a weighting built") as caught:
+            compose(outer).config()
+        assert "register" not in str(caught.value)
+    for given in (None, 1.5, "mean", ["a", 2], {"a": [1.0]}, create("outer", "gaba")):
+        with pytest.raises(MtlAxesError, match=r"Use register_outer\('a_name'\) on its class"):
+            compose(Wrapping(given)).config()
+
+
 # ---- strategies on their own
 
 

@@ -24,7 +24,8 @@ class Cosh(InnerShape):
         self.scale = scale
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        return self.scale * ((1 + (prediction - target).square()).sqrt() - 1)
+        squared = (prediction - target).square()
+        return self.scale * squared / (1 + (1 + squared).sqrt())
 
 
 class Variance(InnerShape):
@@ -248,6 +249,31 @@ class Takes(Cosh):
         raise DataError("no")
 
 
+def flat_root(prediction: Tensor, target: Tensor) -> Tensor:
+    """Charbonnier's loss written as a difference of two numbers of 1e6."""
+    delta = 1e3
+    return delta * ((delta**2 + square(prediction, target)).sqrt() - delta)
+
+
+def root(prediction: Tensor, target: Tensor) -> Tensor:
+    """Right at residuals of size 1, while the square of a small one drowns beside the 1."""
+    return (1 + square(prediction, target)).sqrt() - 1
+
+
+class SteepGradient(torch.autograd.Function):
+    """The square, whose gradient is computed by way of a large number."""
+
+    @staticmethod
+    def forward(ctx: Any, error: Tensor) -> Tensor:
+        ctx.save_for_backward(error)
+        return error.square()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (error,) = ctx.saved_tensors
+        return gradient * 2 * ((error + 1e5) - 1e5)
+
+
 class Widens(Cosh):
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         return square(prediction, target).double()
@@ -315,6 +341,15 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "wrong gradient": (
         forward(wrong_slope),
         "should have the derivative of its losses as their gradient, or claim detaches=True .*: found GradcheckError",
+    ),
+    "cancels": (
+        forward(flat_root),
+        r"should give in float32 the losses of float64, to 0.001 of the largest: found \[.*\] and \[.*\] for a regression",
+    ),
+    "cancels near 0": (forward(root), "should give in float32 the losses of float64, .*: found"),
+    "gradient cancels": (
+        forward(lambda p, y: SteepGradient.apply(p - y)),  # type: ignore[no-untyped-call]
+        r"should give in float32 the gradients of float64, .*: found \[",
     ),
     "order": (forward(by_index), "should not depend on the order of the samples: found losses"),
     "coupling": (
