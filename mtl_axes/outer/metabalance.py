@@ -82,5 +82,7 @@ class MetaBalance(OuterWeighting):
         norm_sum.copy_(torch.where(moves, decay * norm_sum + (1 - decay) * norms, norm_sum))
         norm_share.copy_(torch.where(moves, decay * norm_share + (1 - decay), norm_share))
         mean = norm_sum / norm_share
-        # In this order of operations the main task, whose ratio is 1, stays at 1 exactly.
-        return torch.where(moves, 1 + self.r * (mean[main] / mean - 1), self.current)
+        weights = self.r * (mean[main] / mean) + (1 - self.r)
+        # The sum of r and 1 - r may round, and the main task's weight is 1.
+        weights = torch.where(torch.arange(len(mean), device=mean.device) == main, 1.0, weights)
+        return torch.where(moves, weights, self.current)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from strategies import Plan, batch_for, model_for, plans, same, snapshot
 from torch import Tensor
 
-from mtl_axes import InnerShape, OuterWeighting, Signals, compose, create, register_outer
+from mtl_axes import InnerShape, OuterWeighting, Signals, compose, create
 from mtl_axes.errors import OptionError, StateError, UnknownNameError
 
 f64 = torch.float64
@@ -468,12 +468,11 @@ class TestEveryStage:
     def test_a_base_learns_of_kinds_that_become_known(self) -> None:
         """The kinds that the first targets show reach the innermost weighting."""
 
-        @register_outer("records_its_tasks")
         class Records(OuterWeighting):
             def forward(self, signals: Signals, /) -> Tensor:
                 return self.current.clone()
 
-        criterion = compose({"name": "ema", "base": {"name": "clip", "base": "records_its_tasks", "low": 0.0}})
+        criterion = compose({"name": "ema", "base": {"name": "clip", "base": Records(), "low": 0.0}})
         model, (inputs, targets) = (
             model_for({"a": "regression", "b": "multiclass"}),
             batch_for({"a": "regression", "b": "multiclass"}),
