@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
-from mtl_axes.outer.roles import check_main, find_main
+from mtl_axes.outer.roles import check_main, find_main, with_main_at_one
 from mtl_axes.signals import Need, Signals, TaskInfo
 
 __all__ = ["LRAnnealing"]
@@ -66,8 +66,8 @@ class LRAnnealing(OuterWeighting):
         self.current.fill_(1.0)
 
     def forward(self, signals: Signals, /) -> Tensor:
-        norms, active, weights = signals.norms, signals.active, self.current
+        norms, active, main = signals.norms, signals.active, self._position
         assert norms is not None
-        # In this order of operations the main task, whose ratio is 1, stays at 1 exactly.
-        moved = weights + (1 - self.beta**signals.elapsed) * (norms[self._position] / norms - weights)
-        return torch.where(active & active[self._position], moved, weights)
+        decay = self.beta**signals.elapsed
+        moved = decay * self.current + (1 - decay) * (norms[main] / norms)
+        return torch.where(active & active[main], with_main_at_one(moved, main), self.current)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
-from mtl_axes.outer.roles import check_main, find_main
+from mtl_axes.outer.roles import check_main, find_main, with_main_at_one
 from mtl_axes.signals import Need, Signals, TaskInfo
 
 __all__ = ["MetaBalance"]
@@ -83,6 +83,4 @@ class MetaBalance(OuterWeighting):
         norm_share.copy_(torch.where(moves, decay * norm_share + (1 - decay), norm_share))
         mean = norm_sum / norm_share
         weights = self.r * (mean[main] / mean) + (1 - self.r)
-        # The sum of r and 1 - r may round, and the main task's weight is 1.
-        weights = torch.where(torch.arange(len(mean), device=mean.device) == main, 1.0, weights)
-        return torch.where(moves, weights, self.current)
+        return torch.where(moves, with_main_at_one(weights, main), self.current)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from mtl_axes.errors import OptionError
 from mtl_axes.signals import TaskInfo
 
-__all__ = ["check_main", "find_main"]
+__all__ = ["check_main", "find_main", "with_main_at_one"]
 
 
 def check_main(main: str | int) -> None:
@@ -28,3 +31,11 @@ def find_main(main: str | int, tasks: tuple[TaskInfo, ...]) -> int:
             f"Option `main` should be one of the tasks {names}, or a position among them. Found main={main!r}."
         )
     return position
+
+
+def with_main_at_one(weights: Tensor, position: int) -> Tensor:
+    """Return the weights (K,) with that of the main task 1, which a sum of parts of 1 may miss by a rounding.
+
+    Differences from 1 would keep it exact by themselves, but take the digits of all weights that are small beside it.
+    """
+    return torch.where(torch.arange(len(weights), device=weights.device) == position, 1.0, weights)

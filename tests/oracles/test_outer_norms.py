@@ -230,6 +230,16 @@ def test_lr_annealing_reproduces_the_physicsnemo_trace() -> None:
     assert max(row["weights"]) > 1.25
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("name", "options"), [("lr_annealing", {"beta": 0.0}), ("metabalance", {"r": 1.0, "beta": 0.0})])
+def test_a_norm_that_dwarfs_the_main_one_keeps_its_weight(name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+    """The ratio of the norms is the weight to the last digits, from the first window on, however small it is."""
+    for ratio in (1e-3, 1e-9, 1e-20):
+        weighting = create("outer", name, main=0, **options)
+        shown = Signals(torch.ones(2, dtype=dtype), norms=torch.tensor([1.0, 1 / ratio], dtype=dtype))
+        torch.testing.assert_close(weighting(shown), torch.tensor([1.0, ratio], dtype=dtype), rtol=2e-7, atol=0)
+
+
 def libmtl_update(weights: Tensor, norms_: Tensor, losses_: Tensor, gradients: Tensor) -> np.ndarray:
     """LibMTL's first update of DB-MTL in terms of weights for losses + 1e-8.
 
