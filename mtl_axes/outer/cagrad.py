@@ -69,7 +69,7 @@ class CAGrad(GramianWeighting):
 
     def solve(self, problem: Problem, /) -> Tensor:
         gramian = problem.gramian
-        mean = torch.full_like(problem.losses, 1.0 / len(problem.losses))
+        mean = torch.full_like(gramian[0], 1.0 / len(gramian))
         along = gramian @ mean
         radius = self.c * _length(mean, gramian)
         gain = self._bound(gramian, along, radius)

@@ -43,6 +43,6 @@ class DualProj(GramianWeighting):
     scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
 
     def solve(self, problem: Problem, /) -> Tensor:
-        share = 1.0 / len(problem.index)
-        mean = torch.full_like(problem.losses, share)
-        return mean + nnls(problem.gramian, -(problem.gramian @ mean))
+        gramian = problem.gramian
+        mean = torch.full_like(gramian[0], 1.0 / len(gramian))
+        return mean + nnls(gramian, -(gramian @ mean))

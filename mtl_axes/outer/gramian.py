@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.geometry import cosines
 from mtl_axes.signals import Need, Signals
 
 __all__ = ["GramianWeighting", "Problem"]
@@ -23,13 +24,11 @@ class Problem:
 
     Attributes:
         gramian: (k, k) inner products of their gradients, symmetric positive semi-definite with a positive diagonal.
-        losses: (k,) their losses.
         index: (k,) their positions among all tasks.
         count: number K of all tasks.
     """
 
     gramian: Tensor
-    losses: Tensor
     index: Tensor
     count: int
 
@@ -57,7 +56,7 @@ class GramianWeighting(OuterWeighting):
         if not len(index):
             return self.current.clone()
         gramian = _semidefinite(signals.gramian.cpu().double()[index][:, index])
-        solution = self.solve(Problem(gramian, signals.losses.cpu().double()[index], index, signals.size))
+        solution = self.solve(Problem(gramian, index, signals.size))
         weights = torch.zeros(signals.size, dtype=torch.float64).index_put((index,), solution)
         return weights.to(signals.losses)
 
@@ -65,13 +64,10 @@ class GramianWeighting(OuterWeighting):
 def _semidefinite(gramian: Tensor) -> Tensor:
     """Return the Gramian symmetric, and without the negative eigenvalues that one averaged over calls may have."""
     gramian = (gramian + gramian.T) / 2
-    scale = gramian.diagonal().sqrt()
-    cosines: Tensor = gramian / scale / scale[:, None]
-    values, vectors = torch.linalg.eigh(cosines)
+    norms, unit = cosines(gramian)
+    values, vectors = torch.linalg.eigh(unit)
     if values[0] >= -_INDEFINITE:
         return gramian
-    nearest: Tensor = (vectors * values.clamp_min(0)) @ vectors.T
     # Clipping eigenvalues raises the diagonal; the norms are what was measured.
-    size = nearest.diagonal().sqrt()
-    cosines = nearest / size / size[:, None]
-    return cosines * scale * scale[:, None]
+    _, nearest = cosines((vectors * values.clamp_min(0)) @ vectors.T)
+    return nearest * norms * norms[:, None]

@@ -46,5 +46,5 @@ class UPGrad(GramianWeighting):
 
     def solve(self, problem: Problem, /) -> Tensor:
         gramian = problem.gramian
-        eye = torch.eye(len(problem.index), dtype=gramian.dtype)
+        eye = torch.eye(len(gramian), dtype=gramian.dtype)
         return (eye + nnls(gramian, -gramian)).mean(0)
