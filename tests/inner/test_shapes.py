@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from golden import golden_inputs, load
 from sklearn.metrics import mean_pinball_loss
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,16 +15,8 @@ from torch.nn import functional as F
 from mtl_axes import available, compose, create
 from mtl_axes.errors import DataError
 
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "oracles" / "inner_golden.json").read_text())
+GOLDEN = load("inner_golden.json")
 CASES = sorted(GOLDEN["cases"])
-
-
-def golden_inputs(case: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    expected = GOLDEN["cases"][case]
-    inputs = GOLDEN["inputs"][expected["inputs"]]
-    prediction = torch.tensor(inputs["prediction"], dtype=torch.float64, requires_grad=True)
-    target = torch.tensor(inputs["target"], dtype=torch.int64 if expected["inputs"] == "multiclass" else torch.float64)
-    return prediction, target, expected
 
 
 def close(actual: Tensor, expected: Any) -> None:
@@ -70,7 +61,7 @@ def test_golden_file_covers_every_built_in() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_golden_values_and_gradients(case: str) -> None:
     """The loss of each sample, and its gradient in the prediction, are the frozen ones."""
-    prediction, target, expected = golden_inputs(case)
+    prediction, target, expected = golden_inputs(GOLDEN, case)
     loss = create("inner", expected["shape"], **expected["options"])(prediction, target)
     (gradient,) = torch.autograd.grad(loss.sum(), prediction)
     close(loss, expected["value"])
@@ -81,7 +72,7 @@ def test_golden_values_and_gradients(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_golden_means(case: str) -> None:
     """A criterion of one task returns the frozen mean, and its gradient is the frozen one divided by the samples."""
-    prediction, target, expected = golden_inputs(case)
+    prediction, target, expected = golden_inputs(GOLDEN, case)
     criterion = compose(inner={"task": {"name": expected["shape"], **expected["options"]}})
     loss = criterion({"task": prediction}, {"task": target})
     loss.backward()

@@ -5,23 +5,22 @@ The loops write each definition out, sample by sample, in Python floats or in pl
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from golden import golden_inputs, load
 from sklearn.metrics import brier_score_loss, f1_score, fbeta_score, hinge_loss, jaccard_score
 from torch import Tensor
 from torch.nn import functional as F
 
 from mtl_axes import compose, create
 
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "inner_classes_golden.json").read_text())
+GOLDEN = load("inner_classes_golden.json")
 CASES = sorted(GOLDEN["cases"])
 f64 = torch.float64
 
@@ -58,13 +57,6 @@ def assert_same(
     torch.testing.assert_close(results[0][1], results[1][1], rtol=tol, atol=tol)
 
 
-def golden(case: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    expected = GOLDEN["cases"][case]
-    inputs = GOLDEN["inputs"][expected["inputs"]]
-    prediction = torch.tensor(inputs["prediction"], dtype=f64, requires_grad=True)
-    return prediction, torch.tensor(inputs["target"], dtype=f64 if expected["inputs"] == "binary" else None), expected
-
-
 def close(actual: Tensor, expected: Any) -> None:
     torch.testing.assert_close(actual.detach(), torch.tensor(expected, dtype=f64), rtol=1e-9, atol=1e-11)
 
@@ -72,7 +64,7 @@ def close(actual: Tensor, expected: Any) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_golden_values_and_gradients(case: str) -> None:
     """The loss of each sample and its gradient are the frozen ones, alone and as the mean of a criterion."""
-    prediction, target, expected = golden(case)
+    prediction, target, expected = golden_inputs(GOLDEN, case)
     losses = create("inner", expected["shape"], **expected["options"])(prediction, target)
     close(losses, expected["value"])
     close(torch.autograd.grad(losses.sum(), prediction)[0].flatten(), expected["gradient"])

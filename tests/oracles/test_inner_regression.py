@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import mpmath
 import numpy as np
 import pytest
 import torch
+from golden import golden_inputs, load
 from scipy import integrate, optimize, special, stats
 from sklearn import metrics
 from torch import Tensor
@@ -20,16 +19,8 @@ from torchmetrics.functional.regression import log_cosh_error, mean_squared_log_
 
 from mtl_axes import compose, create
 
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "regression_golden.json").read_text())
+GOLDEN = load("regression_golden.json")
 CASES = sorted(GOLDEN["cases"])
-
-
-def golden_inputs(case: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    expected = GOLDEN["cases"][case]
-    inputs = GOLDEN["inputs"][expected["inputs"]]
-    prediction = torch.tensor(inputs["prediction"], dtype=torch.float64, requires_grad=True)
-    target = torch.tensor(inputs["target"], dtype=torch.int64 if expected["inputs"] == "multiclass" else torch.float64)
-    return prediction, target, expected
 
 
 def frozen_part(gradient: Tensor, expected: dict[str, Any]) -> Tensor:
@@ -68,7 +59,7 @@ def same_loss(ours: Tensor, theirs: Tensor, prediction: Tensor, rtol: float = 1e
 @pytest.mark.parametrize("case", CASES)
 def test_golden_values_and_gradients(case: str) -> None:
     """The loss of each sample, and its gradient in the prediction, are the frozen ones."""
-    prediction, target, expected = golden_inputs(case)
+    prediction, target, expected = golden_inputs(GOLDEN, case)
     loss = create("inner", expected["shape"], **expected["options"])(prediction, target)
     (gradient,) = torch.autograd.grad(loss.sum(), prediction)
     close(loss, expected["value"])
@@ -78,7 +69,7 @@ def test_golden_values_and_gradients(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_golden_means(case: str) -> None:
     """A criterion of one task returns the frozen mean, and its gradient is the frozen one divided by the samples."""
-    prediction, target, expected = golden_inputs(case)
+    prediction, target, expected = golden_inputs(GOLDEN, case)
     criterion = compose(inner={"task": {"name": expected["shape"], **expected["options"]}})
     loss = criterion({"task": prediction}, {"task": target})
     loss.backward()
