@@ -39,11 +39,26 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED["criterion"] = ALLOWED["explain"] | {"explain", "logs", "uncompiled"}
 ALLOWED["composition"] = ALLOWED["criterion"] | {"criterion"}
 ALLOWED["testing"] = ALLOWED["composition"] | {"composition", "describe"}
-ALLOWED["__init__"] = ALLOWED["testing"]
-ALLOWED["cli"] = {"__about__", "describe", "errors", "registry"}
+SEEING = ALLOWED["composition"] | {"composition", "describe"}
+ALLOWED["history"] = SEEING
+ALLOWED["statistics"] = BASE
+ALLOWED["results"] = BASE | {"statistics"}
+ALLOWED["study"] = SEEING | {"history", "results"}
+ALLOWED["report"] = SEEING | {"results", "statistics"}
+ALLOWED["advise"] = SEEING | {"history"}
+ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "results", "study"}
+ALLOWED["cli"] = {"__about__", "describe", "errors", "registry", "report", "results"}
 ALLOWED["__main__"] = {"cli"}
 
 OTHERS = {"torch", "pluggy"}
+# What an extra installs, for the layers that need it: imported within functions, or by a module that only such imports reach.
+EXTRAS: dict[str, set[str]] = {
+    "advise": {"matplotlib"},
+    "history": {"matplotlib"},
+    "report": {"jinja2", "vl_convert"},
+    "statistics": {"numpy", "scipy"},
+    "study": {"tqdm"},
+}
 STANDARD = set(sys.stdlib_module_names)
 
 
@@ -113,9 +128,10 @@ def test_the_axes_do_not_know_each_other(axis: str, other: str) -> None:
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_the_library_imports_torch_and_pluggy_only(name: str) -> None:
-    """Beside the standard library, mtl_axes imports torch and pluggy: no numpy, no trainer, and none of its adapters."""
+    """Beside the standard library, mtl_axes imports torch and pluggy: no trainer, none of its adapters; numpy and what draws
+    only where an extra is asked for."""
     roots = {imported.split(".")[0] for imported in imports(LIBRARY[name], typing_too=True)}
-    assert roots <= STANDARD | OTHERS | {"mtl_axes"}
+    assert roots <= STANDARD | OTHERS | {"mtl_axes"} | EXTRAS.get(layer(name), set())
     assert "adapters" not in own(imports(LIBRARY[name], typing_too=True))
 
 
@@ -140,10 +156,12 @@ def test_adapters_import_the_library_and_their_own_trainer() -> None:
 
 
 def test_importing_the_library_imports_no_trainer() -> None:
-    """After ``import mtl_axes`` no adapter and none of the libraries that adapters serve is loaded."""
+    """After ``import mtl_axes`` no adapter, none of the libraries that adapters serve and none of the extras is loaded."""
+    extras = sorted(set().union(*EXTRAS.values()) - {"numpy"})  # which torch loads itself
     script = (
         "import sys, mtl_axes; "
-        "print(sorted({'transformers', 'lightning', 'accelerate', 'torchjd', 'mtl_axes.adapters'} & set(sys.modules)))"
+        "print(sorted({'transformers', 'lightning', 'accelerate', 'torchjd', 'mtl_axes.adapters', "
+        f"*{extras}}} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
