@@ -27,11 +27,11 @@ class Run:
         inner: label of the inner shape in its study.
         seed: what the run was seeded with; runs of one seed are compared with each other.
         metrics: what the training function returned, by name.
-        history: columns by name, all of one length: ``step``, ``loss/TASK``, ``weight/TASK``, ``norm/TASK``, ...; None where a
-            value was not measured. Empty where nothing was recorded.
+        history: columns by name, all of one length: ``step``, ``loss/TASK``, ``weight/TASK``, ``norm/TASK``, ...; None where
+            a value was not measured. Empty where nothing was recorded.
         predictions: by task ``{"predicted": [...], "true": [...]}``; empty where none were kept.
-        config: everything that the result depends on, as plain data: the criterion's own ``config()`` under ``"criterion"``, the
-            study's under ``"study"``, and ``"versions"``.
+        config: everything that the result depends on, as plain data: the criterion's own ``config()`` under ``"criterion"``,
+            the study's under ``"study"``, and ``"versions"``.
         seconds: how long it took.
         error: why it failed, None when it finished. A failed run has no metrics.
     """
@@ -112,10 +112,11 @@ class Results:
             kept = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(
-                f"A study's folder should hold a readable {STUDY_FILE}. Found none in `{folder}` ({error}). Pass the folder that "
-                "`Study(out=...)` was given."
+                f"A study's folder should hold a readable {STUDY_FILE}. Found none in `{folder}` ({error}). Pass the folder "
+                "that `Study(out=...)` was given."
             ) from error
-        runs, failures = [], []
+        runs: list[Run] = []
+        failures: list[Run] = []
         for name in kept["runs"]:
             try:
                 run = Run.from_json((path.parent / RUNS_FOLDER / name).read_text(encoding="utf-8"))
