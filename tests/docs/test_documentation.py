@@ -55,12 +55,13 @@ def test_links_of_the_pages_lead_to_files() -> None:
     assert not broken
 
 
-def test_the_readme_lists_every_registered_name() -> None:
-    """No registered strategy is missing from the README's tables, and their numbers are right."""
-    text = (ROOT / "README.md").read_text()
+def test_every_registered_name_is_listed() -> None:
+    """No registered strategy is missing from the tables of all of them, and their numbers are right there and in the README."""
+    text = (ROOT / "docs" / "strategies.md").read_text()
     assert [name for axis in ("outer", "inner", "weight") for name in available(axis) if f"`{name}`" not in text] == []
     outer, inner, weight = (len(available(axis)) for axis in ("outer", "inner", "weight"))
-    assert f"{outer} weightings, {inner} shapes and {weight} target weights" in text
+    for page in (text, (ROOT / "README.md").read_text()):
+        assert f"{outer} weightings, {inner} shapes and {weight} target weights" in page
 
 
 @pytest.mark.parametrize("script", ["two_axes_numpy.py", "two_axes_torch.py"])
