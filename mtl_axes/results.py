@@ -1,17 +1,28 @@
-"""What a study measured: its runs as they lie on disk, and the questions that they answer."""
+"""What a study measured: its runs as they lie on disk, and the questions that they answer.
+
+The numbers are computed by :mod:`mtl_axes.statistics`, which needs numpy and scipy (``pip install 'mtl_axes[study]'``) and is
+imported where a method asks for them; docs/statistics.md says which number is for what.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from mtl_axes.errors import DataError
+from mtl_axes.errors import DataError, OptionError, UnknownNameError
 
-__all__ = ["STUDY_FILE", "Direction", "Results", "Run"]
+if TYPE_CHECKING:
+    from types import ModuleType
 
+__all__ = ["STUDY_FILE", "Direction", "Effect", "Results", "Run", "Summary"]
+
+Axis = Literal["outer", "inner"]
+Cell = tuple[str, str]
 Direction = Literal["min", "max"]
 
 STUDY_FILE = "study.json"
