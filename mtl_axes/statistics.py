@@ -10,9 +10,14 @@ from __future__ import annotations
 import functools
 import math
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+try:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+    from scipy import stats
+except ImportError as error:
+    raise ImportError(
+        'The statistics of a study need numpy and scipy. Install them with: pip install "mtl_axes[study]"'
+    ) from error
 
 __all__ = ["bootstrap_interval", "holm", "mean_and_sd", "p_value", "pareto", "power", "seeds_needed", "t_interval"]
 
