@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["FEW", "LEVEL", "Direction", "Effect", "Summary", "number"]
+__all__ = ["FEW", "LEVEL", "MOST_SEEDS", "Direction", "Effect", "Summary", "number"]
 
 Direction = Literal["min", "max"]
 Interval = tuple[float, float]
 
 LEVEL = 0.05
 FEW = 5
-_MOST_SEEDS = 10_000
+MOST_SEEDS = 10_000
 
 
 def number(value: float, scale: float, *, sign: bool = False) -> str:
@@ -74,8 +74,8 @@ class Effect:
         p: two-sided p-value of the paired t test.
         p_adjusted: the same after Holm's correction for the comparisons that it was made with.
         family: how many these were.
-        seeds_needed: with how many seeds an effect of exactly this size has an 80 % chance of p < 0.05; None where n < 2, where
-            sd = 0, and where the mean is 0.
+        seeds_needed: with how many seeds an effect of exactly this size has an 80 % chance of p < 0.05; None where n < 2,
+            where sd = 0, and where the mean is 0.
     """
 
     label: str
@@ -151,12 +151,14 @@ class Effect:
                 f"Alone it would pass, but it is one of {self.family} comparisons, and among so many some look like this by "
                 "chance. More seeds would tell."
             )
-        open_end = "This does not show that there is none: all of the interval is possible."
         if self.seeds_needed is None:
-            return open_end
-        most = self.seeds_needed > _MOST_SEEDS
-        seeds = f"more than {_MOST_SEEDS:,}" if most else f"about {self.seeds_needed:,}"
-        return f"To see an effect of this size would take {seeds} seeds. {open_end}"
+            return "That none shows does not mean that there is none."
+        many = self.seeds_needed > MOST_SEEDS
+        seeds = f"more than {MOST_SEEDS:,}" if many else f"about {self.seeds_needed:,}"
+        return (
+            f"An effect of this size would take {seeds} seeds to show; that {self.n} do not show one does not mean that there "
+            "is none."
+        )
 
     def _without_spread(self) -> str:
         this, other = self._sides()
@@ -171,6 +173,6 @@ class Effect:
         if self.mean == 0:
             return f"{this} and {other} gave the same value with each of {self.n} seeds{self._averaged()}."
         return (
-            f"{this} minus {other} is {self.mean:+.4g} with each of {self.n} seeds{self._averaged()}. Without any spread chance "
-            "cannot be judged: see that the training function uses its seed."
+            f"{this} minus {other} is {self.mean:+.4g} with each of {self.n} seeds{self._averaged()}. Without any spread "
+            "chance cannot be judged: see that the training function uses its seed."
         )

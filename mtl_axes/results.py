@@ -1,7 +1,7 @@
 """What a study measured: its runs as they lie on disk, and the questions that they answer.
 
-The numbers are computed by :mod:`mtl_axes.statistics`, which needs numpy and scipy (``pip install 'mtl_axes[study]'``) and is
-imported where a method asks for them; docs/statistics.md says which number is for what.
+The numbers are computed by :mod:`mtl_axes.statistics`, which needs numpy and scipy (``pip install 'mtl_axes[study]'``) and
+is imported where a method asks for them; docs/statistics.md says which number is for what.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ class Results:
     def summary(self, metric: str) -> list[Summary]:
         """Return n, mean and standard deviation of a metric in every cell that was tried.
 
-        Values that are not finite, of runs that diverged, are counted and left out: the mean of a cell that has some is better
-        than the cell.
+        Values that are not finite, of runs that diverged, are counted and left out: the mean of a cell that has some is
+        better than the cell.
 
         Raises:
             UnknownNameError: no such metric.
@@ -201,7 +201,7 @@ class Results:
         return self._effects(metric, [self._between(axis, base, level, found) for level in levels if level != base])
 
     def against_constants(self, metric: str) -> list[Effect]:
-        """Return every adaptive weighting minus every constant one, averaged over the inner axis as :meth:`main_effect` does,
+        """Return every adaptive weighting minus every constant one, averaged over the inner axis as in :meth:`main_effect`,
         corrected for their number: whether it beats weights that never move.
 
         Raises:
@@ -224,8 +224,8 @@ class Results:
         return self._effects(metric, [self._crossed((outer, b), (inner, d)) for b, d in pairs])
 
     def interaction(self, metric: str, outer: tuple[str, str], inner: tuple[str, str]) -> Effect:
-        """Return (D - C) - (B - A), taken within each seed, with the cells A = (outer[0], inner[0]), B = (outer[0], inner[1]),
-        C = (outer[1], inner[0]), D = (outer[1], inner[1]).
+        """Return (D - C) - (B - A), taken within each seed, with the cells A = (outer[0], inner[0]),
+        B = (outer[0], inner[1]), C = (outer[1], inner[0]) and D = (outer[1], inner[1]).
 
         It is how much more the second inner shape does under the second outer weighting than under the first, and the same
         with the axes exchanged. It is 0 where the axes simply add up.
@@ -238,8 +238,8 @@ class Results:
         return self._effects(metric, [self._crossed(outer, inner)])[0]
 
     def pareto(self, first: str, second: str) -> list[Cell]:
-        """Return the cells that no other cell dominates in the means of two metrics: is at least as good in both and better in
-        one. It is a description of these means; whether two cells differ is what :meth:`compare` says.
+        """Return the cells that no other cell dominates in the means of two metrics: is at least as good in both and better
+        in one. It describes these means; whether two cells differ is what :meth:`compare` says.
 
         Raises:
             UnknownNameError: no such metric.
@@ -262,12 +262,14 @@ class Results:
             for one, two in zip(self.summary(first), self.summary(second), strict=True)
             if one.n and two.n
         ]
-        front = statistics.pareto([costs for _, costs in pairs]) if pairs else []
+        if not pairs:
+            return []
+        front = statistics.pareto([costs for _, costs in pairs])
         return [cell for (cell, _), kept in zip(pairs, front, strict=True) if kept]
 
     def verdict(self, metric: str | None = None) -> list[str]:
-        """Return what the study says, in plain sentences: what could not be counted, whether there are seeds enough, the best
-        cell, each axis, the adaptive weightings against constants, the interaction. All metrics when None.
+        """Return what the study says, in plain sentences: what could not be counted, whether there are seeds enough, the
+        best cell, each axis, the adaptive weightings against constants, the interaction. All metrics when None.
 
         Raises:
             UnknownNameError: no such metric.
@@ -277,8 +279,8 @@ class Results:
         return verdict.sentences(self, self.metric_names if metric is None else [metric])
 
     def table(self, metric: str | None = None) -> str:
-        """Return the cells as an aligned text table: n, mean, standard deviation, and the difference to the reference cell. All
-        metrics, one below the other, when None.
+        """Return the cells as an aligned text table: n, mean, standard deviation, and the difference to the reference cell.
+        All metrics, one below the other, when None.
 
         Raises:
             UnknownNameError: no such metric.
@@ -313,7 +315,7 @@ class Results:
         for axis, level, levels in zip(("outer", "inner"), cell, (self.outer, self.inner), strict=True):
             if level not in levels:
                 raise UnknownNameError(
-                    f"A cell should be named by the study's labels. Its {axis} axis has {', '.join(levels)}. Found {level!r}."
+                    f"A cell should have the study's labels. Those of the {axis} axis: {', '.join(levels)}. Found {level!r}."
                 )
         return cell[0], cell[1]
 
