@@ -156,8 +156,8 @@ class Effect:
         many = self.seeds_needed > MOST_SEEDS
         seeds = f"more than {MOST_SEEDS:,}" if many else f"about {self.seeds_needed:,}"
         return (
-            f"An effect of this size would take {seeds} seeds to show; that {self.n} do not show one does not mean that there "
-            "is none."
+            f"An effect of this size would take {seeds} seeds to show; that {self.n} do not show one does not mean that "
+            "there is none."
         )
 
     def _without_spread(self) -> str:

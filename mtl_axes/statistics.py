@@ -1,8 +1,8 @@
 """Intervals, tests and the number of seeds for paired differences, on arrays whose last axis is the seeds.
 
 The functions of differences take leading axes too, so that a thousand simulated studies are one call. Differences that are
-fewer than two, or all equal, have no spread to judge by: what needs one is NaN for them. How often the intervals hold the true
-mean is measured by ``python -m benchmarks.coverage`` and in ``tests/statistics``.
+fewer than two, or all equal, have no spread to judge by: what needs one is NaN for them. How often the intervals hold the
+true mean is measured by ``python -m benchmarks.coverage`` and in ``tests/statistics``.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["sentences", "table"]
 
 _ONE_BY_ONE = 6  # effects of one kind that are all told in words
+_BETTER = {"min": "lower", "max": "higher"}
 
 
 def _plural(count: int, word: str) -> str:
@@ -83,7 +84,7 @@ def _cells(results: Results, metric: str) -> list[str]:
     if direction is not None and summaries:
         best = (min if direction == "min" else max)(summaries, key=lambda cell: cell.mean)
         name = f"{best.outer} x {best.inner}"
-        told.append(f"{metric} ({direction} is better): the best mean is that of {name}, {number(best.mean, best.sd)}.")
+        told.append(f"{metric} ({_BETTER[direction]} is better): {name} has the best mean, {number(best.mean, best.sd)}.")
         told += [effect.in_words() for effect in effects if effect.label == name]
     groups: dict[str, list[str]] = {}
     for effect in effects:
@@ -101,8 +102,8 @@ def _effects(effects: Sequence[Effect]) -> list[str]:
     if rest:
         kind = "interactions" if rest[0].kind == "interaction" else "differences"
         told.append(
-            f"{rest[0].metric}: {len(rest)} of {len(effects)} {kind} are not distinguishable from none; this does not show "
-            "that there are none."
+            f"{rest[0].metric}: {len(rest)} of {len(effects)} {kind} are not distinguishable from none, which does not "
+            "mean that there are none."
         )
     return told
 
@@ -115,21 +116,13 @@ def _typical(spreads: Iterable[float]) -> float:
 
 def table(results: Results, metric: str) -> str:
     """Return the cells with one metric as aligned text."""
-    better = {"min": ", lower is better", "max": ", higher is better", None: ""}[results.metrics.get(metric)]
+    direction = results.metrics.get(metric)
+    better = "" if direction is None else f", {_BETTER[direction]} is better"
     summaries, compared = results.summary(metric), results.compare(metric)
     effects = {(effect.outer[1], effect.inner[1]): effect for effect in compared}
     spread, noise = _typical(cell.sd for cell in summaries), _typical(effect.sd for effect in compared)
-    head = [
-        "outer",
-        "inner",
-        "n",
-        "mean",
-        "sd",
-        f"minus {' x '.join(results.reference)}",
-        "95 % interval",
-        "p",
-        "seeds needed",
-    ]
+    base = " x ".join(results.reference)
+    head = ["outer", "inner", "n", "mean", "sd", f"minus {base}", "95 % interval", "p", "seeds needed"]
     rows = [head]
     for cell in summaries:
         count = f"{cell.n}*" if cell.not_finite else str(cell.n)
