@@ -41,10 +41,11 @@ ALLOWED["composition"] = ALLOWED["criterion"] | {"criterion"}
 ALLOWED["testing"] = ALLOWED["composition"] | {"composition", "describe"}
 SEEING = ALLOWED["composition"] | {"composition", "describe"}
 ALLOWED["history"] = SEEING
-ALLOWED["statistics"] = BASE
-ALLOWED["results"] = BASE | {"statistics"}
+ALLOWED["statistics"] = ALLOWED["effects"] = BASE
+ALLOWED["verdict"] = BASE | {"effects"}
+ALLOWED["results"] = BASE | {"effects", "statistics", "verdict"}
 ALLOWED["study"] = SEEING | {"history", "results"}
-ALLOWED["report"] = SEEING | {"results", "statistics"}
+ALLOWED["report"] = SEEING | {"effects", "results", "statistics"}
 ALLOWED["advise"] = SEEING | {"history"}
 ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "results", "study"}
 ALLOWED["cli"] = {"__about__", "describe", "errors", "registry", "report", "results"}
