@@ -42,11 +42,12 @@ ALLOWED["testing"] = ALLOWED["composition"] | {"composition", "describe"}
 SEEING = ALLOWED["composition"] | {"composition", "describe"}
 ALLOWED["history_plot"] = set()
 ALLOWED["history"] = SEEING | {"_state", "history_plot", "logs"}
-ALLOWED["statistics"] = BASE
-ALLOWED["results"] = BASE | {"statistics"}
+ALLOWED["statistics"] = ALLOWED["effects"] = BASE
+ALLOWED["verdict"] = BASE | {"effects"}
+ALLOWED["results"] = BASE | {"effects", "statistics", "verdict"}
 ALLOWED["workers"] = SEEING | {"history", "results"}
 ALLOWED["study"] = SEEING | {"results", "workers"}
-ALLOWED["report"] = SEEING | {"results", "statistics"}
+ALLOWED["report"] = SEEING | {"effects", "results", "statistics"}
 ALLOWED["advise"] = SEEING | {"history"}
 ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "results", "study"}
 ALLOWED["cli"] = {"__about__", "describe", "errors", "registry", "report", "results"}
