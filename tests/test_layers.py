@@ -46,8 +46,8 @@ ALLOWED["statistics"] = ALLOWED["effects"] = BASE
 ALLOWED["verdict"] = BASE | {"effects"}
 ALLOWED["results"] = BASE | {"effects", "statistics", "verdict"}
 ALLOWED["workers"] = SEEING | {"history", "results"}
-ALLOWED["study"] = SEEING | {"results", "workers"}
 ALLOWED["report"] = SEEING | {"effects", "results", "statistics"}
+ALLOWED["study"] = SEEING | {"report", "results", "workers"}
 ALLOWED["advise"] = SEEING | {"history"}
 ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "results", "study"}
 ALLOWED["cli"] = {"__about__", "describe", "errors", "registry", "report", "results"}
