@@ -154,5 +154,3 @@ def _plain(value: Any) -> Any:
     """Return plain data without NaN and infinities, and with the text of whatever JSON does not know."""
     text = json.dumps(value, default=str)
     return json.loads(text, parse_constant=lambda name: name.replace("Infinity", "inf").lower())
-
-

@@ -12,7 +12,6 @@ from typing import Any
 
 import vl_convert
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 __all__ = ["page"]
 
@@ -41,9 +40,9 @@ def page(content: Mapping[str, Any]) -> str:
     return environment.from_string(_read("report.html")).render(
         content=content,
         policy=policy,
-        style=Markup(style),  # noqa: S704
-        scripts=[Markup(script) for script in scripts],  # noqa: S704
-        data=Markup(data),  # noqa: S704
+        style=style,
+        scripts=scripts,
+        data=data,
         as_json=functools.partial(json.dumps, indent=2, ensure_ascii=False),
     )
 
