@@ -197,7 +197,7 @@ def test_identical_runs_and_one_seed_tell_nothing() -> None:
 
 
 def test_constants_are_the_weights_that_never_move() -> None:
-    """Levels whose runs were all made with ``fixed`` are constants; each adaptive weighting is compared with each of them."""
+    """Levels whose runs were all made with ``fixed`` are constants; each adaptive weighting is compared with each."""
     results = study(
         lambda outer, inner, seed: {
             "rmse": 10.0 + seed + {"fixed": 0, "ended": 0.5, "gaba": 1, "dwa": 2}[outer] * (1 + seed / 9)
@@ -242,13 +242,13 @@ def test_unknown_names_are_errors() -> None:
         results.table,
         results.verdict,
     ):
-        with pytest.raises(UnknownNameError, match="one of the study's metrics: rmse. Found 'mse'"):
+        with pytest.raises(UnknownNameError, match=r"one of the study's metrics: rmse\. Found 'mse'"):
             ask("mse")
-    with pytest.raises(UnknownNameError, match="outer axis: fixed, dwa, gaba. Found 'mse'"):
+    with pytest.raises(UnknownNameError, match=r"outer axis: fixed, dwa, gaba\. Found 'mse'"):
         results.compare("rmse", ("mse", "fixed"))
-    with pytest.raises(UnknownNameError, match="inner axis: mse, huber. Found 'focal'"):
+    with pytest.raises(UnknownNameError, match=r"inner axis: mse, huber\. Found 'focal'"):
         results.interaction("rmse", ("fixed", "gaba"), ("mse", "focal"))
-    with pytest.raises(OptionError, match='"outer" or "inner". Found \'both\''):
+    with pytest.raises(OptionError, match=r""""outer" or "inner"\. Found 'both'"""):
         results.main_effect("rmse", "both")  # type: ignore[arg-type]
 
 

@@ -49,8 +49,9 @@ def test_a_difference_that_does_not_show() -> None:
     """It is not distinguishable, which is not called equal; the interval and the seeds that it would take are given."""
     told = effect([-1.0, 0.4, -0.5, 0.3, -0.2])
     assert told.in_words() == (
-        "rmse: gaba x mse is not distinguishable from fixed x mse: -0.20 (95 % interval -0.92 to +0.52, 5 seeds). An effect of "
-        f"this size would take about {told.seeds_needed} seeds to show; that 5 do not show one does not mean that there is none."
+        "rmse: gaba x mse is not distinguishable from fixed x mse: -0.20 (95 % interval -0.92 to +0.52, 5 seeds). "
+        f"An effect of this size would take about {told.seeds_needed} seeds to show; that 5 do not show one does not mean "
+        "that there is none."
     )
     assert "more than 10,000 seeds" in effect([1.0, -1.0, 0.5, -0.5, 0.001]).in_words()
     balanced = effect([1.0, -1.0, 0.5, -0.5]).in_words()
@@ -76,8 +77,8 @@ def test_one_seed_tells_nothing() -> None:
     assert any(sentence.startswith("Nothing can be told about any difference from one seed") for sentence in told)
     assert not re.search("better|worse|distinguishable|best", " ".join(told))
     assert results.compare("rmse")[1].in_words() == (
-        "rmse: nothing can be told from one seed about gaba x mse and fixed x mse: +2 with seed 0, and the next seed may turn "
-        "it round."
+        "rmse: nothing can be told from one seed about gaba x mse and fixed x mse: +2 with seed 0, and the next seed may "
+        "turn it round."
     )
 
 
@@ -103,8 +104,8 @@ def test_one_among_many_comparisons_is_not_enough() -> None:
     told = next(e for e in study(cells).compare("rmse") if e.label == "w0 x mse")
     assert told.p < 0.05 < told.p_adjusted
     assert told.in_words().endswith(
-        "Alone it would pass, but it is one of 7 comparisons, and among so many some look like this by chance. More seeds would "
-        "tell."
+        "Alone it would pass, but it is one of 7 comparisons, and among so many some look like this by chance. More seeds "
+        "would tell."
     )
 
 
