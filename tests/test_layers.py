@@ -45,8 +45,11 @@ ALLOWED["history"] = SEEING | {"_state", "history_plot", "logs"}
 ALLOWED["statistics"] = ALLOWED["effects"] = BASE
 ALLOWED["verdict"] = BASE | {"effects"}
 ALLOWED["results"] = BASE | {"effects", "statistics", "verdict"}
-ALLOWED["workers"] = SEEING | {"history", "results"}
-ALLOWED["study"] = SEEING | {"results", "workers"}
+ALLOWED["jobs"] = SEEING | {"history", "results"}
+ALLOWED["levels"] = SEEING | {"results"}
+ALLOWED["plan"] = BASE | {"results"}
+ALLOWED["workers"] = SEEING | {"jobs", "results"}
+ALLOWED["study"] = SEEING | {"jobs", "levels", "plan", "report", "results", "workers"}
 ALLOWED["report"] = SEEING | {"effects", "results", "statistics"}
 ALLOWED["advise"] = SEEING | {"history"}
 ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "results", "study"}
@@ -60,6 +63,7 @@ EXTRAS: dict[str, set[str]] = {
     "history": {"matplotlib"},  # for its types
     "history_plot": {"matplotlib"},
     "report": {"jinja2", "vl_convert"},
+    "jobs": {"numpy"},
     "statistics": {"numpy", "scipy"},
     "workers": {"tqdm"},
 }
