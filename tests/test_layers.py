@@ -47,9 +47,12 @@ ALLOWED["history"] = SEEING | {"history_plot", "records"}
 ALLOWED["statistics"] = ALLOWED["effects"] = BASE
 ALLOWED["verdict"] = BASE | {"effects"}
 ALLOWED["results"] = BASE | {"effects", "statistics", "verdict"}
-ALLOWED["workers"] = SEEING | {"history", "results"}
+ALLOWED["jobs"] = SEEING | {"history", "results"}
+ALLOWED["levels"] = SEEING | {"results"}
+ALLOWED["plan"] = BASE | {"results"}
+ALLOWED["workers"] = SEEING | {"jobs", "results"}
+ALLOWED["study"] = SEEING | {"jobs", "levels", "plan", "report", "results", "workers"}
 ALLOWED["report"] = SEEING | {"effects", "results", "statistics"}
-ALLOWED["study"] = SEEING | {"report", "results", "workers"}
 ALLOWED["advise"] = SEEING | {"history"}
 ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "results", "study"}
 ALLOWED["cli"] = {"__about__", "describe", "errors", "registry", "report", "results"}
@@ -62,6 +65,7 @@ EXTRAS: dict[str, set[str]] = {
     "history": {"matplotlib"},  # for its types
     "history_plot": {"matplotlib"},
     "report": {"jinja2", "vl_convert"},
+    "jobs": {"numpy"},
     "statistics": {"numpy", "scipy"},
     "workers": {"tqdm"},
 }
