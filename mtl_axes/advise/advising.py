@@ -11,11 +11,11 @@ from torch import nn
 
 from mtl_axes.advise.facts import Advice, Candidate, Cost
 from mtl_axes.advise.measuring import Observation, observe
-from mtl_axes.advise.rules import findings, unknowns
+from mtl_axes.advise.rules import findings, floor_constants, unknowns
 from mtl_axes.advise.settling import study_code
 from mtl_axes.advise.timing import PLAIN, methods, timed
 from mtl_axes.advise.trial import Step, Trial, untouched
-from mtl_axes.advise.weighing import label_of, weigh
+from mtl_axes.advise.weighing import weigh
 from mtl_axes.criterion import MultiTaskCriterion
 from mtl_axes.errors import MtlAxesError, OptionError, UnknownNameError
 from mtl_axes.options import check_number
@@ -105,6 +105,8 @@ def advise(
     if found.hooks:
         said.append("What a step costs: a parameter has a hook that fires in the backward, as one that steps an optimizer.")
     advised = findings(losses, norms, cosines, ratio, weighed, primary=primary, obstacle=found.obstacle)
+    beyond = ratio is not None and any(finding.rule == "beyond the floor" for finding in advised)
+    constants = floor_constants(ratio, weighed, found.tasks) if ratio is not None and beyond else {}
     return Advice(
         tasks=found.tasks,
         primary=primary,
@@ -121,7 +123,7 @@ def advise(
         plain=None if plain is None else plain.seconds,
         findings=advised,
         unknown=(*said, *unknowns(timed=plain is not None, batches=len(found.losses), ratio=ratio)),
-        code=study_code(criterion, found.tasks, advised[0]),
+        code=study_code(criterion, found.tasks, advised, constants),
     )
 
 

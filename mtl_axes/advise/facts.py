@@ -176,7 +176,7 @@ class Ratio:
         return self.median / self.limit
 
     def side_of(self, bound: float) -> Literal["above", "below", "open"]:
-        """Return on which side of a bound the geometric mean lies, ``"open"`` within two standard errors of the logarithm."""
+        """Return on which side of a bound the geometric mean lies, ``"open"`` within two standard errors (of the log)."""
         return _side([math.log(value) for value in self.values], math.log(bound))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from mtl_axes.errors import DataError, GraphError
 from mtl_axes.inner import InnerShape
 from mtl_axes.probes import Shared, SharedPart, Tape
 from mtl_axes.probes.exact import Exact
+from mtl_axes.probes.observers import remember
 from mtl_axes.signals import Signals
 from mtl_axes.tasks import TaskLosses, TaskSet, sample_losses, valid_labels
 
@@ -146,10 +147,12 @@ def observe(trial: Trial, guard: Guard, batches: Iterable[object], limit: int, d
         if number <= _KEPT:
             found.kept.append(batch)
         _add(found, trial, call, losses)
+        leaves = Tape(found.tasks, losses.losses, Shared(None)).graph().leaves
+        guard.see_leaves(leaves)
+        found.hooks = found.hooks or any(getattr(leaf, "_post_accumulate_grad_hooks", None) for leaf in leaves)
         present = _finite(losses)
         if found.obstacle is None and any(loss is not None for loss in present):
-            _measure(found, Tape(found.tasks, present, shared), probe, shared)
-            guard.see_leaves(_leaves(losses, found))
+            _measure(found, Tape(found.tasks, present, shared), probe)
         else:
             found.gramians.append(None)
         now = time.perf_counter()
@@ -183,11 +186,10 @@ def _add(found: Observation, trial: Trial, call: Call, losses: TaskLosses) -> No
 def _see_units(found: Observation, name: str, call: Call, tasks: TaskSet) -> None:
     position = tasks.names.index(name)
     prediction, target = (
-        values[name] if isinstance(values, dict) or hasattr(values, "keys") else values[position]
-        for values in (call.outputs, call.targets)
+        values[name] if isinstance(values, Mapping) else values[position] for values in (call.outputs, call.targets)
     )
     mask = call.options.get("mask")
-    valid = valid_labels(name, target, mask.get(name) if hasattr(mask, "get") else mask, tasks.missing)
+    valid = valid_labels(name, target, mask.get(name) if isinstance(mask, Mapping) else mask, tasks.missing)
     counted = target if valid is None else target[valid]
     found.ranges[name] = (float(counted.min()), float(counted.max()))
     exponent = _exponent(tasks.shapes[name], prediction.detach(), target.detach(), valid)
@@ -219,13 +221,14 @@ def _finite(losses: TaskLosses) -> tuple[Tensor | None, ...]:
     )
 
 
-def _measure(found: Observation, tape: Tape, probe: Exact, shared: Shared) -> None:
+def _measure(found: Observation, tape: Tape, probe: Exact) -> None:
     """Add the Gramian of a batch, or learn that there is an obstacle."""
     try:
         if all(gramian is None for gramian in found.gramians):
             probe.check(tape)
         with torch.autocast(found.device.type, enabled=False):
             measurement = probe.measure(tape, "gramian")
+        remember()
     except GraphError as error:
         found.obstacle = str(error)
         found.gramians.append(None)
@@ -239,12 +242,6 @@ def _measure(found: Observation, tape: Tape, probe: Exact, shared: Shared) -> No
     for index in (measured & ~usable).nonzero().flatten().tolist():
         found.not_finite[index] += 1
     found.gramians.append(torch.where(usable[:, None] & usable[None, :], gramian, math.nan))
-
-
-def _leaves(losses: TaskLosses, found: Observation) -> list[Tensor]:
-    graph = Tape(found.tasks, losses.losses, Shared(None)).graph()
-    found.hooks = found.hooks or any(getattr(leaf, "_post_accumulate_grad_hooks", None) for leaf in graph.leaves)
-    return list(graph.leaves)
 
 
 def _cosine(gramian: Tensor | None, first: int, second: int) -> float | None:

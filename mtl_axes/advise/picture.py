@@ -33,7 +33,8 @@ def drawn(advice: Advice, path: str | Path | None) -> Figure:
     lower = 1.3 + 0.27 * rows
     figure = Figure(figsize=(12, 4.2 + lower), layout="constrained")
     # Each row for itself: long labels below are not to narrow the panels above.
-    above, below = figure.subfigures(2, 1, height_ratios=(3.8, lower))
+    grid = figure.add_gridspec(2, 1, height_ratios=(3.8, lower))
+    above, below = figure.add_subfigure(grid[0, 0]), figure.add_subfigure(grid[1, 0])
     norms, cosines = above.subplots(1, 2, width_ratios=(5, 4))
     shares, costs = below.subplots(1, 2)
     _norms(norms, advice)

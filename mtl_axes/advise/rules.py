@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mtl_axes.advise.facts import Candidate, Cosine, Finding, Norm, Ratio, Rule, TaskLoss, sized
 
-__all__ = ["ALIGNED", "FAR", "findings", "unknowns"]
+__all__ = ["ALIGNED", "FAR", "findings", "floor_constants", "unknowns"]
 
 FAR = 10.0
 """Ratio of the norms from which adaptive weighting has work to do, says the book."""
@@ -121,8 +121,8 @@ def _conflict(opposed: list[Cosine], primary: str | None) -> Finding:
     apart = f"{worst.first} and {worst.second} apart" if primary is None else f"{primary} alone"
     return Finding(
         "conflict",
-        f"Train {apart} first, to compare with: learning together may itself hurt here, and no weight mends that. Where tasks "
-        "must share, pcgrad and upgrad bend the gradients; compare them with constants.",
+        f"Train {apart} first, to compare with: learning together may itself hurt here, and no weight mends that. Where "
+        "tasks must share, pcgrad and upgrad bend the gradients; compare them with constants.",
         "; ".join(f"{_cosine(cosine)}, in conflict in {cosine.conflicts or 0:.0%} of the batches" for cosine in opposed),
         f"{_BOOK}, chapter 23, section 4: a negative cosine switches multi-task learning off",
         _WEAK + "; a cosine at the start can turn within a hundred steps",
@@ -130,14 +130,9 @@ def _conflict(opposed: list[Cosine], primary: str | None) -> Finding:
 
 
 def _beyond(ratio: Ratio, candidates: Sequence[Candidate], losses: Sequence[TaskLoss]) -> Finding:
-    floor, count = ratio.floor, len(losses)
-    low, high = floor / (1 + (count - 1) * floor), 1 / (1 + (count - 1) * floor)
-    settled = next((one for one in candidates if one.label.startswith("gaba") and one.weights), None)
-    if count == 2:
-        constants = {ratio.largest: low, ratio.smallest: high}
-    else:
-        constants = dict(settled.weights) if settled is not None else {}
-    told = ", ".join(f'"{loss.task}": {constants[loss.task]:.3g}' for loss in losses if loss.task in constants)
+    floor = ratio.floor
+    constants = floor_constants(ratio, candidates, [loss.task for loss in losses])
+    told = ", ".join(f'"{task}": {weight:.3g}' for task, weight in constants.items())
     return Finding(
         "beyond the floor",
         "Use constants: GABA would end at its floor, and a constant does the same and measures nothing"
@@ -149,6 +144,15 @@ def _beyond(ratio: Ratio, candidates: Sequence[Candidate], losses: Sequence[Task
         "the constant and GABA could not be told apart",
         _ARITHMETIC + ", measured on two data sets with 3 seeds",
     )
+
+
+def floor_constants(ratio: Ratio, candidates: Sequence[Candidate], tasks: Sequence[str]) -> dict[str, float]:
+    """Return where GABA's weights end, by task: for two tasks its floor's bounds, for more what it did here."""
+    if len(tasks) == 2:
+        low, high = ratio.floor / (1 + ratio.floor), 1 / (1 + ratio.floor)
+        return {task: low if task == ratio.largest else high for task in tasks}
+    settled = next((one for one in candidates if one.label.startswith("gaba") and one.weights), None)
+    return {} if settled is None else {task: settled.weights[task] for task in tasks}
 
 
 def _rescaled(ratio: Ratio, losses: Sequence[TaskLoss]) -> str:
@@ -221,8 +225,8 @@ def _inner(losses: Sequence[TaskLoss]) -> list[Finding]:
     return [
         Finding(
             "inner axis",
-            f"If an error of {_listed(numbers)} costs more on one side, or where targets are rare, that is for the inner axis: "
-            "asymmetric, quantile, failure_biased. No weight per task does it.",
+            f"If an error of {_listed(numbers)} costs more on one side, or where targets are rare, that is for the inner "
+            "axis: asymmetric, quantile, failure_biased. No weight per task does it.",
             "what errors cost is not in the gradients; only you know",
             f"{_BOOK}, chapter 23, section 4",
             "weak: in this project's runs failure_biased lowered the NASA score on average, within the noise of 3 seeds",
@@ -233,8 +237,8 @@ def _inner(losses: Sequence[TaskLoss]) -> list[Finding]:
 def unknowns(*, timed: bool, batches: int, ratio: Ratio | None) -> tuple[str, ...]:
     """Return what the advice cannot tell."""
     said = [
-        "What the gradients are after the first hundred steps: a ratio at the start has grown from 16 to 1,000 in one of "
-        "this project's runs. Call advise() again on a model that was trained for a while.",
+        "What the gradients are after the first hundred steps: in this project's C-MAPSS runs a ratio of 16 to 170 at the "
+        "start was 600 to 1,000 after them. Call advise() again on a model that was trained for a while.",
         "What helps on new data: gradients on training batches say nothing of generalisation.",
         "Which metric matters to you, and whether adaptive weights beat tuned constants there: a Study settles it.",
         "Norms of a mini-batch hold its noise: with other batch sizes they, and their ratio, are others.",
@@ -248,7 +252,7 @@ def unknowns(*, timed: bool, batches: int, ratio: Ratio | None) -> tuple[str, ..
     if ratio is not None:
         said.append(
             "Whether the ratio is one of tasks or of units: a loss in other units changes it, by their factor squared "
-            "for squared errors (column `units`)."
+            "for squared errors (column `targets x c`)."
         )
     return tuple(said)
 

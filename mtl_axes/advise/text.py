@@ -52,7 +52,7 @@ def _finding(head: str, finding: Finding) -> str:
 
 
 def _losses(advice: Advice) -> str:
-    rows = [["task", "kind", "shape", "loss", "sd", "targets", "units x c", "absent", "not finite"]]
+    rows = [["task", "kind", "shape", "loss", "sd", "targets", "targets x c", "absent", "not finite"]]
     for loss in advice.losses:
         spread = "" if loss.target_range is None else f"{loss.target_range[0]:.4g} to {loss.target_range[1]:.4g}"
         rows.append(
@@ -72,7 +72,7 @@ def _losses(advice: Advice) -> str:
 
 
 def _units(loss: TaskLoss) -> str:
-    return "" if loss.exponent is None else f"x c^{loss.exponent:.2f}"
+    return "" if loss.exponent is None else f"loss x c^{loss.exponent:.2f}"
 
 
 def _gradients(advice: Advice) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 import warnings
@@ -67,7 +66,7 @@ class Method:
 
 
 def methods(trial: Trial, found: Observation, candidates: Sequence[str | Mapping[str, Any]]) -> list[Method]:
-    """Return what is to be timed: the plain sum, every candidate, and the cheaper ways to measure for one that reads norms."""
+    """Return what is to be timed: the plain sum, every candidate, and for one that reads norms the cheaper measurements."""
     chosen = [Method(PLAIN, _criterion(trial, found, "fixed"))]
     norm_based = None
     for outer in candidates:
@@ -117,27 +116,21 @@ def _criterion(trial: Trial, found: Observation, outer: Any, **options: Any) -> 
 
 def timed(trial: Trial, guard: Guard, found: Observation, chosen: list[Method], deadline: float) -> tuple[Cost, ...]:
     """Time the methods in turn until the deadline, and return what a step of each costs; nothing where there was no time."""
-    plain = chosen[0]
     rounds = 0
-    collecting = gc.isenabled()
-    gc.disable()  # a collection would strike whoever happens to fill its quota
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of costs, and of what the first run of the model has warned of
             while rounds <= _ROUNDS and _round(trial, guard, found, chosen, rounds, deadline):
                 rounds += 1
-                gc.collect(0)
     finally:
         guard.clear_gradients()
-        if collecting:
-            gc.enable()
-    return tuple(_cost(method, plain, chosen) for method in chosen)
+    return tuple(_cost(method, chosen[0], chosen) for method in chosen)
 
 
 def _round(trial: Trial, guard: Guard, found: Observation, chosen: list[Method], number: int, deadline: float) -> bool:
     """Let every method take one step; False when there is no time for the next one."""
     batch = found.kept[number % len(found.kept)]
-    # Another one begins each round: the first pays for what the collector and the caches did in between.
+    # Another one begins each round: none is always the one to follow a certain other.
     start = number % len(chosen)
     for method in chosen[start:] + chosen[:start]:
         if method.problem is not None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 
 from mtl_axes.criterion import MultiTaskCriterion
 from mtl_axes.errors import DataError
@@ -159,7 +160,7 @@ class Guard:
             self._modules.add(part)
             for registry in (part._parameters, part._buffers):
                 for name, tensor in registry.items():
-                    if tensor is None or isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+                    if tensor is None or is_lazy(tensor):
                         continue
                     gradient = self._take_gradient(tensor)
                     values = tensor.detach().clone()
@@ -204,7 +205,7 @@ def untouched() -> Iterator[Guard]:
     numpy = sys.modules.get("numpy")
     drawn = numpy.random.get_state() if numpy is not None else None
     before = random.getstate()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     guard = Guard()
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         try:

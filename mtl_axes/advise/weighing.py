@@ -139,6 +139,6 @@ def _learned(weighting: OuterWeighting, signals: list[Signals]) -> tuple[list[fl
         penalty = weighting.penalty()
         total = (weighting.weights() * losses).sum() + (0 if penalty is None else penalty.sum())
         optimizer.zero_grad()
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return first.tolist(), weighting.weights().detach().tolist(), None
