@@ -55,7 +55,7 @@ ALLOWED["study"] = SEEING | {"jobs", "levels", "plan", "report", "results", "wor
 ALLOWED["report"] = SEEING | {"effects", "results", "statistics"}
 ALLOWED["advise"] = SEEING | {"history"}
 ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "results", "study"}
-ALLOWED["cli"] = {"__about__", "describe", "errors", "registry", "report", "results"}
+ALLOWED["cli"] = {"__about__", "advise", "describe", "errors", "registry", "report", "results"}
 ALLOWED["__main__"] = {"cli"}
 
 OTHERS = {"torch", "pluggy"}
