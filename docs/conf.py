@@ -1,4 +1,7 @@
-"""The site of the documentation: ``sphinx-build -W --keep-going -b html docs build/site``. Nothing is fetched, building or viewing."""
+"""The site of the documentation: ``sphinx-build -W --keep-going -n -b html docs build/site``.
+
+Nothing is fetched, neither to build it nor to view it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,14 @@ exclude_patterns = ["builder"]
 # Formulas are indented or fenced text, and not Python.
 highlight_language = "none"
 
+smartquotes = False
 myst_heading_anchors = 4
+# Under -n: what belongs to other libraries, values of Literal types, and aliases of types have no page here.
+nitpick_ignore_regex = [
+    ("py:.*", r"'.*'"),
+    ("py:class", r"(mtl_axes\.adapters\.huggingface\.)?(AnyTrainer|Axis|Batch|Collator|GradScaler|LRScheduler|Optimizer|Tensor)"),
+    ("py:.*", r"(torch|torchjd|nn|collections|accelerate|transformers|lightning)\..*"),
+]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
