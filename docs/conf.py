@@ -6,6 +6,7 @@ Nothing is fetched, neither to build it nor to view it.
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,15 @@ myst_heading_anchors = 4
 # Under -n: what belongs to other libraries, values of Literal types, and aliases of types have no page here.
 nitpick_ignore_regex = [
     ("py:.*", r"'.*'"),
-    ("py:class", r"(mtl_axes\.adapters\.huggingface\.)?(AnyTrainer|Axis|Batch|Collator|GradScaler|LRScheduler|Optimizer|Tensor)"),
+    (
+        "py:class",
+        r"(mtl_axes\.adapters\.huggingface\.)?(AnyTrainer|Axis|Batch|Collator|GradScaler|LRScheduler|Optimizer|Tensor)",
+    ),
     ("py:.*", r"(torch|torchjd|nn|collections|accelerate|transformers|lightning)\..*"),
 ]
+# The site can be built without the trainers, but for the signatures that come from their classes.
+TRAINERS = ("accelerate", "lightning", "torchjd", "transformers")
+autodoc_mock_imports = [name for name in TRAINERS if find_spec(name) is None]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
