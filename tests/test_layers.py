@@ -50,7 +50,7 @@ ALLOWED["report"] = SEEING | {"effects", "results", "statistics"}
 ALLOWED["study"] = SEEING | {"report", "results", "workers"}
 ALLOWED["advise"] = SEEING | {"history"}
 ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "results", "study"}
-ALLOWED["cli"] = {"__about__", "describe", "errors", "registry", "report", "results"}
+ALLOWED["cli"] = {"__about__", "advise", "describe", "errors", "registry", "report", "results"}
 ALLOWED["__main__"] = {"cli"}
 
 OTHERS = {"torch", "pluggy"}
