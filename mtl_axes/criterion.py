@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from mtl_axes._state import WideState, vector
 from mtl_axes.distributed import Notes, agree, ranks
-from mtl_axes.errors import DataError, MtlAxesError, StateError
+from mtl_axes.errors import DataError, MtlAxesError, OptionError, StateError
 from mtl_axes.explain import explain, mean_cost, often
 from mtl_axes.inner import InnerShape, TargetWeight
-from mtl_axes.logs import Call, LossLog, Steadiness, Tally
+from mtl_axes.logs import Call, LossLog, Recorder, Seen, Steadiness, Tally
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Measurement, Probe, Shared, Tape, probe_config
 from mtl_axes.registry import Axis, name_of
@@ -102,6 +102,8 @@ class MultiTaskCriterion(WideState):
         self._kinds_shown: dict[str, Kind] = {}
         self._log = LossLog()
         self._steadiness = Steadiness()
+        self.history: Recorder | None = None
+        self._earlier_history: dict[str, Any] | None = None
         self._held = 0
         self._after: _AfterStep | None = None
         self._on_trial = False
@@ -220,6 +222,8 @@ class MultiTaskCriterion(WideState):
             return uncompiled.replaying
         training = self.training and torch.is_grad_enabled()
         if training and not self._held:
+            if self.history is not None:
+                return uncompiled.recording
             if outer.needs != "losses":
                 return uncompiled.measuring
             if window.accumulate != 1:
@@ -444,7 +448,31 @@ class MultiTaskCriterion(WideState):
             step = self.window.clock()
             self._log.add(call)
             self._steadiness.add(call.weights)
+            if self.history is not None:
+                self._record(self.history, call, shown, extra)
         self._unread = _Unread(call, measurement, collected, step, extra)
+
+    def _record(self, recorder: Recorder, call: Call, shown: Measurement | None, extra: Mapping[str, Tensor]) -> None:
+        # A call that commits its own window is of the step that it has made, another of the one that is to come.
+        step = int(self.window.clock()) + (self.window.calls > 0)
+        if not recorder.wants(step):
+            return
+        cosines = None if shown is None else _cosines(shown)
+        dropped = self.window.count_dropped().clone()
+        recorder.see(self.tasks, step, Seen(call, cosines, extra.get("floor_active"), dropped))
+
+    def record(self, history: Recorder) -> None:
+        """Show every training call to a :class:`mtl_axes.History`, and make it a part of the state. It calls this itself.
+
+        Raises:
+            OptionError: the criterion has a history.
+        """
+        if self.history is not None:
+            raise OptionError("A criterion should have one history. Found a second one. Read criterion.history.")
+        self.history = history
+        if self._earlier_history is not None:
+            history.set_extra_state(self._earlier_history)
+            self._earlier_history = None
 
     def _make_report(self) -> None:
         unread, self._unread = self._unread, None
@@ -462,9 +490,7 @@ class MultiTaskCriterion(WideState):
             usable = is_finite(measurement.norms) & (measurement.norms > 0)
             active = active & (usable | ~measured)
         shown = unread.collected if measurement is None else measurement
-        cosines = None
-        if shown is not None and shown.gramian is not None:
-            cosines = shown.gramian / (shown.norms[:, None] * shown.norms[None, :])
+        cosines = None if shown is None else _cosines(shown)
         return StepReport(
             tasks=self.tasks,
             losses=values,
@@ -575,6 +601,15 @@ class MultiTaskCriterion(WideState):
             self.outer.tasks = self.task_set.infos() if self.outer.bound else ()
             self._kinds_shown = dict(self.task_set.kinds)
         self._fit_probe(state, prefix, other=saved["probe"] != type(self.probe).__name__)
+        self._fit_history(state, prefix)
+
+    def _fit_history(self, state: dict[str, Any], prefix: str) -> None:
+        """Let a state load that has a history where this criterion has none yet, or none where it has one."""
+        key = f"{prefix}history._extra_state"
+        if self.history is None:
+            self._earlier_history = state.pop(key, None)
+        elif key not in state:
+            state[key] = self.history.get_extra_state()
 
     def _fit_probe(self, state: dict[str, Any], prefix: str, *, other: bool) -> None:
         """Let a state load that was saved under another probe: that probe's own part is left out, this one's begins anew."""
@@ -617,6 +652,8 @@ class MultiTaskCriterion(WideState):
                 finite losses and norms only.
         """
         if skipped:
+            if self.history is not None:
+                self.history.skipped += 1
             self.window.drop(self.probe)
             if self.outer.wants_after_step:
                 self.window.answer()
@@ -784,6 +821,13 @@ def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
     """Within this context autocast is off: it would run backwards and matrix products in half precision that are not."""
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
+
+
+def _cosines(measurement: Measurement) -> Tensor | None:
+    """Return the (K, K) cosines between the gradients of the tasks, None where no Gramian was measured."""
+    if measurement.gramian is None:
+        return None
+    return measurement.gramian / (measurement.norms[:, None] * measurement.norms[None, :])
 
 
 def _active(losses: Tensor, labelled: Tensor | None) -> Tensor:

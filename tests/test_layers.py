@@ -40,11 +40,14 @@ ALLOWED["criterion"] = ALLOWED["explain"] | {"explain", "logs", "uncompiled"}
 ALLOWED["composition"] = ALLOWED["criterion"] | {"criterion"}
 ALLOWED["testing"] = ALLOWED["composition"] | {"composition", "describe"}
 SEEING = ALLOWED["composition"] | {"composition", "describe"}
-ALLOWED["history"] = SEEING
-ALLOWED["statistics"] = BASE
-ALLOWED["results"] = BASE | {"statistics"}
-ALLOWED["study"] = SEEING | {"history", "results"}
-ALLOWED["report"] = SEEING | {"results", "statistics"}
+ALLOWED["history_plot"] = set()
+ALLOWED["history"] = SEEING | {"_state", "history_plot", "logs"}
+ALLOWED["statistics"] = ALLOWED["effects"] = BASE
+ALLOWED["verdict"] = BASE | {"effects"}
+ALLOWED["results"] = BASE | {"effects", "statistics", "verdict"}
+ALLOWED["workers"] = SEEING | {"history", "results"}
+ALLOWED["report"] = SEEING | {"effects", "results", "statistics"}
+ALLOWED["study"] = SEEING | {"report", "results", "workers"}
 ALLOWED["advise"] = SEEING | {"history"}
 ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "results", "study"}
 ALLOWED["cli"] = {"__about__", "describe", "errors", "registry", "report", "results"}
@@ -54,10 +57,11 @@ OTHERS = {"torch", "pluggy"}
 # What extras install, for the layers that need it: imported within functions, or by a module that only those reach.
 EXTRAS: dict[str, set[str]] = {
     "advise": {"matplotlib"},
-    "history": {"matplotlib"},
+    "history": {"matplotlib"},  # for its types
+    "history_plot": {"matplotlib"},
     "report": {"jinja2", "vl_convert"},
     "statistics": {"numpy", "scipy"},
-    "study": {"tqdm"},
+    "workers": {"tqdm"},
 }
 STANDARD = set(sys.stdlib_module_names)
 
