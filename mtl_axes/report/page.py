@@ -22,8 +22,8 @@ SCRIPTS = ("text.js", "grid.js", "cell.js", "charts.js", "effects.js", "table.js
 def page(content: Mapping[str, Any]) -> str:
     """Return the HTML text of a report.
 
-    Every text of the study goes through Jinja2's escaping or lies in a JSON block in which ``<`` is escaped. The policy of the
-    page allows its own scripts by their digest, and no address at all.
+    Every text of the study goes through Jinja2's escaping or lies in a JSON block in which ``<`` is escaped. The policy of
+    the page allows its own scripts by their digest, and no address at all.
 
     Args:
         content: plain data as :func:`mtl_axes.report.content.content` returns it.
@@ -50,7 +50,7 @@ def page(content: Mapping[str, Any]) -> str:
 @functools.lru_cache(maxsize=1)
 def _drawing() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script that may stand in a page."""
-    script: str = vl_convert.javascript_bundle(None)
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     # Within strings and regular expressions, where alone these occur in a script, a backslash changes nothing.
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 

@@ -17,7 +17,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(scope="session")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Reports by name: a study as most are, the smallest, one with names that are HTML, one that diverged, one of many metrics."""
+    """Reports of the simulated studies by their names."""
     folder = tmp_path_factory.mktemp("reports")
     return {name: write_report(results, folder / f"{name}.html") for name, results in simulated.studies().items()}
 

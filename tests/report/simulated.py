@@ -37,8 +37,8 @@ def study(
     failed: Sequence[tuple[str, str, int]] = (("uncertainty", "asymmetric", 3),),
     title: str = "Remaining life of engines: weights and shapes",
 ) -> Results:
-    """A study of ``outer`` x ``inner`` x ``seeds`` runs: the cells differ by some parts of the spread between seeds, which they
-    share in part; the runs in ``failed`` diverged."""
+    """A study of ``outer`` x ``inner`` x ``seeds`` runs: the cells differ by parts of the spread between seeds, which
+    they share in part; the runs in ``failed`` diverged."""
     runs, failures = [], []
     for row, (weighting, given) in enumerate(outer.items()):
         for column, (shape, shapes) in enumerate(inner.items()):
@@ -88,7 +88,10 @@ def study(
 
 
 def _config(outer: Any, inner: Any, tasks: Sequence[str]) -> dict[str, Any]:
-    shapes = {task: inner[own] if isinstance(inner, Mapping) and own in inner else inner for task, own in zip(tasks, TASKS)}
+    shapes = {
+        task: inner[own] if isinstance(inner, Mapping) and own in inner else inner
+        for task, own in zip(tasks, TASKS, strict=True)
+    }
     return compose(outer, shapes).config()
 
 

@@ -62,7 +62,7 @@ def test_the_numbers_are_those_of_the_results(usual: Any) -> None:
 
 
 def test_a_row_is_compared_within_itself(usual: Any) -> None:
-    """The differences of a row are to its own cell of the reference's column, those of a column to that of the reference's row."""
+    """A row is compared with its own cell in the reference's column, a column with its own cell in the reference's row."""
     results, shown = usual
     about = shown["metrics"][0]
     for index, level in enumerate(results.outer):
@@ -99,7 +99,7 @@ def test_a_study_of_8_x_8_x_10_stays_under_5_mb(tmp_path: Path) -> None:
 
 
 def test_histories_are_thinned_by_rows_that_were_recorded() -> None:
-    """The first and the last row stay, no series is longer than 150, and what was measured in every fourth step is not lost."""
+    """The first and the last row stay, no series is longer than 150, what was measured in every fourth step is not lost."""
     run = simulated.study(seeds=1, steps=1001).runs[0]
     (kept,) = histories([run])
     assert len(kept["step"]) == MOST
@@ -136,7 +136,7 @@ def test_predictions_are_thinned_over_the_range_of_true_values() -> None:
 
 
 def test_nested_strategies_and_shared_shapes() -> None:
-    """A stage is followed by its base, a reweighted shape by its base and its weight; tasks with one shape share an entry."""
+    """A stage is followed by its base, a reweighted shape by base and weight; tasks with one shape share an entry."""
     shape = {"name": "reweighted", "base": "mse", "weight": "ramp"}
     config = compose({"name": "ema", "base": "inverse_norm", "beta": 0.8}, {"a": shape, "b": "mae", "c": "mae"}).config()
     entries = told(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -22,7 +23,8 @@ CONTRAST = """(selector) => {
     return canvas.getImageData(0, 0, 1, 1).data;
   };
   const light = (colour) => {
-    const [r, g, b] = [...rgb(colour)].slice(0, 3).map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = [...rgb(colour)].slice(0, 3).map((v) => linear(v / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   return [...document.querySelectorAll(selector)].filter((place) => place.checkVisibility()).map((place) => {
@@ -33,13 +35,22 @@ CONTRAST = """(selector) => {
   });
 }"""
 
+UNNAMED = """() => [...document.querySelectorAll("a[href], button, input, select, summary, [tabindex]")]
+  .filter((place) => !(
+    place.getAttribute("aria-label")
+    || document.getElementById(place.getAttribute("aria-labelledby"))
+    || place.labels?.[0]?.textContent.trim()
+    || place.textContent.trim()
+  ))
+  .map((place) => place.outerHTML)"""
+
 
 def cell(page: Any, outer: int, inner: int) -> Any:
     return page.locator(f'[role=gridcell][data-outer="{outer}"][data-inner="{inner}"]')
 
 
 def until(page: Any, condition: str) -> None:
-    """Wait until a condition holds on the page. Playwright's own wait would evaluate a text, which the page's policy forbids."""
+    """Wait until a condition holds. Playwright's own wait evaluates a text on the page, which its policy forbids."""
     end = time.monotonic() + 10
     while not page.evaluate(condition):
         assert time.monotonic() < end, condition
@@ -51,7 +62,7 @@ def overflow(page: Any) -> int:
 
 
 def test_the_grid_shows_every_cell(open_report: Open) -> None:
-    """Mean, standard deviation and seeds of each cell; the reference and failed runs are marked; better is deeper in colour."""
+    """Mean, standard deviation and seeds of each cell; reference and failed runs are marked; better is deeper in colour."""
     page = open_report()
     results = simulated.study()
     for summary in results.summary("rmse"):
@@ -59,7 +70,11 @@ def test_the_grid_shows_every_cell(open_report: Open) -> None:
         assert place.inner_text().split("\n")[:3] == [f"{summary.mean:.2f}", f"± {summary.sd:.2f}", f"n = {summary.n}"]
     assert "reference" in cell(page, 0, 0).inner_text()
     assert "▲ 1 failed" in cell(page, 1, 1).inner_text()
-    assert cell(page, 1, 1).get_attribute("aria-label").startswith("uncertainty × asymmetric, rmse 13.96 plus or minus 0.")
+    assert (
+        cell(page, 1, 1)
+        .get_attribute("aria-label")
+        .startswith("uncertainty \N{MULTIPLICATION SIGN} asymmetric, rmse 13.96 plus or minus 0.")
+    )
     assert cell(page, 1, 1).get_attribute("aria-label").endswith("4 seeds, 1 failed")
     shares = {
         (summary.outer, summary.inner): cell(
@@ -73,13 +88,13 @@ def test_the_grid_shows_every_cell(open_report: Open) -> None:
 
 
 def test_a_click_opens_a_cell(open_report: Open) -> None:
-    """Formulas and options of both axes, each seed, a failed one with its error, the weights, predictions of each task, and the
-    difference to the reference."""
+    """Formulas and options of both axes, each seed, a failed one with its error, the weights, predictions of each task, and
+    the difference to the reference."""
     page = open_report()
     cell(page, 2, 2).click()
     assert cell(page, 2, 2).get_attribute("aria-selected") == "true"
     assert page.locator("[role=gridcell][aria-selected=true]").count() == 1
-    assert page.locator("#cell-title").inner_text() == "gaba × failure_biased"
+    assert page.locator("#cell-title").inner_text() == "gaba \N{MULTIPLICATION SIGN} failure_biased"
     shown = page.locator("#cell").inner_text()
     assert "raw_i  = (S - g_i) / ((K - 1) S)" in shown
     assert "l = (1 + clip(1 - y / r_max, 0, 1)) e^2" in shown
@@ -104,7 +119,7 @@ def test_a_click_opens_a_cell(open_report: Open) -> None:
 
 
 def test_toggles_read_off_one_axis(open_report: Open) -> None:
-    """ "Same outer" keeps the row of the chosen cell and tells the effect of the inner shape, in the row and over all rows."""
+    """Same outer keeps the row of the chosen cell and tells what the inner shape does, in this row and over all rows."""
     page = open_report()
     results = simulated.study()
     cell(page, 2, 1).click()
@@ -119,7 +134,7 @@ def test_toggles_read_off_one_axis(open_report: Open) -> None:
     row = page.locator("#reading tbody tr", has_text="failure_biased").inner_text()
     here = next(e for e in results.compare("rmse", ("gaba", "mse")) if e.label == "gaba x failure_biased")
     for value in (here.mean, *here.interval, main["failure_biased"].mean, *main["failure_biased"].interval):
-        assert f"{value:+.2f}".replace("-", "−") in row
+        assert f"{value:+.2f}".replace("-", "\N{MINUS SIGN}") in row
     inner.click()
     assert page.locator("[role=gridcell]:not(.outside)").count() == 5
     outer.click()
@@ -152,19 +167,19 @@ def test_the_grid_by_keyboard(open_report: Open) -> None:
         page.keyboard.press(key)
         assert at() == expected
         assert page.locator("[role=gridcell][tabindex='0']").count() == 1
-    assert page.locator("#cell-title").inner_text() == "equal × mse"
+    assert page.locator("#cell-title").inner_text() == "equal \N{MULTIPLICATION SIGN} mse"
     page.keyboard.press("Enter")
-    assert page.locator("#cell-title").inner_text() == "uncertainty × failure_biased"
+    assert page.locator("#cell-title").inner_text() == "uncertainty \N{MULTIPLICATION SIGN} failure_biased"
     assert at() == ["1", "2"]
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Space")
-    assert page.locator("#cell-title").inner_text() == "uncertainty × asymmetric"
+    assert page.locator("#cell-title").inner_text() == "uncertainty \N{MULTIPLICATION SIGN} asymmetric"
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "same-outer"
 
 
 def test_another_metric_changes_everything_that_shows_one(open_report: Open) -> None:
-    """Verdict, grid, table, differences and interaction follow the metric; where higher is better, the highest is deepest."""
+    """Verdict, grid, table and plots follow the metric; where higher is better, the highest is the deepest in colour."""
     page = open_report()
     page.get_by_role("radio", name="accuracy").check()
     results = simulated.study()
@@ -194,10 +209,10 @@ def test_plots_are_of_what_they_say(open_report: Open) -> None:
     said = page.locator("[role=graphics-document]").evaluate_all("all => all.map(place => place.getAttribute('aria-label'))")
     assert len(said) == page.locator(".chart svg").count() == 6
     assert all(len(text) > 40 for text in said)
-    assert any("gaba × failure_biased +0.34" in text for text in said)
+    assert any("gaba \N{MULTIPLICATION SIGN} failure_biased +0.34" in text for text in said)
     page.locator("select[name=upwards]").select_option(label="accuracy")
     results = simulated.study()
-    front = [f"{outer} × {inner}" for outer, inner in results.pareto("rmse", "accuracy")]
+    front = [f"{outer} \N{MULTIPLICATION SIGN} {inner}" for outer, inner in results.pareto("rmse", "accuracy")]
     assert page.locator("#front").inner_text() == f"Not dominated in the means: {', '.join(front)}."
 
 
@@ -216,7 +231,7 @@ def test_sorting(open_report: Open) -> None:
     assert page.locator("#table [aria-sort]").count() == 1
     for _ in range(2):
         page.locator("#table th", has_text="difference").get_by_role("button").click()
-        assert page.locator("#table tbody tr td:nth-child(6)").last.inner_text() == "–"
+        assert page.locator("#table tbody tr td:nth-child(6)").last.inner_text() == "\N{EN DASH}"
     page.locator("#table th", has_text="inner").get_by_role("button").click()
     assert [row.split("\t")[1] for row in page.locator("#table tbody tr").all_inner_texts()][::3] == list(simulated.INNER)
 
@@ -287,8 +302,8 @@ def test_studies_with_little_in_them(name: str, expected: str, open_report: Open
 
 
 def test_text_is_legible_in_both_themes(open_report: Open) -> None:
-    """4.5 to 1 or more, in every cell of the grid whatever its colour, with and without a row that is held. The button changes
-    the plots as well, and says what it will do next."""
+    """4.5 to 1 or more, in every cell of the grid whatever its colour, with and without a row that is held. The button
+    changes the plots as well, and says what it will do next."""
     page = open_report()
     places = "h1, h2, p, li, td, td span, th, button, legend, label, summary, pre, code, footer, .legend span"
     until(page, "document.querySelector('#interaction svg')?.outerHTML.includes('#0b5fa5')")
@@ -298,10 +313,8 @@ def test_text_is_legible_in_both_themes(open_report: Open) -> None:
             assert min(page.evaluate(CONTRAST, places)) >= 4.5
             page.get_by_role("button", name="Same outer").click()
         page.locator("#theme").click()
-        until(
-            page,
-            "document.querySelector('#interaction svg').outerHTML.includes('#79b8f3') === (document.documentElement.dataset.theme === 'dark')",
-        )
+        dark = "document.documentElement.dataset.theme === 'dark'"
+        until(page, f"document.querySelector('#interaction svg').outerHTML.includes('#79b8f3') === ({dark})")
     assert page.locator("#theme").inner_text() == "Dark theme"
 
 
@@ -328,17 +341,11 @@ def test_the_page_can_be_used_without_seeing_it(name: str, open_report: Open) ->
     levels = page.locator("h1, h2, h3").evaluate_all("all => all.map(place => Number(place.tagName[1]))")
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     for landmark in ("header", "main", "footer"):
         assert page.locator(f"body > {landmark}").count() == 1
     assert page.locator("html").get_attribute("lang") == "en"
-    unnamed = page.evaluate(
-        """() => [...document.querySelectorAll("a[href], button, input, select, summary, [tabindex]")]
-          .filter((place) => !(place.getAttribute("aria-label") || document.getElementById(place.getAttribute("aria-labelledby"))
-            || (place.labels && place.labels[0]?.textContent.trim()) || place.textContent.trim()))
-          .map((place) => place.outerHTML)"""
-    )
-    assert unnamed == []
+    assert page.evaluate(UNNAMED) == []
     assert page.locator("[tabindex]:not([tabindex='0']):not([tabindex='-1'])").count() == 0
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the grid"
