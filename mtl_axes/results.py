@@ -184,8 +184,8 @@ class Results:
         number.
 
         The average is taken within each seed, over the levels of the other axis in which both have a finite value with some
-        seed, and over the seeds in which they have one with all of these levels. Levels that were not tried with any level of
-        the other axis that the reference's was tried with are left out.
+        seed, and over the seeds in which they have one with all of these levels. A level that was tried with no level of
+        the other axis that the reference's was tried with is left out.
 
         Args:
             metric: its name.
