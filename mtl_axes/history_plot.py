@@ -69,9 +69,8 @@ def draw(tasks: Sequence[str], columns: Columns) -> Figure:
             _mark_floors(axes, table, lines[kind], styles)
         if kind == "loss":
             _mark_skipped(axes, steps, table["skipped"])
-        if len(steps) > 1:
-            margin = 0.02 * (steps[-1] - steps[0])
-            axes.set_xlim(steps[0] - margin, steps[-1] + margin)
+        margin = max(0.02 * (steps[-1] - steps[0]), 0.5)
+        axes.set_xlim(steps[0] - margin, steps[-1] + margin)
         axes.set_title(_PANELS[kind], fontsize=10, color=_INK, loc="left")
         _plain(axes)
     for axes in grid.flat[len(kinds) :]:
@@ -79,7 +78,7 @@ def draw(tasks: Sequence[str], columns: Columns) -> Figure:
     for axes in grid.flat[max(0, len(kinds) - across) : len(kinds)]:
         axes.set_xlabel("window", fontsize=9)
     for task, style in styles.items():
-        grid[0, 0].plot([], [], linewidth=2.2, label=task, **style)
+        grid[0, 0].plot([], [], linewidth=2.2, label=_plain_text(task), **style)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
     return figure
@@ -117,7 +116,7 @@ def _pairs(axes: Axes, steps: Values, cosines: Mapping[str, Values]) -> None:
         axes.plot(steps, cosines[pair], color=_INK, linewidth=0.5, alpha=0.18, zorder=1)
     for at, pair in enumerate(named):
         _line(axes, steps, cosines[pair], color=_COLOURS[-1 - at], linestyle="-")
-        axes.plot([], [], color=_COLOURS[-1 - at], linewidth=2.2, label=pair.replace("/", ", "))
+        axes.plot([], [], color=_COLOURS[-1 - at], linewidth=2.2, label=_plain_text(pair))
     if len(order) > len(named):
         axes.plot([], [], color=_INK, alpha=0.4, label=f"{len(order) - len(named)} other pairs")
     axes.set_ylim(-1.05, 1.05)
@@ -132,7 +131,7 @@ def _scale(axes: Axes, kind: str, values: Values) -> None:
     """Choose the axis: logarithmic where the small values would not show, a few that are smaller yet left aside."""
     values = values[np.isfinite(values)]
     least = np.quantile(values, 0.02)
-    if kind == "norm" or (values.min() > 0 and np.quantile(values, 0.98) > _LOG_ABOVE * least):
+    if (kind == "norm" and values.max() > 0) or (values.min() > 0 and np.quantile(values, 0.98) > _LOG_ABOVE * least):
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         if high < 300 * low:
@@ -187,6 +186,11 @@ def _mark_skipped(axes: Axes, steps: Values, skipped: Values) -> None:
     axes.text(
         0.99, 0.95, f"| {int(skipped[-1])} skipped", transform=axes.transAxes, ha="right", va="top", fontsize=8, color=_INK
     )
+
+
+def _plain_text(name: str) -> str:
+    """Return a name that matplotlib shows as it is: no formula between dollars, not hidden by an underscore."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _plain(axes: Axes) -> None:
