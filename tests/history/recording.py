@@ -49,13 +49,19 @@ class Training:
 
     def saved(self) -> dict[str, Any]:
         parts = {"model": self.model, "criterion": self.criterion, "optimizer": self.optimizer}
-        return {**{name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}, "call": self.call}
+        states = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+        return {**states, "call": self.call, "gradients": [copy.deepcopy(parameter.grad) for parameter in self.parameters()]}
+
+    def parameters(self) -> list[Tensor]:
+        return [*self.model.parameters(), *self.criterion.parameters()]
 
     def load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.criterion.load_state_dict(state["criterion"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.call = state["call"]
+        for parameter, gradient in zip(self.parameters(), state["gradients"], strict=True):
+            parameter.grad = gradient
 
 
 def attached(outer: Any, every: int = 1, *, capacity: int = 10_000, **options: Any) -> tuple[Training, History]:

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from mtl_axes.adapters.loop import Loop
 from recording import KINDS, Columns, Training, attached
 from spawning import on_ranks
 from strategies import batch_for, model_for, quick
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from mtl_axes import compose
-from mtl_axes.adapters.loop import Loop
 from mtl_axes.errors import DataError, OptionError
 from mtl_axes.history import History
 
@@ -54,7 +54,9 @@ def reported(training: Training, calls: int) -> Columns:
 def assert_equal(found: Columns, expected: Columns) -> None:
     assert found.keys() == expected.keys()
     for name, values in expected.items():
-        assert found[name] == pytest.approx(values, rel=1e-5, abs=1e-7), name
+        assert [value is None for value in found[name]] == [value is None for value in values], name
+        numbers, expected_numbers = ([value for value in of if value is not None] for of in (found[name], values))
+        assert numbers == pytest.approx(expected_numbers, rel=1e-5, abs=1e-7), name
 
 
 @pytest.mark.parametrize("outer", [GABA, "dwa", "uncertainty", "upgrad"], ids=str)
@@ -94,7 +96,11 @@ def test_a_row_is_a_window_of_several_calls(probe: str) -> None:
         raw = (norms.sum() - norms) / (2 * norms.sum())
         held = torch.tensor([columns[f"floor/{task}"][row + 1] for task in TASKS]) if row < 3 else (raw < 0.2).float()
         assert torch.equal(held, (raw < 0.2).float())
-        after = training.criterion.outer.weights() if row == 3 else torch.tensor([columns[f"weight/{t}"][row + 1] for t in TASKS])
+        after = (
+            training.criterion.outer.weights()
+            if row == 3
+            else torch.tensor([columns[f"weight/{t}"][row + 1] for t in TASKS])
+        )
         assert torch.allclose(after, raw.clamp_min(0.2) / raw.clamp_min(0.2).sum(), rtol=1e-4)
 
 
@@ -146,7 +152,7 @@ def test_the_norms_of_each_task_in_turn_survive_thinning() -> None:
     whole.advance(75)
     every, rows = full.columns(), history.columns()
     assert [value is None for value in every["norm/a"][:4]] == [False, True, False, True]
-    assert rows["step"] == [1 + 8 * row for row in range(10)] + [75]
+    assert rows["step"] == [*range(1, 75, 4), 75]
     for task in kinds:
         newest = dict(zip(every["step"], every[f"norm/{task}"], strict=True))
         for before, step, value in zip([0, *rows["step"]], rows["step"], rows[f"norm/{task}"], strict=False):
@@ -171,19 +177,29 @@ def test_rows_are_bounded_and_span_the_run(every: int, capacity: int, windows: i
     assert steps == sorted({*range(1, windows + 1, stride), windows})
 
 
+class Witness:
+    """Lives as long as the graph that it is hooked into."""
+
+    def see(self, *gradients: Any) -> None:
+        return None
+
+
 def test_no_graph_is_kept() -> None:
-    """After a step nothing of a history refers to the graph of its losses, nor to the model's output."""
+    """After a step nothing of a history refers to the graph of its losses."""
     training, history = attached("uncertainty")
     training.advance(1)
     inputs, targets = batch_for(KINDS)
-    outputs = training.model(inputs)
+    outputs, witness = training.model(inputs), Witness()
+    # Held by the graph alone.
+    outputs["rul"].grad_fn.register_hook(witness.see)
+    gone = weakref.ref(witness)
+    del witness
     loss = training.criterion(outputs, targets)
     loss.backward()
-    gone = [weakref.ref(outputs["rul"]), weakref.ref(loss.grad_fn)]
+    assert gone() is not None and len(history) == 2
     del outputs, loss
-    training.criterion.report  # noqa: B018  # the criterion's own copy of the call
     gc.collect()
-    assert [ref() for ref in gone] == [None, None]
+    assert gone() is None
     assert all(not part.requires_grad for row in history._seen for part in row if isinstance(part, torch.Tensor))
 
 
@@ -204,12 +220,13 @@ def test_recording_does_not_wait(options: dict[str, Any]) -> None:
             inputs, targets = batch_for(KINDS, seed=seed)
             training.criterion(training.model(inputs), targets).backward()
         assert len(history) > before
-        with pytest.raises(Exception, match=r"tolist|aten::_local_scalar_dense|data-dependent|unbacked|symbolic|fake"):
+        # The guard catches a read: columns are one.
+        with pytest.raises(DataDependentOutputException):
             history.columns()
 
 
 def test_a_block_of_rows_comes_in_one_transfer() -> None:
-    """On a device that refuses copies to the host, 63 rows are recorded and the 64th, which completes a block, is refused."""
+    """On a device that refuses copies to the host 63 rows are recorded, and the 64th, which completes a block, fails."""
     model, criterion = model_for(KINDS), compose(quick("gaba"), "mse", tasks=TASKS)
     inputs, targets = batch_for(KINDS)
     criterion(model(inputs), targets).backward()
@@ -317,7 +334,7 @@ def test_errors_say_what_to_do() -> None:
     with pytest.raises(OptionError, match="Found Linear"):
         History(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
     history = History(criterion)
-    with pytest.raises(OptionError, match="criterion.history"):
+    with pytest.raises(OptionError, match=r"criterion\.history"):
         History(criterion)
     assert criterion.history is history
     with pytest.raises(DataError, match="training mode"):

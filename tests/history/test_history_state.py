@@ -40,10 +40,11 @@ def through_a_file(state: Any) -> Any:
 @orders
 @cases
 def test_a_resumed_run_has_the_history_of_the_whole_one(case: str, order: str) -> None:
-    """Saved, read with weights_only=True, loaded into a fresh criterion before or after its history is made, and gone on with:
-    columns and state equal those of the uninterrupted run bit for bit."""
+    """Saved, read with weights_only=True, loaded into a fresh criterion before or after its history is made, and gone on
+    with: columns and state equal those of the uninterrupted run bit for bit."""
     outer, options, kept, saved_after = CASES[case]
-    whole, expected = attached(outer, **kept, **options) if "every" not in options else _sparse(outer, options, kept)
+    whole = Training(outer, **options)
+    expected = History(whole.criterion, **kept)
     whole.advance(saved_after, skip=(6,))
     state = through_a_file(whole.saved())
     resumed = Training(outer, **options)
@@ -57,12 +58,6 @@ def test_a_resumed_run_has_the_history_of_the_whole_one(case: str, order: str) -
     assert equal(resumed.criterion.state_dict(), whole.criterion.state_dict())
     steps = history.columns()["step"]
     assert steps == sorted(set(steps))
-
-
-def _sparse(outer: Any, options: dict[str, Any], kept: dict[str, Any]) -> tuple[Training, History]:
-    """A training whose criterion, and not its history, has ``every``."""
-    training = Training(outer, **options)
-    return training, History(training.criterion, **kept)
 
 
 def test_a_state_loads_with_and_without_a_history() -> None:
@@ -154,12 +149,10 @@ def test_a_history_read_in_inference_mode_goes_on() -> None:
 
 def test_it_follows_the_dtype_of_the_run() -> None:
     """A run that goes on in float64 keeps its rows, and records in float64."""
-    training, history = attached("fixed", kinds={name: "regression" for name in ("a", "b")})
+    training, history = attached("fixed", kinds=dict.fromkeys(("a", "b"), "regression"))
     training.advance(2)
     training.model.double()
     value = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     training.criterion.combine({"a": value * 1, "b": value * 2})
     columns = history.columns()
     assert columns["loss/a"][2] == 0.1 and len(columns["loss/a"]) == 3
-
-
