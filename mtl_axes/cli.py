@@ -76,7 +76,9 @@ def _advise(given: argparse.Namespace) -> int:
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        print(f"The function should be given as package.module:function. Found {given.function!r}: {error}.", file=sys.stderr)
+        print(
+            f"The function should be given as package.module:function. Found {given.function!r}: {error}.", file=sys.stderr
+        )
         return 2
     prepared = function()
     if not isinstance(prepared, (tuple, list)) or len(prepared) != 3:

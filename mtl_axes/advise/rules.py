@@ -149,7 +149,7 @@ def _beyond(ratio: Ratio, candidates: Sequence[Candidate], losses: Sequence[Task
 def floor_constants(ratio: Ratio, candidates: Sequence[Candidate], tasks: Sequence[str]) -> dict[str, float]:
     """Return where GABA's weights end, by task: for two tasks by its formula, for more what it did on the batches.
 
-    With norms r and 1 its average goes to (1, r) / (1 + r), the floor lifts the first entry, and both are divided by the sum.
+    With norms r and 1 its average goes to (1, r) / (1 + r); the floor lifts the first, and both are divided by their sum.
     """
     if len(tasks) == 2:
         high = ratio.median / (1 + ratio.median)

@@ -147,5 +147,5 @@ def _learned(weighting: OuterWeighting, signals: list[Signals]) -> tuple[list[fl
                 turn = gradient.sign() * last
                 size.mul_(torch.where(turn > 0, 1.2, torch.where(turn < 0, 0.5, 1.0))).clamp_(1e-8, 1.0)
                 last.copy_(torch.where(turn < 0, 0.0, gradient.sign()))
-                parameter -= last * size
+                parameter.sub_(last * size)
     return first.tolist(), weighting.weights().detach().tolist(), None

@@ -35,7 +35,7 @@ def linear(
     candidates: Sequence[str] = ("fixed",),
     primary: str | None = None,
     steps: int = 64,
-    seconds: float = 3.0,
+    seconds: float = 30.0,
 ) -> Advice:
     """Return the advice on batches of gradients."""
     size = next(len(row) for row in batches[0] if row is not None)

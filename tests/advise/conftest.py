@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from mtl_axes.advise import timing
 
 
-@pytest.fixture(autouse=True)
-def _few_rounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.module.__name__ != "test_advice_cost":
-        monkeypatch.setattr(timing, "_ROUNDS", 1)
+@pytest.fixture(autouse=True, scope="module")
+def _few_rounds(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ != "test_advice_cost":
+            patch.setattr(timing, "_ROUNDS", 1)
+        yield

@@ -50,7 +50,7 @@ def test_ratio_and_cosine_choose_the_rule(cosine: float, ratio: float, expected:
 
 
 def test_the_constant_at_the_floor_is_named() -> None:
-    """Beyond the floor the advice names 0.05 / (0.05 + 500 / 501) and the rest, the rescaling, and the study has them as a level."""
+    """Beyond the floor the advice names 0.05 / (0.05 + 500 / 501) and its rest, which the study has as a level."""
     advice = linear(spread(at_cosine(0.4, 500.0)), candidates=["gaba"])
     says = advice.recommendation.says
     assert '"a": 0.0477, "b": 0.952' in says
@@ -61,7 +61,7 @@ def test_the_constant_at_the_floor_is_named() -> None:
 
 def test_units_that_would_even_the_pulls_out_are_named() -> None:
     """With a squared error the target would have to be in units the square root of the ratio times as large."""
-    advice = advise(compose(), Engine(scale=100.0), engine_batches(), candidates=["gaba"], seconds=1)
+    advice = advise(compose(), Engine(scale=100.0), engine_batches(), candidates=["gaba"], seconds=30)
     assert advice.recommendation.rule == "beyond the floor"
     assert advice.ratio is not None
     told = f"{math.sqrt(advice.ratio.median):.3g}"
@@ -160,7 +160,7 @@ def test_the_code_that_settles_it_runs_on_the_users_shapes() -> None:
     """The study text is Python whose levels compose accepts with the user's tasks."""
     criterion = compose("gaba", {"rul": {"name": "huber", "delta": 5.0}, "health": "focal"})
     torch.manual_seed(0)
-    advice = advise(criterion, Engine(), engine_batches(), candidates=["gaba"], seconds=1)
+    advice = advise(criterion, Engine(), engine_batches(), candidates=["gaba"], seconds=30)
     compile(advice.code, "advice", "exec")
     given: dict[str, object] = {}
 
@@ -172,7 +172,7 @@ def test_the_code_that_settles_it_runs_on_the_users_shapes() -> None:
             given["train"] = train
 
     program = advice.code.replace("from mtl_axes.study import Study", "")
-    exec(program, {"Study": Study, "train": print})  # noqa: S102
+    exec(program, {"Study": Study, "train": print})
     assert given["train"] is print
     outer, inner, options = given["outer"], given["inner"], given["compose"]
     assert isinstance(outer, list)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
-from advised import linear, spread
+from advised import Linear, linear, spread
 
 from mtl_axes import compose
 from mtl_axes.advise import Candidate, advise
@@ -19,7 +18,7 @@ def candidate(outer: str, rows: list[list[float]], *, count: int = 4) -> Candida
 
 
 def test_gaba_ends_at_the_constants_of_its_floor() -> None:
-    """500 apart, GABA ends at max(ema, 0.05) / sum with ema = (1, 500) / 501, at the floor, with 25 times the pull on one side."""
+    """500 apart, GABA ends at max(ema, 0.05) / sum for ema = (1, 500) / 501, with 25 times the pull on one side."""
     found = candidate("gaba", [[500.0, 0.0], [0.0, 1.0]])
     assert found.weights == pytest.approx({"a": 0.05 / (0.05 + 500 / 501), "b": 1 / (1 + 0.05 * 501 / 500)}, rel=1e-3)
     assert found.at_floor == ("a",)
@@ -85,7 +84,7 @@ def test_a_candidate_that_does_not_fit_says_why() -> None:
     rows = spread([[2.0, 0.0], [0.0, 1.0]])
     advice = advise(
         compose(tasks=["a", "b"]),
-        lambda batch: {name: (torch.ones(2, requires_grad=True) * torch.tensor(row)).sum() for name, row in zip("ab", batch)},
+        Linear(2).forward,
         rows,
         candidates=[{"name": "gaba", "floor": 0.6}],
         seconds=1,
