@@ -161,5 +161,6 @@ def _any(axes: Axes, there: object, otherwise: str) -> bool:
 
 def _short(text: str, length: int = 16) -> str:
     # A dollar would begin a formula.
-    text = text if len(text) <= length else text[: length - 3] + "..."
+    half = (length - 3) // 2
+    text = text if len(text) <= length else f"{text[: length - 3 - half]}...{text[-half:]}"
     return text.replace("$", r"\$")
