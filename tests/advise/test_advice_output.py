@@ -79,6 +79,7 @@ def test_the_picture_is_drawn(advice: Advice, tmp_path: Path) -> None:
     assert sum(bool(title) for title in titles) == 4
     assert (tmp_path / "advice.png").stat().st_size > 10_000
     assert advice.recommendation.rule in figure.get_suptitle()
+    assert not re.search(r"(?<!\\)\$", figure.get_suptitle())
 
 
 def test_the_picture_shows_the_numbers() -> None:
