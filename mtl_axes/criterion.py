@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from mtl_axes._state import WideState, vector
 from mtl_axes.distributed import Notes, agree, ranks
-from mtl_axes.errors import DataError, MtlAxesError, StateError
+from mtl_axes.errors import DataError, MtlAxesError, OptionError, StateError
 from mtl_axes.explain import explain, mean_cost, often
 from mtl_axes.inner import InnerShape, TargetWeight
 from mtl_axes.logs import Call, LossLog, Steadiness, Tally
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Measurement, Probe, Shared, Tape, probe_config
+from mtl_axes.records import Held, Records
 from mtl_axes.registry import Axis, name_of
 from mtl_axes.signals import Kind, StepReport, is_finite, wide
 from mtl_axes.tasks import TaskLosses, TaskSet
@@ -102,6 +103,8 @@ class MultiTaskCriterion(WideState):
         self._kinds_shown: dict[str, Kind] = {}
         self._log = LossLog()
         self._steadiness = Steadiness()
+        self.history: Records | None = None
+        self._earlier_history: dict[str, Any] | None = None
         self._held = 0
         self._after: _AfterStep | None = None
         self._on_trial = False
@@ -220,6 +223,8 @@ class MultiTaskCriterion(WideState):
             return uncompiled.replaying
         training = self.training and torch.is_grad_enabled()
         if training and not self._held:
+            if self.history is not None:
+                return uncompiled.recording
             if outer.needs != "losses":
                 return uncompiled.measuring
             if window.accumulate != 1:
@@ -285,7 +290,7 @@ class MultiTaskCriterion(WideState):
 
     def _train(self, found: TaskLosses, values: Tensor) -> Tensor:
         window, outer, probe = self.window, self.outer, self.probe
-        collected = window.commit(outer, probe) if window.full else None
+        collected = self._commit_window() if window.full else None
         if outer.wants_after_step and not torch.compiler.is_compiling():
             self._warn_without_after_step()
         if window.commits_alone(outer):
@@ -444,7 +449,36 @@ class MultiTaskCriterion(WideState):
             step = self.window.clock()
             self._log.add(call)
             self._steadiness.add(call.weights)
+            if self.history is not None:
+                self._record(self.history, call, shown, extra.get("floor_active"))
         self._unread = _Unread(call, measurement, collected, step, extra)
+
+    def _record(self, history: Records, call: Call, shown: Measurement | None, floored: Tensor | None) -> None:
+        held = Held(call.weights, None if floored is None else floored.detach())
+        if self.window.calls:
+            # Not committed yet: its row has the means over all its calls.
+            history.note(held)
+            return
+        norms, cosines = call.norms, None if shown is None else _cosines(shown)
+        if norms is not None and not all(call.measured):
+            norms = torch.where(vector(call.measured, torch.bool, norms.device), norms, torch.nan)
+        history.add(self.tasks, self.window.clock(), held, call.losses, call.labelled, norms, cosines)
+
+    def record(self, history: Records) -> None:
+        """Show every committed window to a :class:`mtl_axes.History`, and make it a part of the state. It calls this itself.
+
+        Raises:
+            OptionError: the criterion has a history.
+        """
+        if self.history is not None:
+            raise OptionError(
+                "A criterion should have one history. Found one already, and a second to record. Read `criterion.history`, "
+                "or compose the criterion anew."
+            )
+        self.history = history
+        earlier, self._earlier_history = self._earlier_history, None
+        if earlier is not None:
+            history.set_extra_state(earlier)
 
     def _make_report(self) -> None:
         unread, self._unread = self._unread, None
@@ -462,9 +496,7 @@ class MultiTaskCriterion(WideState):
             usable = is_finite(measurement.norms) & (measurement.norms > 0)
             active = active & (usable | ~measured)
         shown = unread.collected if measurement is None else measurement
-        cosines = None
-        if shown is not None and shown.gramian is not None:
-            cosines = shown.gramian / (shown.norms[:, None] * shown.norms[None, :])
+        cosines = None if shown is None else _cosines(shown)
         return StepReport(
             tasks=self.tasks,
             losses=values,
@@ -575,6 +607,17 @@ class MultiTaskCriterion(WideState):
             self.outer.tasks = self.task_set.infos() if self.outer.bound else ()
             self._kinds_shown = dict(self.task_set.kinds)
         self._fit_probe(state, prefix, other=saved["probe"] != type(self.probe).__name__)
+        self._fit_history(state, prefix)
+
+    def _fit_history(self, state: dict[str, Any], prefix: str) -> None:
+        """Let a state load that has a history where this criterion has none yet, or none where it has one."""
+        key = f"{prefix}history._extra_state"
+        if self.history is None:
+            self._earlier_history = state.pop(key, None)
+        elif key not in state:
+            # Whatever its windows were, they are not those of the state.
+            self.history.set_extra_state(None)
+            state[key] = self.history.get_extra_state()
 
     def _fit_probe(self, state: dict[str, Any], prefix: str, *, other: bool) -> None:
         """Let a state load that was saved under another probe: that probe's own part is left out, this one's begins anew."""
@@ -622,6 +665,8 @@ class MultiTaskCriterion(WideState):
                 self.window.answer()
         else:
             self._commit()
+        if self.history is not None:
+            self.history.stepped(skipped=skipped)
 
     def end_epoch(self) -> None:
         """Tell the weighting that an epoch has ended. Needed by DWA without ``window=``; harmless otherwise."""
@@ -633,7 +678,19 @@ class MultiTaskCriterion(WideState):
         if self.window.calls and not self.probe.same_step:
             # What the commit collects may be dropped, and is not of the last call.
             self._make_report()
-        self._collected = self.window.commit(self.outer, self.probe) or self._collected
+        self._collected = self._commit_window() or self._collected
+
+    def _commit_window(self) -> Measurement | None:
+        """Commit a window that is pending, if there is one; return what a lagged probe collected in it."""
+        window, history = self.window, self.history
+        collected = window.collect(self.outer, self.probe)
+        if history is not None and window.calls:
+            with torch.no_grad():
+                losses, norms, cosines = window.means()
+                held = history.held or Held(self._weights().detach())
+                history.add(self.tasks, window.clock() + 1, held, losses, None, norms, cosines)
+        window.commit(self.outer, self.probe)
+        return collected
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
@@ -702,12 +759,15 @@ class MultiTaskCriterion(WideState):
         """Return means since the last call of it, as floats: ``loss/TASK``, ``weight/TASK``, ``norm/TASK``.
 
         The only method that synchronises with the device. A task's loss is averaged over the calls in which it was
-        labelled, its norm over those that measured it; what never happened is left out.
+        labelled, its norm over those that measured it; what never happened is left out. With a :class:`mtl_axes.History`
+        there are also the means of ``share/TASK``, ``cosine/A/B`` and ``floor/TASK`` over the windows that it recorded since
+        the last call, and the number ``skipped``.
         """
         if self.outer.wants_after_step:
             # Compiled calls, which count on the device, did not look.
             self._warn_without_after_step()
-        return self._log.drain(self.tasks, self._tally())
+        means = self._log.drain(self.tasks, self._tally())
+        return means if self.history is None else {**means, **self.history.news()}
 
     def _tally(self) -> Tally | None:
         return self.window.tally if self.window.compiled else None
@@ -784,6 +844,13 @@ def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
     """Within this context autocast is off: it would run backwards and matrix products in half precision that are not."""
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
+
+
+def _cosines(measurement: Measurement) -> Tensor | None:
+    """Return the (K, K) cosines between the gradients of the tasks, None where no Gramian was measured."""
+    if measurement.gramian is None:
+        return None
+    return measurement.gramian / (measurement.norms[:, None] * measurement.norms[None, :])
 
 
 def _active(losses: Tensor, labelled: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ __all__ = [
     "OptionError",
     "PluginError",
     "StateError",
+    "StudyError",
     "UnknownNameError",
 ]
 
@@ -39,6 +40,10 @@ class GraphError(MtlAxesError, RuntimeError):
 
 class StateError(MtlAxesError, ValueError):
     """A saved state belongs to another criterion."""
+
+
+class StudyError(MtlAxesError, RuntimeError):
+    """A study cannot be run as it was asked for."""
 
 
 class PluginError(MtlAxesError, RuntimeError):

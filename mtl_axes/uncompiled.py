@@ -20,6 +20,7 @@ __all__ = [
     "first_call",
     "measuring",
     "moving",
+    "recording",
     "replaying",
     "summing",
 ]
@@ -49,4 +50,5 @@ summing = _outside(f"losses are summed over the ranks within the call. {_ELSE}")
 drawing = _outside(f"the weighting draws random numbers, or reads values on the host. {_ELSE}")
 replaying = _outside(f"losses after an optimizer step are gathered on the host. {_ELSE}")
 moving = _outside(f"this version of torch does not trace the state of a weighting. {_ELSE}")
+recording = _outside(f"a History records the windows on the host. {_ELSE}")
 debugging = _outside("debug=True reads the values of every call. Leave it out.")

@@ -36,15 +36,23 @@ ALLOWED: dict[str, set[str]] = {
     "window": STRATEGY | {"distributed", "logs", "outer", "probes"},
     "explain": STRATEGY | {"distributed", "inner", "outer", "probes", "tasks", "window"},
 }
-ALLOWED["criterion"] = ALLOWED["explain"] | {"explain", "logs", "uncompiled"}
+ALLOWED["rows"] = set()
+ALLOWED["records"] = {"errors", "options", "rows"}
+ALLOWED["criterion"] = ALLOWED["explain"] | {"explain", "logs", "records", "uncompiled"}
 ALLOWED["composition"] = ALLOWED["criterion"] | {"criterion"}
 ALLOWED["testing"] = ALLOWED["composition"] | {"composition", "describe"}
 SEEING = ALLOWED["composition"] | {"composition", "describe"}
-ALLOWED["history"] = SEEING
-ALLOWED["statistics"] = BASE
-ALLOWED["results"] = BASE | {"statistics"}
-ALLOWED["study"] = SEEING | {"history", "results"}
-ALLOWED["report"] = SEEING | {"results", "statistics"}
+ALLOWED["history_plot"] = set()
+ALLOWED["history"] = SEEING | {"history_plot", "records"}
+ALLOWED["statistics"] = ALLOWED["effects"] = BASE
+ALLOWED["verdict"] = BASE | {"effects"}
+ALLOWED["results"] = BASE | {"effects", "statistics", "verdict"}
+ALLOWED["jobs"] = SEEING | {"history", "results"}
+ALLOWED["levels"] = SEEING | {"results"}
+ALLOWED["plan"] = BASE | {"results"}
+ALLOWED["workers"] = SEEING | {"jobs", "results"}
+ALLOWED["study"] = SEEING | {"jobs", "levels", "plan", "report", "results", "workers"}
+ALLOWED["report"] = SEEING | {"effects", "results", "statistics"}
 ALLOWED["advise"] = SEEING | {"history"}
 ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "results", "study"}
 ALLOWED["cli"] = {"__about__", "advise", "describe", "errors", "registry", "report", "results"}
@@ -54,10 +62,12 @@ OTHERS = {"torch", "pluggy"}
 # What extras install, for the layers that need it: imported within functions, or by a module that only those reach.
 EXTRAS: dict[str, set[str]] = {
     "advise": {"matplotlib"},
-    "history": {"matplotlib"},
+    "history": {"matplotlib"},  # for its types
+    "history_plot": {"matplotlib"},
     "report": {"jinja2", "vl_convert"},
+    "jobs": {"numpy"},
     "statistics": {"numpy", "scipy"},
-    "study": {"tqdm"},
+    "workers": {"tqdm"},
 }
 STANDARD = set(sys.stdlib_module_names)
 

@@ -13,7 +13,7 @@ import torch._functorch.config as functorch_config
 from mtl_axes import available, registry
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "api").glob("*.md"))]
 
 
 def python_blocks(page: Path) -> str:
@@ -56,7 +56,7 @@ def test_links_of_the_pages_lead_to_files() -> None:
 
 
 def test_every_registered_name_is_listed() -> None:
-    """No registered strategy is missing from the tables of all of them, and their numbers are right there and in the README."""
+    """No registered strategy is missing from the tables of all of them; their numbers are right there and in the README."""
     text = (ROOT / "docs" / "strategies.md").read_text()
     assert [name for axis in ("outer", "inner", "weight") for name in available(axis) if f"`{name}`" not in text] == []
     outer, inner, weight = (len(available(axis)) for axis in ("outer", "inner", "weight"))
