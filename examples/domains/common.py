@@ -7,18 +7,14 @@ python examples/domains/perception.py --quick    # one seed and few steps: does 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mtl_axes.study import Study
-
-# The runs are parallel processes, two on two cores: more threads in each would only get in each other's way.
-torch.set_num_threads(1)
 
 Metrics = Mapping[str, float]
 
@@ -50,13 +46,13 @@ def main(
         compose: further options of ``compose``.
         naive: what ``trivial`` does, in a few words.
     """
-    name = Path(train.__code__.co_filename).stem
+    program = Path(train.__code__.co_filename)
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--quick", action="store_true", help="one seed and few steps")
     parser.add_argument("--out", type=Path, help="folder of the runs and the report (runs/domains/NAME)")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    parser.add_argument("--workers", type=int, help="runs at a time (2, or 1 with --quick)")
     given = parser.parse_args()
-    out = given.out or Path("runs/domains") / (name + "_quick" * given.quick)
+    out = given.out or Path("runs/domains") / (program.stem + "_quick" * given.quick)
     chosen = quick_steps if given.quick else steps
     begin = time.perf_counter()
     study = Study(
@@ -66,10 +62,10 @@ def main(
         out=out,
         metrics=metrics,
         compose=dict(compose or {}),
-        config={"steps": chosen},
+        config={"steps": chosen, "program": hashlib.sha256(program.read_bytes()).hexdigest()[:12]},
         title=title,
     )
-    results = study.run(partial(train, steps=chosen), workers=given.workers)
+    results = study.run(partial(train, steps=chosen), workers=given.workers or (1 if given.quick else 2))
     if results.failures:
         raise SystemExit("\n".join(f"{run.outer} x {run.inner}, seed {run.seed}: {run.error}" for run in results.failures))
     floor = [trivial(seed) for seed in results.seeds]
@@ -78,9 +74,7 @@ def main(
         print(f"{metric} ({'lower' if better == 'min' else 'higher'} is better)")
         print(f"  {naive:30} {sum(values[metric] for values in floor) / len(floor):9.4f}")
         for cell in results.summary(metric):
-            print(f"  {cell.outer + ' x ' + cell.inner:30} {cell.mean:9.4f} ± {cell.sd:.4f}")
-    print("\nVerdict")
-    for metric in metrics:
-        for sentence in results.verdict(metric):
-            print(f"  {sentence}")
+            spread = f" ± {cell.sd:.4f}" if cell.n > 1 else ""
+            print(f"  {cell.outer + ' x ' + cell.inner:30} {cell.mean:9.4f}{spread}")
+    print("\nVerdict", *results.verdict(), sep="\n  ")
     print(f"\nReport: {study.report(out / 'report.html')}   ({time.perf_counter() - begin:.0f} s)")

@@ -8,6 +8,8 @@ markings, Huber for depth, and a weight of 4 on night frames: a shape sees the t
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import common
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ OUTER = {"equal": "fixed", "gradnorm": {"name": "gradnorm", "alpha": 0.5, "lr": 
 METRICS = {"night_ap": "max", "night_abs_rel": "min", "night_lane_iou": "max", "day_ap": "max"}
 
 
+@lru_cache(maxsize=2)
 def frames(number: int, night: float, seed: int) -> dict[str, Tensor]:
     """Return images (N, 3, H, W), which of them are of the night, markings (N, H, W), and on a grid of half the size where
     cars have their centres, a soft map of them for training, and the logarithm of depth in tens of metres."""
@@ -144,4 +147,4 @@ def train(criterion: MultiTaskCriterion, seed: int, steps: int) -> dict[str, flo
 if __name__ == "__main__":
     title = "Perception: does GradNorm, or do focal losses and heavier night frames, help by night?"
     cells = {"outer": OUTER, "inner": {"plain": PLAIN, "shaped": SHAPED}, "metrics": METRICS, "compose": {"every": 4}}
-    common.main(title, train, trivial, **cells, steps=300, quick_steps=40)
+    common.main(title, train, trivial, **cells, steps=300, quick_steps=25)
