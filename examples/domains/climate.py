@@ -10,7 +10,7 @@ weighs heavy rain and strong wind up, because a square is spent on ordinary days
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
 import common
 import torch
@@ -51,6 +51,7 @@ def terrain() -> Tensor:
     return ((0.15 + ridges) * (1 + 0.5 * hills) + 0.25 * hills).clamp(min=0) * ((east - 0.15) / 0.15).clamp(0, 1)
 
 
+@lru_cache(maxsize=2)
 def days(count: int, seed: int) -> dict[str, Tensor]:
     """Return temperature in deg C, rain in mm, wind speed in m/s and pressure in hPa, all (count, CELLS, CELLS)."""
     generator = torch.Generator().manual_seed(seed)
