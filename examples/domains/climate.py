@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, softplus
 
-from mtl_axes import MultiTaskCriterion
-from mtl_axes.study import Outcome
+from mtl_axes import MultiTaskCriterion, Outcome
 
 CELLS, FACTOR, TRAIN, TEST, BATCH = 32, 4, 400, 200, 8
 PLAIN = {"temperature": "mse", "rain": "mse", "wind": "mse"}
@@ -117,14 +116,14 @@ def scores(found: dict[str, Tensor], true: dict[str, Tensor]) -> dict[str, float
 
 def train(criterion: MultiTaskCriterion, seed: int, steps: int) -> Outcome:
     """Train on days; return the errors on others, and some predictions."""
-    fields = days(TRAIN, seed)
     torch.manual_seed(seed)
-    coarse, model = coarser(fields), Downscaler()
+    fields, model = days(TRAIN, seed), Downscaler()
     optimizer = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
     for _ in range(steps):
-        batch = torch.randint(TRAIN, (BATCH,))
-        loss = criterion(model(coarse[batch]), {task: fields[task][batch] for task in PLAIN})
+        chosen = torch.randint(TRAIN, (BATCH,))
+        batch = {name: field[chosen] for name, field in fields.items()}
+        loss = criterion(model(coarser(batch)), {task: batch[task] for task in PLAIN})
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()

@@ -50,8 +50,7 @@ def utterances(number: int, seed: int) -> dict[str, Tensor]:
     sounds, words, phonemes = (pad_sequence(rows, True, value) for rows, value in zip(tensors, (0, -100, 0), strict=True))
     peaks = torch.tensor([[float(value) for value in row.split()[1:]] for row in PEAKS.split(";")])[sounds]
     peaks = avg_pool1d(peaks.transpose(1, 2), 3, 1, 1, count_include_pad=False).transpose(1, 2)  # coarticulation
-    tract = 1 + 0.1 * torch.randn(number, 1, 1, generator=noise)
-    places = (1 + peaks[..., :3] * tract / 700).log() * (BANDS / 2.5)  # on the mel scale
+    places = (1 + peaks[..., :3] * (1 + 0.1 * torch.randn(number, 1, 1, generator=noise)) / 700).log() * (BANDS / 2.5)  # mel
     energy = (-0.4 * (torch.arange(BANDS) - places[..., None]).square()).exp().sum(-2) * peaks[..., 3:]
     tilt = 0.3 * torch.randn(number, 1, 1, generator=noise) * torch.linspace(-1, 1, BANDS)
     sound = (energy + 0.1).log() + tilt + 0.4 * torch.randn(energy.shape, generator=noise)
@@ -67,6 +66,7 @@ class Recogniser(nn.Module):
         deeper = [nn.Conv1d(width, width, 5, padding=2 * step, dilation=step) for step in (1, 2, 4)]
         self.blocks = nn.ModuleList(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(width), layer) for layer in deeper)
         self.spell = nn.Linear(width, len(SOUNDS))  # 0 is CTC's blank
+        nn.init.constant_(self.spell.bias[:1], -2.0)  # else it would say nothing but blanks for long
         self.embed, self.decoder = nn.Embedding(BEGIN + 1, width), nn.GRU(width, width, batch_first=True)
         self.key, self.write = nn.Linear(width, width), nn.Linear(2 * width, END + 1)
 
@@ -111,9 +111,8 @@ def scores(words: list[list[int]], phonemes: list[list[int]], data: dict[str, Te
 
 def train(criterion: MultiTaskCriterion, seed: int, steps: int) -> dict[str, float]:
     """Train on utterances of many speakers; return the error rates of greedy decoding on utterances of others."""
-    data = utterances(TRAIN, seed)
     torch.manual_seed(seed)
-    model = Recogniser()
+    data, model = utterances(TRAIN, seed), Recogniser()
     optimizer = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
     for _ in range(steps):
