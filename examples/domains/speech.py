@@ -88,7 +88,7 @@ class Recogniser(nn.Module):
 
 
 def mistakes(said: list[int], meant: list[int]) -> tuple[int, int]:
-    """Return the edit distance of two sequences of words, and how many rare ones of ``meant`` are not found in ``said``."""
+    """Return the edit distance of two sequences, and how many rare words of ``meant`` an alignment of it has to miss."""
     row = [(count, 0) for count in range(len(said) + 1)]
     for item in meant:
         missed = (1, int(item >= RARE))
