@@ -18,8 +18,8 @@ __all__ = ["content"]
 
 
 def content(results: Results) -> dict[str, Any]:
-    """Return everything that a report shows. Cells are written as ``[outer index, inner index]``; a number that is not finite
-    is None."""
+    """Return everything that a report shows. Cells are written as ``[outer index, inner index]``; a number that is not
+    finite is None."""
     runs = results.runs
     kept = zip(runs, histories(runs), predictions(runs), strict=True)
     about = _plain(results.about)
@@ -91,7 +91,7 @@ def _metric(results: Results, name: str) -> dict[str, Any]:
 def _along(
     results: Results, metric: str, *, outer: tuple[str, ...] | None = None, inner: tuple[str, ...] | None = None
 ) -> list[Effect]:
-    """Return the cells of one row or column minus the one in it that has the reference's other level, as a family of its own."""
+    """Return the cells of a row or column minus the one in it that has the reference's other level: a family of its own."""
     outer, inner = outer or results.outer, inner or results.inner
     base = (
         results.reference[0] if results.reference[0] in outer else outer[0],
@@ -129,7 +129,7 @@ def _short(effects: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _fronts(results: Results) -> dict[str, list[list[int]]]:
-    """Return the cells of the Pareto front of every two metrics that have a direction, by ``"first,second"``, their indices."""
+    """Return the cells of the Pareto front of every two metrics that have a direction, by ``"index,index"``."""
     names = results.metric_names
     directed = [index for index, name in enumerate(names) if results.metrics.get(name) is not None]
     return {
@@ -154,5 +154,3 @@ def _plain(value: Any) -> Any:
     """Return plain data without NaN and infinities, and with the text of whatever JSON does not know."""
     text = json.dumps(value, default=str)
     return json.loads(text, parse_constant=lambda name: name.replace("Infinity", "inf").lower())
-
-
