@@ -4,8 +4,8 @@ python -m benchmarks.coverage                    3, 5 and 10 seeds, 4,000 studie
 python -m benchmarks.coverage --studies 20000    for longer
 
 The noise of the differences is normal; Laplace, the difference of two cells with equally skewed noise; and exponential
-(skewness 2), where one cell alone is skewed. In brackets the median width in standard deviations. The binomial error of 4,000
-studies is 0.3 points at 95 %. Percentile and BCa are scipy's, studentised leaves out resamples without a spread.
+(skewness 2), where one cell alone is skewed. In brackets the median width in standard deviations. The binomial error of
+4,000 studies is 0.3 points at 95 %. Percentile and BCa are scipy's, studentised leaves out resamples without a spread.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The command line: ``mtl-axes list``, ``mtl-axes show NAME`` and ``mtl-axes plugins``."""
+"""The command line: ``mtl-axes list``, ``mtl-axes show NAME``, ``mtl-axes plugins`` and ``mtl-axes advise FUNCTION``."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import shutil
 import sys
@@ -44,6 +45,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     showing = commands.add_parser("show", help="formula, options, claims, example and papers of a strategy")
     showing.add_argument("name", metavar="NAME", help="a registered name")
     commands.add_parser("plugins", help="plugins that could not be used, and why")
+    advising = commands.add_parser("advise", help="what a few batches say about weighting your tasks, before training")
+    advising.add_argument(
+        "function", metavar="MODULE:FUNCTION", help="a function of yours that returns (criterion, model or step, batches)"
+    )
+    advising.add_argument("--seconds", type=float, default=10.0, help="for the whole of it (10)")
+    advising.add_argument("--primary", metavar="TASK", help="the task that matters")
+    advising.add_argument("--picture", metavar="FILE", help="also draw it there")
     given = parser.parse_args(arguments)
     if given.command == "list":
         print("\n\n".join(_listed(axis) for axis in AXES if given.axis in (None, axis)))
@@ -54,7 +62,37 @@ def _run(arguments: Sequence[str] | None) -> int:
         if not failures():
             print("Every plugin that is installed could be used.")
         return 0
+    if given.command == "advise":
+        return _advise(given)
     return _show(given.name)
+
+
+def _advise(given: argparse.Namespace) -> int:
+    from mtl_axes.advise import advise
+
+    module, _, name = given.function.partition(":")
+    sys.path.insert(0, os.getcwd())  # where `python -m` looks, too
+    try:
+        prepared = getattr(importlib.import_module(module), name)()
+        criterion, model_or_step, batches = prepared
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        print(
+            f"{given.function} should be a function, as in package.module:function, that returns (criterion, model or step, "
+            f"batches). Found {type(error).__name__}: {error}",
+            file=sys.stderr,
+        )
+        return 2
+    finally:
+        sys.path.pop(0)
+    try:
+        advice = advise(criterion, model_or_step, batches, seconds=given.seconds, primary=given.primary)
+        print(advice)
+        if given.picture is not None:
+            advice.plot(given.picture)
+    except MtlAxesError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 def _show(name: str) -> int:

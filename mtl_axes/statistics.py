@@ -25,8 +25,7 @@ Floats = NDArray[np.float64]
 
 DRAWS = 10_000
 _ROWS = 100  # studies that are resampled at a time: 100 x DRAWS floats are 8 MB
-_MOST_STEADY = 50.0  # an effect of 50 standard deviations is seen with two seeds; scipy's noncentral t fails far beyond it
-_FAINTEST = 1e-6
+_FAINTEST, _MOST_STEADY = 1e-6, 50.0  # effects in standard deviations; beyond them power is alpha and 1
 _MANY = 100_000
 
 
@@ -199,15 +198,15 @@ def power(effect: float, n: int, /, *, alpha: float = 0.05) -> float:
         alpha: chance of finding one where there is none.
 
     Returns:
-        P(|T| > t), T noncentral t with n - 1 degrees of freedom and noncentrality effect sqrt(n).
+        P(|T| > t), T noncentral t with n - 1 degrees of freedom and noncentrality effect sqrt(n); t is the two-sided bound
+        of the test.
 
     >>> print(f"{power(1.0, 10):.3f}")
     0.803
     """
-    size = min(abs(effect), _MOST_STEADY)
-    bound = stats.t.isf(alpha / 2, n - 1)
-    shift = size * math.sqrt(n)
-    return float(stats.nct.sf(bound, n - 1, shift) + stats.nct.cdf(-bound, n - 1, shift))
+    size = min(max(abs(effect), _FAINTEST), _MOST_STEADY)
+    # T^2 is noncentral F. scipy's noncentral t is NaN in its far tail, and its noncentral F is wrong at exactly 0.
+    return float(stats.ncf.sf(stats.t.isf(alpha / 2, n - 1) ** 2, 1, n - 1, n * size**2))
 
 
 def seeds_needed(effect: float, /, *, chance: float = 0.8, alpha: float = 0.05) -> int | None:

@@ -36,12 +36,14 @@ ALLOWED: dict[str, set[str]] = {
     "window": STRATEGY | {"distributed", "logs", "outer", "probes"},
     "explain": STRATEGY | {"distributed", "inner", "outer", "probes", "tasks", "window"},
 }
-ALLOWED["criterion"] = ALLOWED["explain"] | {"explain", "logs", "uncompiled"}
+ALLOWED["rows"] = set()
+ALLOWED["records"] = {"errors", "options", "rows"}
+ALLOWED["criterion"] = ALLOWED["explain"] | {"explain", "logs", "records", "uncompiled"}
 ALLOWED["composition"] = ALLOWED["criterion"] | {"criterion"}
 ALLOWED["testing"] = ALLOWED["composition"] | {"composition", "describe"}
 SEEING = ALLOWED["composition"] | {"composition", "describe"}
 ALLOWED["history_plot"] = set()
-ALLOWED["history"] = SEEING | {"_state", "history_plot", "logs"}
+ALLOWED["history"] = SEEING | {"history_plot", "records"}
 ALLOWED["statistics"] = ALLOWED["effects"] = BASE
 ALLOWED["verdict"] = BASE | {"effects"}
 ALLOWED["results"] = BASE | {"effects", "statistics", "verdict"}
@@ -53,7 +55,7 @@ ALLOWED["study"] = SEEING | {"jobs", "levels", "plan", "report", "results", "wor
 ALLOWED["report"] = SEEING | {"effects", "results", "statistics"}
 ALLOWED["advise"] = SEEING | {"history"}
 ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "results", "study"}
-ALLOWED["cli"] = {"__about__", "describe", "errors", "registry", "report", "results"}
+ALLOWED["cli"] = {"__about__", "advise", "describe", "errors", "registry", "report", "results"}
 ALLOWED["__main__"] = {"cli"}
 
 OTHERS = {"torch", "pluggy"}
