@@ -16,9 +16,10 @@ from mtl_axes.distributed import Notes, agree, ranks
 from mtl_axes.errors import DataError, MtlAxesError, OptionError, StateError
 from mtl_axes.explain import explain, mean_cost, often
 from mtl_axes.inner import InnerShape, TargetWeight
-from mtl_axes.logs import Call, LossLog, Recorder, Seen, Steadiness, Tally
+from mtl_axes.logs import Call, LossLog, Steadiness, Tally
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Measurement, Probe, Shared, Tape, probe_config
+from mtl_axes.records import Held, Records
 from mtl_axes.registry import Axis, name_of
 from mtl_axes.signals import Kind, StepReport, is_finite, wide
 from mtl_axes.tasks import TaskLosses, TaskSet
@@ -102,7 +103,7 @@ class MultiTaskCriterion(WideState):
         self._kinds_shown: dict[str, Kind] = {}
         self._log = LossLog()
         self._steadiness = Steadiness()
-        self.history: Recorder | None = None
+        self.history: Records | None = None
         self._earlier_history: dict[str, Any] | None = None
         self._held = 0
         self._after: _AfterStep | None = None
@@ -289,7 +290,7 @@ class MultiTaskCriterion(WideState):
 
     def _train(self, found: TaskLosses, values: Tensor) -> Tensor:
         window, outer, probe = self.window, self.outer, self.probe
-        collected = window.commit(outer, probe) if window.full else None
+        collected = self._commit_window() if window.full else None
         if outer.wants_after_step and not torch.compiler.is_compiling():
             self._warn_without_after_step()
         if window.commits_alone(outer):
@@ -449,30 +450,35 @@ class MultiTaskCriterion(WideState):
             self._log.add(call)
             self._steadiness.add(call.weights)
             if self.history is not None:
-                self._record(self.history, call, shown, extra)
+                self._record(self.history, call, shown, extra.get("floor_active"))
         self._unread = _Unread(call, measurement, collected, step, extra)
 
-    def _record(self, recorder: Recorder, call: Call, shown: Measurement | None, extra: Mapping[str, Tensor]) -> None:
-        # A call that commits its own window is of the step that it has made, another of the one that is to come.
-        step = int(self.window.clock()) + (self.window.calls > 0)
-        if not recorder.wants(step):
+    def _record(self, history: Records, call: Call, shown: Measurement | None, floored: Tensor | None) -> None:
+        held = Held(call.weights, None if floored is None else floored.detach())
+        if self.window.calls:
+            # Not committed yet: its row has the means over all its calls.
+            history.note(held)
             return
-        cosines = None if shown is None else _cosines(shown)
-        dropped = self.window.count_dropped().clone()
-        recorder.see(self.tasks, step, Seen(call, cosines, extra.get("floor_active"), dropped))
+        norms, cosines = call.norms, None if shown is None else _cosines(shown)
+        if norms is not None and not all(call.measured):
+            norms = torch.where(vector(call.measured, torch.bool, norms.device), norms, torch.nan)
+        history.add(self.tasks, self.window.clock(), held, call.losses, call.labelled, norms, cosines)
 
-    def record(self, history: Recorder) -> None:
-        """Show every training call to a :class:`mtl_axes.History`, and make it a part of the state. It calls this itself.
+    def record(self, history: Records) -> None:
+        """Show every committed window to a :class:`mtl_axes.History`, and make it a part of the state. It calls this itself.
 
         Raises:
             OptionError: the criterion has a history.
         """
         if self.history is not None:
-            raise OptionError("A criterion should have one history. Found a second one. Read criterion.history.")
+            raise OptionError(
+                "A criterion should have one history. Found one already, and a second to record. Read `criterion.history`, "
+                "or compose the criterion anew."
+            )
         self.history = history
-        if self._earlier_history is not None:
-            history.set_extra_state(self._earlier_history)
-            self._earlier_history = None
+        earlier, self._earlier_history = self._earlier_history, None
+        if earlier is not None:
+            history.set_extra_state(earlier)
 
     def _make_report(self) -> None:
         unread, self._unread = self._unread, None
@@ -609,6 +615,8 @@ class MultiTaskCriterion(WideState):
         if self.history is None:
             self._earlier_history = state.pop(key, None)
         elif key not in state:
+            # Whatever its windows were, they are not those of the state.
+            self.history.set_extra_state(None)
             state[key] = self.history.get_extra_state()
 
     def _fit_probe(self, state: dict[str, Any], prefix: str, *, other: bool) -> None:
@@ -652,13 +660,13 @@ class MultiTaskCriterion(WideState):
                 finite losses and norms only.
         """
         if skipped:
-            if self.history is not None:
-                self.history.skipped += 1
             self.window.drop(self.probe)
             if self.outer.wants_after_step:
                 self.window.answer()
         else:
             self._commit()
+        if self.history is not None:
+            self.history.stepped(skipped=skipped)
 
     def end_epoch(self) -> None:
         """Tell the weighting that an epoch has ended. Needed by DWA without ``window=``; harmless otherwise."""
@@ -670,7 +678,19 @@ class MultiTaskCriterion(WideState):
         if self.window.calls and not self.probe.same_step:
             # What the commit collects may be dropped, and is not of the last call.
             self._make_report()
-        self._collected = self.window.commit(self.outer, self.probe) or self._collected
+        self._collected = self._commit_window() or self._collected
+
+    def _commit_window(self) -> Measurement | None:
+        """Commit a window that is pending, if there is one; return what a lagged probe collected in it."""
+        window, history = self.window, self.history
+        collected = window.collect(self.outer, self.probe)
+        if history is not None and window.calls:
+            with torch.no_grad():
+                losses, norms, cosines = window.means()
+                held = history.held or Held(self._weights().detach())
+                history.add(self.tasks, window.clock() + 1, held, losses, None, norms, cosines)
+        window.commit(self.outer, self.probe)
+        return collected
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
@@ -739,12 +759,15 @@ class MultiTaskCriterion(WideState):
         """Return means since the last call of it, as floats: ``loss/TASK``, ``weight/TASK``, ``norm/TASK``.
 
         The only method that synchronises with the device. A task's loss is averaged over the calls in which it was
-        labelled, its norm over those that measured it; what never happened is left out.
+        labelled, its norm over those that measured it; what never happened is left out. With a :class:`mtl_axes.History`
+        there are also the means of ``share/TASK``, ``cosine/A/B`` and ``floor/TASK`` over the windows that it recorded since
+        the last call, and the number ``skipped``.
         """
         if self.outer.wants_after_step:
             # Compiled calls, which count on the device, did not look.
             self._warn_without_after_step()
-        return self._log.drain(self.tasks, self._tally())
+        means = self._log.drain(self.tasks, self._tally())
+        return means if self.history is None else {**means, **self.history.news()}
 
     def _tally(self) -> Tally | None:
         return self.window.tally if self.window.compiled else None

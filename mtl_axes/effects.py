@@ -69,7 +69,7 @@ class Effect:
         n: their number.
         mean, sd: of the differences; NaN where n = 0, and n < 2.
         interval: Student's 95 % interval for the mean. It, and all that follows, is NaN where n < 2 or all differences are
-            equal: they have no spread to judge by.
+            equal to float32 rounding of the metric: they have no spread to judge by.
         bootstrap: 95 % interval of the smoothed studentised bootstrap.
         p: two-sided p-value of the paired t test.
         p_adjusted: the same after Holm's correction for the comparisons that it was made with.
@@ -174,5 +174,5 @@ class Effect:
             return f"{this} and {other} gave the same value with each of {self.n} seeds{self._averaged()}."
         return (
             f"{this} minus {other} is {self.mean:+.4g} with each of {self.n} seeds{self._averaged()}. Without any spread "
-            "chance cannot be judged: see that the training function uses its seed."
+            "chance cannot be judged: see that the training function uses its seed, or take a metric with finer steps."
         )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtl_axes._state import WideState, vector
 
-__all__ = ["Call", "LossLog", "Recorder", "Seen", "Steadiness", "Tally"]
+__all__ = ["Call", "LossLog", "Steadiness", "Tally"]
 
 _FOLD_AT = 64
 _STEADY_WITHIN = 0.01
@@ -32,44 +32,6 @@ class Call(NamedTuple):
     weights: Tensor
     norms: Tensor | None
     measured: tuple[bool, ...]
-
-
-class Seen(NamedTuple):
-    """What one call is recorded by. Its tensors stay on the device and are never written again.
-
-    Attributes:
-        call: losses, weights and norms.
-        cosines: (K, K) between the gradients of the tasks, or None.
-        floored: (K,) bool, True where a floor holds the weight, or None.
-        dropped: (K,) calls so far in which a non-finite value of the task was kept out of the state.
-    """
-
-    call: Call
-    cosines: Tensor | None
-    floored: Tensor | None
-    dropped: Tensor
-
-
-class Recorder(nn.Module):
-    """What a criterion shows its calls to, and saves with its own state: :class:`mtl_axes.History`.
-
-    Attributes:
-        skipped: optimizer steps that were skipped so far; the criterion counts them.
-    """
-
-    skipped: int = 0
-
-    def wants(self, step: int, /) -> bool:
-        """Return whether calls of this step are recorded."""
-        raise NotImplementedError
-
-    def see(self, tasks: tuple[str, ...], step: int, seen: Seen, /) -> None:
-        """Record a call."""
-        raise NotImplementedError
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the whole state."""
-        raise NotImplementedError
 
 
 class Tally(WideState):

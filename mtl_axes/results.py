@@ -24,6 +24,7 @@ Cell = tuple[str, str]
 
 STUDY_FILE = "study.json"
 RUNS_FOLDER = "runs"
+_ROUNDING = 5e-7  # accuracies in float32 that all differ by 0.01 do so to within this; it is no spread between seeds
 
 
 class _Contrast(NamedTuple):
@@ -132,10 +133,10 @@ class Results:
     @property
     def constants(self) -> list[str]:
         """The levels of the outer axis that are constant weights: all of their runs were made with ``fixed``."""
-        names: dict[str, set[str]] = {}
+        names: dict[str, set[str | None]] = {}
         for run in self.runs:
-            outer = run.config.get("criterion", {}).get("outer", {})
-            names.setdefault(run.outer, set()).add(str(outer.get("name")))
+            criterion = run.config.get("criterion") or {}
+            names.setdefault(run.outer, set()).add((criterion.get("outer") or {}).get("name"))
         return [level for level in self.outer if names.get(level) == {"fixed"}]
 
     def summary(self, metric: str) -> list[Summary]:
@@ -361,6 +362,9 @@ class Results:
                 if cells and all(seed in cell for cell in cells)
             }
             values = list(differences.values())
+            size = max((abs(cell[seed]) for cell in cells for seed in differences), default=0.0)
+            if values and max(values) - min(values) <= _ROUNDING * size:
+                values = [math.fsum(values) / len(values)] * len(values)
             mean, sd = (float(value) for value in statistics.mean_and_sd(values))
             low, high = statistics.t_interval(values)
             bottom, top = statistics.bootstrap_interval(values)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["sentences", "table"]
 
 _ONE_BY_ONE = 6  # effects of one kind that are all told in words
+_NAMED = 10
 _BETTER = {"min": "lower", "max": "higher"}
 
 
@@ -69,10 +70,12 @@ def _differences(results: Results, metric: str) -> list[str]:
     told = []
     if outer and inner:  # else the cells are the levels of one axis
         told += _cells(results, metric)
-    told += _effects(outer) + _effects(inner)
+    told += _effects(outer, f"levels of the outer axis are not distinguishable from {results.reference[0]}")
+    told += _effects(inner, f"levels of the inner axis are not distinguishable from {results.reference[1]}")
     known = {(effect.label, effect.against) for effect in outer}
-    told += _effects([effect for effect in results.against_constants(metric) if (effect.label, effect.against) not in known])
-    return told + _effects(results.interactions(metric))
+    others = [effect for effect in results.against_constants(metric) if (effect.label, effect.against) not in known]
+    told += _effects(others, "pairs of an adaptive and a constant weighting are not distinguishable")
+    return told + _effects(results.interactions(metric), "interactions are not distinguishable from none")
 
 
 def _cells(results: Results, metric: str) -> list[str]:
@@ -90,20 +93,20 @@ def _cells(results: Results, metric: str) -> list[str]:
     for effect in effects:
         relation = f"{effect.relation} than" if effect.distinguishable else "not distinguishable from"
         groups.setdefault(relation if effect.n > 1 else "without two seeds in common with", []).append(effect.label)
-    return told + [f"{metric}: {how} {effects[0].against}: {', '.join(names)}." for how, names in sorted(groups.items())]
+    return told + [
+        f"{metric}: {how} {effects[0].against}: {', '.join(names) if len(names) <= _NAMED else f'{len(names)} cells'}."
+        for how, names in sorted(groups.items())
+    ]
 
 
-def _effects(effects: Sequence[Effect]) -> list[str]:
+def _effects(effects: Sequence[Effect], rest: str) -> list[str]:
     """Effects of one kind: all in words where they are few, else those that are distinguishable, and how many are not."""
     if len(effects) <= _ONE_BY_ONE:
         return [effect.in_words() for effect in effects]
     told = [effect.in_words() for effect in effects if effect.distinguishable]
-    rest = [effect for effect in effects if not effect.distinguishable]
-    if rest:
-        kind = "interactions" if rest[0].kind == "interaction" else "differences"
+    if others := len(effects) - len(told):
         told.append(
-            f"{rest[0].metric}: {len(rest)} of {len(effects)} {kind} are not distinguishable from none, which does not "
-            "mean that there are none."
+            f"{effects[0].metric}: {others} of {len(effects)} {rest}, which does not mean that there is no difference."
         )
     return told
 

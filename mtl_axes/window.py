@@ -236,19 +236,33 @@ class Window(WideState):
             self.gramian_sum.add_(torch.where(pairs, measurement.gramian, 0.0))
             self.gramian_count.add_(pairs)
 
-    def commit(self, outer: OuterWeighting, probe: Probe) -> Measurement | None:
-        """Hand the pending window to the weighting, if there is one, and begin the next.
-
-        Returns:
-            what a lagged probe collected in the window.
-        """
-        if self.calls == 0:
-            return None
-        collected = None if outer.needs == "losses" or probe.same_step else probe.collect()
+    def collect(self, outer: OuterWeighting, probe: Probe) -> Measurement | None:
+        """Add what a lagged probe has collected in the pending window, and return it. To be called before :meth:`commit`."""
+        collected = None if self.calls == 0 or outer.needs == "losses" or probe.same_step else probe.collect()
         if collected is not None:
             here = self.loss_count > 0
             self._uncounted.append(_Seen(collected.norms, here, None))
             self._add_measurement(here, collected)
+        return collected
+
+    def means(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return what this rank saw in the pending window: losses (K,), norms (K,) and cosines (K, K) of the mean Gramian.
+
+        NaN where there is none, None for what no window has.
+        """
+        norms = cosines = None
+        if "norm_sum" in self._buffers:
+            norms = self.norm_sum / self.norm_count
+        if "gramian_sum" in self._buffers:
+            gramian = self.gramian_sum / self.gramian_count
+            sizes = gramian.diagonal().sqrt()
+            cosines = gramian / (sizes[:, None] * sizes[None, :])
+        return self.loss_sum / self.loss_count, norms, cosines
+
+    def commit(self, outer: OuterWeighting, probe: Probe) -> None:
+        """Hand the pending window to the weighting, if there is one, and begin the next."""
+        if self.calls == 0:
+            return
         if outer.moves and (outer.needs == "losses" or self.due(outer)):
             signals = self._signals(outer.needs, self._sync_of(outer))
             before = outer.current.clone() if outer.memoryless and self._holds(outer, probe) else None
@@ -259,7 +273,6 @@ class Window(WideState):
                 self.measured_at.copy_(torch.where(signals.active, self.clock(), self.measured_at))
         self._advance()
         self._begin()
-        return collected
 
     def _holds(self, outer: OuterWeighting, probe: Probe) -> bool:
         """Return whether the weights of a window are those of later calls, in which other tasks may take part.

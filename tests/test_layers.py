@@ -36,18 +36,23 @@ ALLOWED: dict[str, set[str]] = {
     "window": STRATEGY | {"distributed", "logs", "outer", "probes"},
     "explain": STRATEGY | {"distributed", "inner", "outer", "probes", "tasks", "window"},
 }
-ALLOWED["criterion"] = ALLOWED["explain"] | {"explain", "logs", "uncompiled"}
+ALLOWED["rows"] = set()
+ALLOWED["records"] = {"errors", "options", "rows"}
+ALLOWED["criterion"] = ALLOWED["explain"] | {"explain", "logs", "records", "uncompiled"}
 ALLOWED["composition"] = ALLOWED["criterion"] | {"criterion"}
 ALLOWED["testing"] = ALLOWED["composition"] | {"composition", "describe"}
 SEEING = ALLOWED["composition"] | {"composition", "describe"}
 ALLOWED["history_plot"] = set()
-ALLOWED["history"] = SEEING | {"_state", "history_plot", "logs"}
+ALLOWED["history"] = SEEING | {"history_plot", "records"}
 ALLOWED["statistics"] = ALLOWED["effects"] = BASE
 ALLOWED["verdict"] = BASE | {"effects"}
 ALLOWED["results"] = BASE | {"effects", "statistics", "verdict"}
-ALLOWED["workers"] = SEEING | {"history", "results"}
+ALLOWED["jobs"] = SEEING | {"history", "results"}
+ALLOWED["levels"] = SEEING | {"results"}
+ALLOWED["plan"] = BASE | {"results"}
+ALLOWED["workers"] = SEEING | {"jobs", "results"}
+ALLOWED["study"] = SEEING | {"jobs", "levels", "plan", "report", "results", "workers"}
 ALLOWED["report"] = SEEING | {"effects", "results", "statistics"}
-ALLOWED["study"] = SEEING | {"report", "results", "workers"}
 ALLOWED["advise"] = SEEING | {"history"}
 ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "results", "study"}
 ALLOWED["cli"] = {"__about__", "advise", "describe", "errors", "registry", "report", "results"}
@@ -60,6 +65,7 @@ EXTRAS: dict[str, set[str]] = {
     "history": {"matplotlib"},  # for its types
     "history_plot": {"matplotlib"},
     "report": {"jinja2", "vl_convert"},
+    "jobs": {"numpy"},
     "statistics": {"numpy", "scipy"},
     "workers": {"tqdm"},
 }

@@ -1,10 +1,10 @@
 """What the intervals, the correction and the power promise, counted over simulated studies with known effects.
 
-A study has four cells: A, B = A + inner, C = A + outer, D = A + inner + outer + interaction. What a seed does to all cells is
-ten times the noise of one, which only pairing takes out.
+A study has four cells: A, B = A + inner, C = A + outer, D = A + inner + outer + interaction. What a seed does to all cells
+is ten times the noise of one, which only pairing takes out.
 
-The binomial error of a coverage of 95 % over 2,000 studies is 0.49 points, so that 93 to 97 % are four of them to either side:
-a right interval fails one such check in 20,000, one that holds 92 % passes one in 20. Seeds are fixed.
+The binomial error of a coverage of 95 % over 2,000 studies is 0.49 points, so that 93 to 97 % are four of them to either
+side: a right interval fails one such check in 20,000, one that holds 92 % passes one in 20. Seeds are fixed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def coverage(interval: Intervals, found: np.ndarray, truth: float) -> float:
 @pytest.mark.parametrize("n", [3, 5, 10])
 @pytest.mark.parametrize("interval", [statistics.t_interval, statistics.bootstrap_interval])
 def test_intervals_hold_the_truth_as_often_as_they_say(interval: Intervals, n: int) -> None:
-    """Both 95 % intervals of a pairwise difference, a main effect and an interaction hold it in 93 to 97 % of all studies."""
+    """Both 95 % intervals of a pairwise difference, a main effect and an interaction hold it in 93 to 97 % of studies."""
     held = {name: coverage(interval, *contrast) for name, contrast in contrasts(n, normal).items()}
     assert all(93 <= share <= 97 for share in held.values()), held
 

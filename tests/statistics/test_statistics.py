@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -143,3 +145,11 @@ def test_the_front_is_what_nobody_beats() -> None:
         expected = [not any((q <= p).all() and (q < p).any() for q in points) for p in points]
         assert statistics.pareto(points).tolist() == expected
         assert 0 < sum(expected) < 30
+
+
+def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without scipy the error says what to install."""
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.delitem(sys.modules, "mtl_axes.statistics")
+    with pytest.raises(ImportError, match=r'pip install "mtl_axes\[study\]"'):
+        importlib.import_module("mtl_axes.statistics")
