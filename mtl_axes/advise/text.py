@@ -57,9 +57,9 @@ def _losses(advice: Advice) -> str:
         spread = "" if loss.target_range is None else f"{loss.target_range[0]:.4g} to {loss.target_range[1]:.4g}"
         rows.append(
             [
-                loss.task,
+                _short(loss.task, 20),
                 loss.kind or "computed elsewhere",
-                _short(loss.shape or "", 30),
+                _short(loss.shape or "", 28),
                 sized(loss.mean),
                 sized(loss.sd),
                 spread,
@@ -84,7 +84,13 @@ def _gradients(advice: Advice) -> str:
         zeros = f", {norm.zeros} of them 0" if norm.zeros else ""
         noise = norm.signal_to_noise
         rows.append(
-            [norm.task, sized(norm.mean), sized(norm.sd), "" if noise is None else f"{noise:.1f}", f"{known}{zeros}"]
+            [
+                _short(norm.task, 30),
+                sized(norm.mean),
+                sized(norm.sd),
+                "" if noise is None else f"{noise:.1f}",
+                f"{known}{zeros}",
+            ]
         )
     lines = [_table(rows, left=(0,))]
     ratio = advice.ratio
@@ -104,8 +110,12 @@ def _gradients(advice: Advice) -> str:
     for cosine in pairs[:6]:
         sd = "" if cosine.sd is None else f" (sd {cosine.sd:.2f})"
         lines.append(
-            f"  cosine {cosine.first}, {cosine.second}: {cosine.mean:+.2f}{sd}, negative in {cosine.conflicts or 0:.0%} of "
-            "the batches"
+            _wrapped(
+                f"cosine {cosine.first}, {cosine.second}: {cosine.mean:+.2f}{sd}, negative in {cosine.conflicts or 0:.0%} of "
+                "the batches",
+                "  ",
+                " " * 9,
+            )
         )
     if len(pairs) > 6:
         lines.append(f"  and {len(pairs) - 6} pairs with larger cosines")

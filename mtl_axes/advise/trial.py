@@ -126,12 +126,11 @@ class Trial:
 
 
 class _Kept(NamedTuple):
-    """A parameter or buffer as it was: where it is registered, the tensor itself, its version then, and its values."""
+    """A parameter or buffer as it was: where it is registered, the tensor itself, its values, and its gradient."""
 
     registry: Any
     name: str
     tensor: Tensor
-    version: int
     values: Tensor
     gradient: Tensor | None
 
@@ -164,7 +163,7 @@ class Guard:
                         continue
                     gradient = self._take_gradient(tensor)
                     values = tensor.detach().clone()
-                    self._kept[id(registry), name] = _Kept(registry, name, tensor, tensor._version, values, gradient)
+                    self._kept[id(registry), name] = _Kept(registry, name, tensor, values, gradient)
 
     @staticmethod
     def _take_gradient(tensor: Tensor) -> Tensor | None:
@@ -191,7 +190,8 @@ class Guard:
         with torch.no_grad():
             for kept in self._kept.values():
                 kept.registry[kept.name] = kept.tensor
-                if kept.tensor._version != kept.version:
+                # Not by its version: batch norm moves its statistics without raising that.
+                if not torch.equal(kept.tensor, kept.values):
                     kept.tensor.copy_(kept.values)
                 if kept.tensor.is_leaf:
                     kept.tensor.grad = kept.gradient
