@@ -24,14 +24,14 @@ exclude_patterns = ["builder"]
 # Formulas are indented or fenced text, and not Python.
 highlight_language = "none"
 
-smartquotes = False
+smartquotes_action = "D"  # dashes; quotes are code more often than not
 myst_heading_anchors = 4
 # Under -n: what belongs to other libraries, values of Literal types, and aliases of types have no page here.
 nitpick_ignore_regex = [
     ("py:.*", r"'.*'"),
     (
         "py:class",
-        r"(mtl_axes\.adapters\.huggingface\.)?(AnyTrainer|Axis|Baseline|Batch|Collator|Direction|GradScaler|LRScheduler|Optimizer|Path|Tensor)",
+        r"(mtl_axes\.adapters\.huggingface\.)?(AnyTrainer|Axis|Baseline|Batch|Cell|Collator|Direction|GradScaler|LRScheduler|Optimizer|Path|Tensor)",
     ),
     ("py:.*", r"(torch|torchjd|nn|collections|accelerate|transformers|lightning|pathlib)\..*"),
 ]
