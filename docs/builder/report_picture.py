@@ -1,7 +1,7 @@
 """Draws the picture of docs/report.md: ``python docs/builder/report_picture.py``.
 
-It runs a study of three weightings and three shapes on a simulated fleet of engines, in about a minute on two cores, and takes
-a picture of the upper part of its report, with playwright and Chromium.
+It runs a study of three weightings and three shapes on a simulated fleet of engines, in about a minute on two cores, and
+takes a picture of the upper part of its report, with playwright and Chromium.
 """
 
 from __future__ import annotations
