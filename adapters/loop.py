@@ -38,7 +38,7 @@ class Loop:
         compute_loss: replaces ``criterion(model(inputs), targets)``, for example to run under autocast; it is given the
             batch, a second time where the weighting wants the losses after the step.
         after_step: called with the loop after every optimizer step.
-        log_every: optimizer steps per row of :attr:`history`; an epoch ends with a row. Reading the device waits for it.
+        log_every: optimizer steps per row of ``history``; an epoch ends with a row. Reading the device waits for it.
         progress: show a progress bar, when tqdm is installed.
 
     Attributes:

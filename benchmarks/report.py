@@ -76,7 +76,7 @@ def tables(results: dict[str, Record]) -> str:
         "quality": _quality,
         "gpu": _gpu,
     }
-    blocks = []
+    blocks = ["# What a step costs: all tables"]
     for part, result in results.items():
         blocks += [f"<!-- {part}: {result['machine']} -->", *pages[part](result["found"])]
     return "\n\n".join(blocks) + "\n"

@@ -1,13 +1,15 @@
-"""The command line: ``mtl-axes list``, ``mtl-axes show NAME`` and ``mtl-axes plugins``."""
+"""The command line: ``mtl-axes list``, ``show NAME``, ``plugins``, ``report FOLDER`` and ``advise FUNCTION``."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from mtl_axes.__about__ import version
@@ -24,7 +26,8 @@ _WIDTH = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 1 when nobody reads on, or 2 when a name is unknown."""
+    """Run the command line and return its exit status: 0, 1 when nobody reads on, or 2 when a name is unknown or a report
+    cannot be made."""
     try:
         status = _run(arguments)
         sys.stdout.flush()
@@ -36,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="mtl-axes", description="Strategies of multi-task losses, by name.")
+    parser = argparse.ArgumentParser(
+        prog="mtl-axes", description="Strategies of multi-task losses by name, and reports of studies."
+    )
     parser.add_argument("--version", action="version", version=f"mtl_axes {version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="names, what they need or serve, and one line on each")
@@ -44,6 +49,16 @@ def _run(arguments: Sequence[str] | None) -> int:
     showing = commands.add_parser("show", help="formula, options, claims, example and papers of a strategy")
     showing.add_argument("name", metavar="NAME", help="a registered name")
     commands.add_parser("plugins", help="plugins that could not be used, and why")
+    reporting = commands.add_parser("report", help="what a study found, as one HTML file")
+    reporting.add_argument("folder", metavar="FOLDER", help="the folder that Study(out=...) was given")
+    reporting.add_argument("-o", "--output", metavar="FILE", help="the file to write; report.html in FOLDER when left out")
+    advising = commands.add_parser("advise", help="what a few batches say about weighting your tasks, before training")
+    advising.add_argument(
+        "function", metavar="MODULE:FUNCTION", help="a function of yours that returns (criterion, model or step, batches)"
+    )
+    advising.add_argument("--seconds", type=float, default=10.0, help="for the whole of it (10)")
+    advising.add_argument("--primary", metavar="TASK", help="the task that matters")
+    advising.add_argument("--picture", metavar="FILE", help="also draw it there")
     given = parser.parse_args(arguments)
     if given.command == "list":
         print("\n\n".join(_listed(axis) for axis in AXES if given.axis in (None, axis)))
@@ -54,7 +69,56 @@ def _run(arguments: Sequence[str] | None) -> int:
         if not failures():
             print("Every plugin that is installed could be used.")
         return 0
+    if given.command == "report":
+        return _report(Path(given.folder), given.output)
+    if given.command == "advise":
+        return _advise(given)
     return _show(given.name)
+
+
+def _report(folder: Path, output: str | None) -> int:
+    # Imported here: no other command needs what reads and draws a study.
+    from mtl_axes.report import write_report
+    from mtl_axes.results import Results
+
+    try:
+        print(write_report(Results.load(folder), output or folder / "report.html"))
+    except (MtlAxesError, ImportError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _advise(given: argparse.Namespace) -> int:
+    from mtl_axes.advise import advise
+
+    module, _, name = given.function.partition(":")
+    if os.getcwd() not in sys.path:  # where `python -m` looks, too
+        sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        print(
+            f"The function should be given as package.module:function. Found {given.function!r}: {error}.", file=sys.stderr
+        )
+        return 2
+    prepared = function()
+    if not isinstance(prepared, (tuple, list)) or len(prepared) != 3:
+        print(
+            f"{given.function} should return (criterion, model or step, batches). Found {type(prepared).__name__}.",
+            file=sys.stderr,
+        )
+        return 2
+    criterion, model_or_step, batches = prepared
+    try:
+        advice = advise(criterion, model_or_step, batches, seconds=given.seconds, primary=given.primary)
+        print(advice)
+        if given.picture is not None:
+            advice.plot(given.picture)
+    except MtlAxesError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 def _show(name: str) -> int:

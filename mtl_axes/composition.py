@@ -54,7 +54,7 @@ def compose(
         tasks: names of the tasks in order. None takes the keys of the inner mapping, or else those of the first targets.
         shared: where gradients are measured: a module, parameters, or None to find what the tasks share on the graph.
         probe: how they are measured: ``"exact"``, ``"representation"``, ``"lagged"``, ``{"name": "exact", "rotate": True}``,
-            or a :class:`Probe`.
+            or a :class:`~mtl_axes.probes.Probe`.
         every: measure in every n-th window, n >= 1; the weights hold in between. There, and with ``accumulate`` or a lagged
             probe, a task that was absent when they were found keeps the weight that it had, also of a weighting that gives
             absent tasks 0.

@@ -1,21 +1,46 @@
-"""What a study measured: its runs as they lie on disk, and the questions that they answer."""
+"""What a study measured: its runs as they lie on disk, and the questions that they answer.
+
+The numbers are computed by :mod:`mtl_axes.statistics`, which needs numpy and scipy (``pip install 'mtl_axes[study]'``) and
+is imported where a method asks for them; docs/statistics.md says which number is for what.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from mtl_axes.errors import DataError
+from mtl_axes.effects import Direction, Effect, Summary
+from mtl_axes.errors import DataError, OptionError, UnknownNameError
 
-__all__ = ["STUDY_FILE", "Direction", "Results", "Run"]
+__all__ = ["STUDY_FILE", "Direction", "Effect", "Results", "Run", "Summary"]
 
-Direction = Literal["min", "max"]
+Axis = Literal["outer", "inner"]
+Cell = tuple[str, str]
 
 STUDY_FILE = "study.json"
 RUNS_FOLDER = "runs"
+_ROUNDING = 5e-7  # accuracies in float32 that all differ by 0.01 do so to within this; it is no spread between seeds
+
+
+class _Contrast(NamedTuple):
+    """A sum of cells with signs, and how an :class:`Effect` names it."""
+
+    label: str
+    against: str
+    kind: Literal["cell", "outer", "inner", "interaction"]
+    outer: tuple[str, ...]
+    inner: tuple[str, ...]
+    plus: tuple[Cell, ...]
+    minus: tuple[Cell, ...]
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell[0]} x {cell[1]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +124,279 @@ class Results:
         """Return a metric of one cell by seed, in the order of the seeds."""
         found = {run.seed: run.metrics[metric] for run in self.runs if run.cell == (outer, inner) and metric in run.metrics}
         return {seed: found[seed] for seed in self.seeds if seed in found}
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Every metric that the study names or a run has."""
+        return list(dict.fromkeys([*self.metrics, *(name for run in self.runs for name in run.metrics)]))
+
+    @property
+    def constants(self) -> list[str]:
+        """The levels of the outer axis that are constant weights: all of their runs were made with ``fixed``."""
+        names: dict[str, set[str | None]] = {}
+        for run in self.runs:
+            criterion = run.config.get("criterion") or {}
+            names.setdefault(run.outer, set()).add((criterion.get("outer") or {}).get("name"))
+        return [level for level in self.outer if names.get(level) == {"fixed"}]
+
+    def summary(self, metric: str) -> list[Summary]:
+        """Return n, mean and standard deviation of a metric in every cell that was tried.
+
+        Values that are not finite, of runs that diverged, are counted and left out: the mean of a cell that has some is
+        better than the cell.
+
+        Raises:
+            UnknownNameError: no such metric.
+        """
+        from mtl_axes import statistics
+
+        self._check_metric(metric)
+        told = []
+        for cell in self._tried():
+            values = list(self.values(metric, *cell).values())
+            finite = [value for value in values if math.isfinite(value)]
+            mean, sd = statistics.mean_and_sd(finite)
+            told.append(Summary(*cell, len(finite), float(mean), float(sd), len(values) - len(finite)))
+        return told
+
+    def compare(self, metric: str, reference: Cell | None = None) -> list[Effect]:
+        """Return every other cell minus the reference cell, paired by seed, corrected for their number.
+
+        Args:
+            metric: its name.
+            reference: labels (outer, inner); the study's own when None.
+
+        Raises:
+            UnknownNameError: no such metric or label.
+        """
+        base = self._checked(reference or self.reference)
+        return self._effects(
+            metric,
+            [
+                _Contrast(_name(cell), _name(base), "cell", (base[0], cell[0]), (base[1], cell[1]), (cell,), (base,))
+                for cell in self._tried()
+                if cell != base
+            ],
+        )
+
+    def main_effect(self, metric: str, axis: Axis) -> list[Effect]:
+        """Return every other level of an axis minus the reference's level, averaged over the other axis, corrected for their
+        number.
+
+        The average is taken within each seed, over the levels of the other axis in which both have a finite value with some
+        seed, and over the seeds in which they have one with all of these levels. A level that was tried with no level of
+        the other axis that the reference's was tried with is left out.
+
+        Args:
+            metric: its name.
+            axis: "outer" or "inner".
+
+        Raises:
+            OptionError: no such axis.
+            UnknownNameError: no such metric.
+        """
+        if axis not in ("outer", "inner"):
+            raise OptionError(f'`axis` should be "outer" or "inner". Found {axis!r}.')
+        base = self.reference[axis == "inner"]
+        found, tried = self._finite(metric), self._tried()
+        levels = self.outer if axis == "outer" else self.inner
+        others = [level for level in levels if level != base and self._between(axis, base, level, tried).plus]
+        return self._effects(metric, [self._between(axis, base, level, found) for level in others])
+
+    def against_constants(self, metric: str) -> list[Effect]:
+        """Return every adaptive weighting minus every constant one, averaged over the inner axis as in :meth:`main_effect`,
+        corrected for their number: whether it beats weights that never move.
+
+        Raises:
+            UnknownNameError: no such metric.
+        """
+        found, tried, constants = self._finite(metric), self._tried(), self.constants
+        adaptive = [level for level in self.outer if level not in constants]
+        pairs = [(constant, level) for level in adaptive for constant in constants]
+        shared = [pair for pair in pairs if self._between("outer", *pair, tried).plus]
+        return self._effects(metric, [self._between("outer", *pair, found) for pair in shared])
+
+    def interactions(self, metric: str) -> list[Effect]:
+        """Return the interaction of every pair of levels with the reference's levels, where all four cells were tried,
+        corrected for their number.
+
+        Raises:
+            UnknownNameError: no such metric.
+        """
+        outer, inner = self.reference
+        pairs = [(b, d) for b in self.outer if b != outer for d in self.inner if d != inner]
+        crossed = [self._crossed((outer, b), (inner, d)) for b, d in pairs]
+        tried = set(self._tried())
+        return self._effects(metric, [contrast for contrast in crossed if {*contrast.plus, *contrast.minus} <= tried])
+
+    def interaction(self, metric: str, outer: tuple[str, str], inner: tuple[str, str]) -> Effect:
+        """Return (D - C) - (B - A), taken within each seed, with the cells A = (outer[0], inner[0]),
+        B = (outer[0], inner[1]), C = (outer[1], inner[0]) and D = (outer[1], inner[1]).
+
+        It is how much more the second inner shape does under the second outer weighting than under the first, and the same
+        with the axes exchanged. It is 0 where the axes simply add up.
+
+        Raises:
+            UnknownNameError: no such metric or label.
+        """
+        for cell in zip(outer, inner, strict=True):
+            self._checked(cell)
+        return self._effects(metric, [self._crossed(outer, inner)])[0]
+
+    def pareto(self, first: str, second: str) -> list[Cell]:
+        """Return the cells that no other cell dominates in the means of two metrics: is at least as good in both and better
+        in one. It describes these means; whether two cells differ is what :meth:`compare` says.
+
+        Raises:
+            UnknownNameError: no such metric.
+            OptionError: the study does not say which direction of a metric is better.
+        """
+        from mtl_axes import statistics
+
+        signs = []
+        for metric in (first, second):
+            self._check_metric(metric)
+            direction = self.metrics.get(metric)
+            if direction is None:
+                raise OptionError(
+                    f'A Pareto front needs to know whether lower ("min") or higher ("max") is better. Found no direction of '
+                    f"{metric!r}. Pass it to the study: `metrics={{{metric!r}: 'min'}}`."
+                )
+            signs.append(1 if direction == "min" else -1)
+        pairs = [
+            ((one.outer, one.inner), (signs[0] * one.mean, signs[1] * two.mean))
+            for one, two in zip(self.summary(first), self.summary(second), strict=True)
+            if one.n and two.n
+        ]
+        if not pairs:
+            return []
+        front = statistics.pareto([costs for _, costs in pairs])
+        return [cell for (cell, _), kept in zip(pairs, front, strict=True) if kept]
+
+    def verdict(self, metric: str | None = None) -> list[str]:
+        """Return what the study says, in plain sentences: what could not be counted, whether there are seeds enough, the
+        best cell, each axis, the adaptive weightings against constants, the interaction. All metrics when None.
+
+        Raises:
+            UnknownNameError: no such metric.
+        """
+        from mtl_axes import verdict
+
+        return verdict.sentences(self, self.metric_names if metric is None else [metric])
+
+    def table(self, metric: str | None = None) -> str:
+        """Return the cells as an aligned text table: n, mean, standard deviation, and the difference to the reference cell.
+        All metrics, one below the other, when None.
+
+        Raises:
+            UnknownNameError: no such metric.
+        """
+        from mtl_axes import verdict
+
+        names = self.metric_names if metric is None else [metric]
+        return "\n\n".join(verdict.table(self, name) for name in names)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one line per run, failed ones too: outer, inner, seed, each metric, seconds, error."""
+        names = self.metric_names
+        with Path(path).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["outer", "inner", "seed", *names, "seconds", "error"])
+            for run in (*self.runs, *self.failures):
+                values = [run.metrics.get(name, "") for name in names]
+                writer.writerow([run.outer, run.inner, run.seed, *values, run.seconds, run.error or ""])
+
+    def _tried(self) -> list[Cell]:
+        """The cells that have finished or failed runs."""
+        found = {run.cell for run in (*self.runs, *self.failures)}
+        return [(outer, inner) for outer in self.outer for inner in self.inner if (outer, inner) in found]
+
+    def _check_metric(self, metric: str) -> None:
+        if metric not in self.metric_names:
+            raise UnknownNameError(
+                f"`metric` should be one of the study's metrics: {', '.join(self.metric_names)}. Found {metric!r}."
+            )
+
+    def _checked(self, cell: Sequence[str]) -> Cell:
+        for axis, level, levels in zip(("outer", "inner"), cell, (self.outer, self.inner), strict=True):
+            if level not in levels:
+                raise UnknownNameError(
+                    f"A cell should have the study's labels. Those of the {axis} axis: {', '.join(levels)}. Found {level!r}."
+                )
+        return cell[0], cell[1]
+
+    def _finite(self, metric: str) -> dict[Cell, dict[int, float]]:
+        """The finite values of all cells by seed; cells without any are left out."""
+        self._check_metric(metric)
+        found: dict[Cell, dict[int, float]] = {}
+        for run in self.runs:
+            value = run.metrics.get(metric, math.nan)
+            if math.isfinite(value):
+                found.setdefault(run.cell, {})[run.seed] = value
+        return found
+
+    def _between(self, axis: Axis, base: str, level: str, found: Iterable[Cell]) -> _Contrast:
+        """A level minus another of the same axis, over the levels of the other axis that both have."""
+        known = set(found)
+        if axis == "outer":
+            shared = tuple(inner for inner in self.inner if {(base, inner), (level, inner)} <= known)
+            plus, minus = tuple((level, inner) for inner in shared), tuple((base, inner) for inner in shared)
+            return _Contrast(level, base, "outer", (base, level), shared, plus, minus)
+        shared = tuple(outer for outer in self.outer if {(outer, base), (outer, level)} <= known)
+        plus, minus = tuple((outer, level) for outer in shared), tuple((outer, base) for outer in shared)
+        return _Contrast(level, base, "inner", shared, (base, level), plus, minus)
+
+    @staticmethod
+    def _crossed(outer: tuple[str, str], inner: tuple[str, str]) -> _Contrast:
+        (a, b, c, d) = ((level, shape) for level in outer for shape in inner)
+        return _Contrast(_name(d), _name(a), "interaction", outer, inner, (d, a), (c, b))
+
+    def _effects(self, metric: str, contrasts: Sequence[_Contrast]) -> list[Effect]:
+        """One family of comparisons."""
+        from mtl_axes import statistics
+
+        found = self._finite(metric)
+        effects = []
+        for contrast in contrasts:
+            cells = [found.get(cell, {}) for cell in (*contrast.plus, *contrast.minus)]
+            signs = [1] * len(contrast.plus) + [-1] * len(contrast.minus)
+            share = 1 if contrast.kind == "interaction" else max(len(contrast.plus), 1)
+            differences = {
+                seed: math.fsum(sign * cell[seed] for sign, cell in zip(signs, cells, strict=True)) / share
+                for seed in self.seeds
+                if cells and all(seed in cell for cell in cells)
+            }
+            values = list(differences.values())
+            size = max((abs(cell[seed]) for cell in cells for seed in differences), default=0.0)
+            if values and max(values) - min(values) <= _ROUNDING * size:
+                values = [math.fsum(values) / len(values)] * len(values)
+            mean, sd = (float(value) for value in statistics.mean_and_sd(values))
+            low, high = statistics.t_interval(values)
+            bottom, top = statistics.bootstrap_interval(values)
+            effects.append(
+                Effect(
+                    label=contrast.label,
+                    against=contrast.against,
+                    kind=contrast.kind,
+                    outer=contrast.outer,
+                    inner=contrast.inner,
+                    metric=metric,
+                    direction=self.metrics.get(metric),
+                    differences=differences,
+                    mean=mean,
+                    sd=sd,
+                    n=len(values),
+                    interval=(float(low), float(high)),
+                    bootstrap=(float(bottom), float(top)),
+                    p=float(statistics.p_value(values)),
+                    p_adjusted=math.nan,
+                    family=0,
+                    seeds_needed=statistics.seeds_needed(mean / sd) if sd > 0 else None,
+                )
+            )
+        family = sum(math.isfinite(effect.p) for effect in effects)
+        adjusted = statistics.holm([effect.p for effect in effects])
+        return [replace(effect, p_adjusted=float(p), family=family) for effect, p in zip(effects, adjusted, strict=True)]
 
     @classmethod
     def load(cls, folder: str | Path) -> Results:

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import hashlib
 import json
 import math
+import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
 from mtl_axes.__about__ import version
 from mtl_axes.composition import compose
-from mtl_axes.errors import OptionError
-from mtl_axes.outer import OuterWeighting
+from mtl_axes.errors import MtlAxesError, OptionError, StudyError
+from mtl_axes.jobs import Job, Outcome, Train, as_read, described, write_whole
+from mtl_axes.levels import ended, levels, mean_ends, tuned
+from mtl_axes.options import check_number
+from mtl_axes.plan import Baseline, as_baselines, as_metrics, as_options, as_plain, as_seeds
 from mtl_axes.results import RUNS_FOLDER, STUDY_FILE, Direction, Results, Run
-from mtl_axes.workers import Job, Outcome, Train, run_jobs, write_whole
+from mtl_axes.workers import Bar, in_processes, in_turn
 
 __all__ = ["Baseline", "Outcome", "Study", "Train"]
 
-Baseline = Literal["equal", "ended", "tuned"]
+Cell = tuple[str, str]
 
-# Weight of the first of two tasks over that of the second: decades to either side of the equal one.
-_RATIOS = (0.01, 0.1, 10.0, 100.0)
-# With more tasks: how many times the weight of the others each task has in turn.
-_FACTORS = (0.1, 10.0)
 _TUNED = "tuned constant"
 _ENDED = "constant where {} ended"
 _VERSIONS = {"mtl_axes": version, "torch": torch.__version__}
@@ -38,33 +40,41 @@ _VERSIONS = {"mtl_axes": version, "torch": torch.__version__}
 class Study:
     """Every pair of levels of the two axes, trained with every seed, kept on disk and compared.
 
-    Each run calls ``train(criterion, seed)`` with a fresh criterion; ``random``, NumPy (where it is loaded) and torch are seeded
-    before. A run is finished when its file is whole and all that it depends on is the same: the criterion's configuration, the
-    seed, ``config``, the versions of mtl_axes and torch. So a study that was interrupted or killed goes on where it stopped when
-    it is run again, and one that gains a level or a seed trains what is new.
+    Each run calls ``train(criterion, seed)`` with a fresh criterion; ``random``, NumPy and torch are seeded before. A run
+    counts as finished when its file is whole and all that it is known to depend on is the same: labels, seed, the
+    configuration of the criterion, ``config``, the name of the training function, the versions of mtl_axes and torch. So a
+    study that was killed goes on where it stopped when it is run again, and one that gains a level or a seed trains what is
+    new. A change in the code of the training function is not seen: name it in ``config``, or take another folder.
 
     Args:
-        outer: levels of the outer axis: whatever ``compose`` takes, or a mapping from labels to such.
+        outer: levels of the outer axis: a list of whatever ``compose`` takes, or a mapping from labels to such.
         inner: levels of the inner axis, likewise.
-        seeds: a number n, for the seeds 0 to n - 1, or the seeds. Comparisons are paired by seed, so let the seed draw the split
-            of the data and the initial weights of the model.
+        seeds: a number n, for the seeds 0 to n - 1, or the seeds, each in [0, 2^32). Comparisons are paired by seed, so let
+            it draw the split of the data and the initial weights of the model.
         out: folder of the results.
         metrics: by name whether a lower ("min") or a higher ("max") value is better; None where neither is. The training
             function must return all of these and may return more.
-        reference: the cell that others are compared with, a pair of labels. None: equal weights where they are a baseline, else
-            the first level; and the first inner level.
-        baselines: constant weights as further levels of the outer axis. ``"equal"``: 1/K each. ``"ended"``: for every weighting
-            that moves, and every inner level, the mean of the weights at which its runs ended. ``"tuned"``: the first task at
-            0.01, 0.1, 10 and 100 times the weight of the second (of more than two tasks each in turn at 0.1 and 10 times the
-            weight of the others), and beside them the row ``tuned constant``: for each seed the constant that was best on the
-            *other* seeds by the first metric with a direction, so that no constant is judged by what it was chosen by.
+        reference: the cell that others are compared with, a pair of labels. None: equal weights where they are a baseline,
+            else the first level; and the first inner level.
+        baselines: constant weights as further levels of the outer axis, each with every inner level.
+
+            - ``"equal"``: 1/K each.
+            - ``"ended"``: for every weighting that moves, and every inner level, the mean over its seeds of the weights in
+              the last tenth of its runs.
+            - ``"tuned"``: the first task at 0.01, 0.1, 10 and 100 times the weight of the second; of more than two tasks
+              each in turn at 0.1 and 10 times the weight of the others. Beside them stands the row ``tuned constant``: for
+              each seed the constant level that was best on the *other* seeds by the first metric with a direction, so that
+              no constant is judged by what it was chosen by. Its figures are those of the runs of that level.
+        cells: pairs of labels, where not every pair of the given levels is to be trained.
         compose: further options for ``compose``, such as ``{"tasks": ["rul", "health"], "every": 10}``.
-        config: whatever else the results depend on, as plain data: the learning rate, the number of steps, a digest of the data.
+        config: whatever else the results depend on, as plain data: the learning rate, the number of steps, a digest of the
+            data.
         title: heading of the report.
 
     Raises:
-        OptionError: a level, a seed, a metric or a baseline is not what it should be. Every criterion is built here, so that a
-            name that does not exist shows before the first run.
+        OptionError: a seed, a metric, a baseline or a label is not what it should be.
+        StudyError: ``compose`` cannot build a cell. Every criterion is built here, so that a name that does not exist shows
+            before the first run.
     """
 
     def __init__(
@@ -75,63 +85,72 @@ class Study:
         out: str | Path = "runs/study",
         *,
         metrics: Mapping[str, Direction | None] | None = None,
-        reference: tuple[str, str] | None = None,
+        reference: Cell | None = None,
         baselines: Sequence[Baseline] = (),
+        cells: Sequence[Cell] | None = None,
         compose: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         title: str = "",
     ) -> None:
-        self.seeds = _seeds(seeds)
+        self.seeds = as_seeds(seeds)
         self.out, self.title = Path(out), title
-        self.metrics, self.baselines = dict(metrics or {}), tuple(baselines)
-        self.options, self.config = dict(compose or {}), _plain_data("config", config or {})
-        self._check_choices()
-        self.inner = _levels("inner", inner)
-        given = _levels("outer", outer)
-        self._adaptive = [label for label, level in given.items() if self._outer_of(level).moves]
-        self._tuned = self._ratios() if "tuned" in self.baselines else {}
-        self.outer = {**({"equal": "fixed"} if "equal" in self.baselines else {}), **given, **self._tuned}
-        if len(self.outer) < len(given) + len(self._tuned) + ("equal" in self.baselines):
+        self.metrics, self.baselines = as_metrics(metrics), as_baselines(baselines)
+        self.options, self.config = as_options(compose), as_plain("config", config or {})
+        self.inner = levels("inner", inner)
+        given = levels("outer", outer)
+        added: dict[str, Any] = {"equal": "fixed"} if "equal" in self.baselines else {}
+        self._tuned = self._tuned_levels() if "tuned" in self.baselines else {}
+        taken = [label for label in given if label in {*added, *self._tuned, _TUNED}]
+        if taken:
             raise OptionError(
-                f"The levels of `outer` should have other labels than the baselines. Found {', '.join(given)}. Name them by a "
-                "mapping from labels to levels."
+                "The levels of `outer` should have other labels than the baselines. Found "
+                f"{', '.join(taken)}. Name levels by a mapping from labels to levels."
             )
-        for job in self._grid():
-            job.criterion()
-        self.reference = (next(iter(self.outer)), next(iter(self.inner))) if reference is None else reference
-        if self.reference[0] not in self.outer or self.reference[1] not in self.inner:
-            raise OptionError(
-                f"The reference should be a pair of labels of {', '.join(self.outer)} and {', '.join(self.inner)}. "
-                f"Found {self.reference!r}."
-            )
+        self.outer = {**added, **given, **self._tuned}
+        self.cells = self._cells(given, cells)
+        self.reference = self._reference(reference)
+        self._adaptive: list[str] = []
+        self._configs = {cell: self._tried(cell) for cell in self.cells}
 
     def run(
         self, train: Train, *, workers: int = 1, progress: bool = True, retry: bool = False, threads: int = 1
     ) -> Results:
         """Train what is missing and return the results. Finished runs are not repeated.
 
-        A run that raises is recorded with its error, and the study goes on.
+        A run that raises is recorded with its error, and the study goes on; so is one whose process dies. The results are
+        the same for any number of workers.
 
         Args:
             train: called as ``train(criterion, seed)``; returns its metrics, or an :class:`Outcome`.
-            workers: processes. With more than one, ``train`` must be a function that another process can import, and a script
-                needs ``if __name__ == "__main__":`` around its own part.
+            workers: processes. With more than one, ``train`` must be a function that another process can import, and a
+                script needs ``if __name__ == "__main__":`` around its own part.
             progress: show a bar with the remaining time, where tqdm is installed.
             retry: train again what failed before.
-            threads: torch's threads in each run. The last digits may depend on it; nothing depends on ``workers``.
+            threads: torch's threads in each run, also with one worker. The last digits may depend on it.
 
         Raises:
-            StudyError: ``train`` cannot be handed to another process.
+            StudyError: ``train`` does not return what the study needs, and no run has yet; or it cannot be handed to another
+                process.
             KeyboardInterrupt: after the workers have stopped; finished runs are kept.
         """
-        jobs = self._grid()
-        for further in (self._ended, list):
-            self._write([job.path.name for job in jobs])
-            missing = [job for job in jobs if not _is_finished(job, retry)]
-            done = len(jobs) - len(missing)
-            run_jobs(missing, train, workers=workers, progress=progress, threads=threads, done=done)
-            jobs += further()
-        self._write([job.path.name for job in jobs] + self._choose_constants())
+        if not callable(train):
+            raise StudyError(f"`train` should be a function of a criterion and a seed. Found {train!r}.")
+        check_number("workers", workers, low=1, integer=True)
+        check_number("threads", threads, low=1, integer=True)
+        settings = {"workers": workers, "threads": threads}
+        grid = [self._job(cell, seed, train) for seed in self.seeds for cell in self.cells]
+        self._write(grid)
+        missing = self._missing(grid, retry)
+        further = len([cell for cell in self.cells if cell[0] in self._adaptive]) * len(self.seeds) * self._ends
+        with Bar(len(missing) + further * bool(missing), progress) as bar:
+            self._tell(grid, missing, bar)
+            self._train(missing, train, known=len(missing) < len(grid), bar=bar, **settings)
+            more = self._ended_jobs(train) if self._ends else []
+            self._write(grid + more)
+            missing = self._missing(more, retry)
+            bar.plan(len(missing))
+            self._train(missing, train, known=True, bar=bar, **settings)
+        self._write(grid + more, self._tuned_rows(train))
         return self.results()
 
     def results(self) -> Results:
@@ -155,189 +174,195 @@ class Study:
 
         return write_report(self.results(), self.out / "report.html" if path is None else path)
 
-    def _grid(self) -> list[Job]:
+    @property
+    def _ends(self) -> bool:
+        return "ended" in self.baselines
+
+    def _cells(self, given: Iterable[str], cells: Sequence[Cell] | None) -> list[Cell]:
+        """The cells of the grid: those that were asked for, or all; the baselines with each inner level of these."""
+        wanted = [(outer, inner) for outer in given for inner in self.inner] if cells is None else [*map(tuple, cells)]
+        if not wanted:
+            raise OptionError("`cells` should hold at least one pair of labels. Found none.")
+        for cell in wanted:
+            if len(cell) != 2 or cell[0] not in given or cell[1] not in self.inner:
+                raise OptionError(
+                    f"`cells` should hold pairs of a label of `outer` ({', '.join(given)}) and one of `inner` "
+                    f"({', '.join(self.inner)}). Found {cell!r}."
+                )
+        used = {inner for _, inner in wanted}
+        own = set(given)
         return [
-            self._job(outer, level, inner, seed)
-            for seed in self.seeds
-            for outer, level in self.outer.items()
+            (outer, inner)
+            for outer in self.outer
             for inner in self.inner
+            if ((outer, inner) in wanted if outer in own else inner in used)
         ]
 
-    def _job(self, outer: str, level: Any, inner: str, seed: int) -> Job:
-        levels = (level, self.inner[inner])
-        criterion = compose(*copy.deepcopy(levels), **copy.deepcopy(self.options))
-        config = {"criterion": criterion.config(), "study": self.config, "seed": seed, "versions": _VERSIONS}
-        text = json.dumps(config, sort_keys=True)
-        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
-        path = self.out / RUNS_FOLDER / f"{_readable(f'{outer}-{inner}')}-seed{seed}-{fingerprint}.json"
-        # As it will be read: a tuple in a configuration comes back as a list.
-        return Job(outer, inner, seed, levels, self.options, tuple(self.metrics), json.loads(text), path)
+    def _reference(self, reference: Cell | None) -> Cell:
+        if reference is None:
+            return self.cells[0]
+        if tuple(reference) not in self.cells:
+            raise OptionError(
+                f"`reference` should be one of the study's cells: {', '.join(map(repr, self.cells))}. Found {reference!r}."
+            )
+        return reference
 
-    def _ended(self) -> list[Job]:
+    def _tried(self, cell: Cell) -> dict[str, Any]:
+        """Build a criterion of a cell, note whether its weights move, and return its configuration."""
+        outer, inner = cell
+        try:
+            criterion = compose(*copy.deepcopy((self.outer[outer], self.inner[inner])), **copy.deepcopy(self.options))
+        except (MtlAxesError, TypeError) as error:
+            hint = "" if "tasks" in self.options else ' The names of the tasks go into `compose={"tasks": [...]}`.'
+            raise StudyError(
+                f"Every cell should be one that `compose` can build. Found {outer} x {inner}, of which it says: "
+                f"{error}{hint}"
+            ) from error
+        if criterion.outer.moves and outer not in self._adaptive:
+            self._adaptive.append(outer)
+        return described(criterion)
+
+    def _job(self, cell: Cell, seed: int, train: Train, level: Any = None) -> Job:
+        """A run of a cell of the grid; or, with a level, of a weighting that the grid does not have."""
+        pair = (self.outer[cell[0]] if level is None else level, self.inner[cell[1]])
+        criterion = self._configs[cell] if level is None else described(compose(*copy.deepcopy(pair), **self._fresh()))
+        config = as_read(
+            {"criterion": criterion, "study": self.config, "train": _name(train), "seed": seed, "versions": _VERSIONS}
+        )
+        path = self._path(cell, seed, config)
+        return Job(*cell, seed, pair, self.options, tuple(self.metrics), config, path)
+
+    def _fresh(self) -> dict[str, Any]:
+        return copy.deepcopy(self.options)
+
+    def _path(self, cell: Cell, seed: int, config: Any) -> Path:
+        """Where a run is kept. The name ends in a fingerprint of all that the run depends on: no two runs share a file."""
+        text = json.dumps([cell, seed, config], sort_keys=True)
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        readable = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(cell)).strip("-.")[:60]
+        return self.out / RUNS_FOLDER / f"{readable}-seed{seed}-{fingerprint}.json"
+
+    @staticmethod
+    def _missing(jobs: Sequence[Job], retry: bool) -> list[Job]:
+        kept = [(job, job.load()) for job in jobs]
+        return [job for job, run in kept if run is None or (retry and run.error is not None)]
+
+    @staticmethod
+    def _tell(jobs: Sequence[Job], missing: Sequence[Job], bar: Bar) -> None:
+        known = [run for run in (job.load() for job in jobs if job not in missing) if run is not None]
+        failed = sum(run.error is not None for run in known)
+        if len(known) > failed:
+            bar.say(
+                f"{len(known) - failed} of {len(jobs)} runs were finished before and are not repeated. Name what has "
+                "changed in the training function in `config=`, or take another folder."
+            )
+        if failed:
+            bar.say(f"{failed} of {len(jobs)} runs failed before and are not repeated; `retry=True` trains them again.")
+
+    @staticmethod
+    def _train(jobs: Sequence[Job], train: Train, *, known: bool, workers: int, threads: int, bar: Bar) -> None:
+        """Train; what the training function returns against its contract stops the study while no run has ever kept it."""
+        if workers > 1:
+            ending = in_processes(jobs, train, workers=workers, threads=threads, bar=bar)
+        else:
+            ending = in_turn(jobs, train, threads=threads, bar=bar)
+        with contextlib.closing(ending) as ends:
+            for job, end in ends:
+                if end.misused and not known:
+                    raise StudyError(f"{end.error} It was called for {job.title}.")
+                if end.unkept and end.error is not None:
+                    job.save(job.failed(end.error))
+                known = known or end.error is None
+                bar.end(job, end)
+
+    def _ended_jobs(self, train: Train) -> list[Job]:
         """Runs with the constants at which the runs of the grid ended."""
-        if "ended" not in self.baselines:
-            return []
+        runs = self.results().runs
         jobs = []
-        results = self.results()
-        for outer in self._adaptive:
-            for inner in self.inner:
-                ends = [_last_weights(run) for run in results.runs if run.cell == (outer, inner)]
-                found = [weights for weights in ends if weights and all(map(math.isfinite, weights.values()))]
-                if found:
-                    constant = {task: sum(weights[task] for weights in found) / len(found) for task in found[0]}
-                    level = {"name": "fixed", "weights": constant}
-                    jobs += [self._job(_ENDED.format(outer), level, inner, seed) for seed in self.seeds]
+        for cell in self.cells:
+            if cell[0] in self._adaptive:
+                level = ended(mean_ends(run) for run in runs if run.cell == cell)
+                if level is not None:
+                    at = (_ENDED.format(cell[0]), cell[1])
+                    jobs += [self._job(at, seed, train, level) for seed in self.seeds]
         return jobs
 
-    def _choose_constants(self) -> list[str]:
+    def _tuned_levels(self) -> dict[str, Any]:
+        tasks = compose("fixed", copy.deepcopy(next(iter(self.inner.values()))), **self._fresh()).tasks
+        if len(tasks) < 2 or not any(self.metrics.values()):
+            raise OptionError(
+                'The baseline "tuned" needs two tasks or more that are known beforehand and a metric with a direction. '
+                f"Found tasks {list(tasks)} and metrics {self.metrics}. "
+                'Pass compose={"tasks": [...]} and metrics={"rmse": "min"}.'
+            )
+        return tuned(tasks)
+
+    def _tuned_rows(self, train: Train) -> list[str]:
         """Write the row of the tuned constant, and return the names of its files."""
         if not self._tuned:
             return []
-        metric, direction = next((name, way) for name, way in self.metrics.items() if way is not None)
-        best = min if direction == "min" else max
         runs = {(run.outer, run.inner, run.seed): run for run in self.results().runs}
         names = []
         for inner in self.inner:
-            # Seeds that every constant finished with a number: the others would favour whoever failed there.
-            constants = [outer for outer in self.outer if outer not in self._adaptive]
-            figures = {
-                seed: {outer: runs[outer, inner, seed].metrics[metric] for outer in constants}
-                for seed in self.seeds
-                if all((outer, inner, seed) in runs for outer in constants)
-            }
-            for seed in figures if len(figures) > 1 else ():
-                others = [figures[other] for other in figures if other != seed]
-                means = {outer: sum(row[outer] for row in others) for outer in constants}
-                finite = {outer: mean for outer, mean in means.items() if math.isfinite(mean)}
-                if finite:
-                    chosen = best(finite, key=lambda outer: finite[outer])
+            constants = [outer for outer, at in self.cells if at == inner and outer not in self._adaptive]
+            # Seeds that every constant finished: the others would favour whoever failed there.
+            seeds = [seed for seed in self.seeds if all((outer, inner, seed) in runs for outer in constants)]
+            for seed in seeds if constants else ():
+                chosen = self._best(
+                    constants, [[runs[outer, inner, at] for outer in constants] for at in seeds if at != seed]
+                )
+                if chosen is not None:
                     run = runs[chosen, inner, seed]
                     kept = replace(run, outer=_TUNED, seconds=0.0, config={**run.config, "chosen": chosen})
-                    names.append(f"tuned-constant-{_readable(inner)}-seed{seed}.json")
-                    write_whole(self.out / RUNS_FOLDER / names[-1], kept.to_json())
+                    path = self._path(kept.cell, seed, kept.config)
+                    write_whole(path, kept.to_json())
+                    names.append(path.name)
         return names
 
-    def _write(self, names: list[str]) -> None:
+    def _best(self, constants: Sequence[str], rows: Sequence[Sequence[Run]]) -> str | None:
+        """The constant with the best mean over rows, one of which is a seed; None without any finite mean."""
+        metric, direction = next((name, way) for name, way in self.metrics.items() if way is not None)
+        sign = 1 if direction == "min" else -1
+        totals = [sign * sum(run.metrics[metric] for run in column) for column in zip(*rows, strict=True)]
+        finite = [(total, at) for at, total in enumerate(totals) if math.isfinite(total)]
+        return constants[min(finite)[1]] if finite else None
+
+    def _write(self, jobs: Sequence[Job], further: Sequence[str] = ()) -> None:
         """Keep what the study is, so that its folder can be read without it."""
-        outer = [*self.outer]
-        if "ended" in self.baselines:
+        outer = [*self.outer, *[_TUNED] * bool(self._tuned)]
+        if self._ends:
             outer += [_ENDED.format(label) for label in self._adaptive]
+        path = self.out / STUDY_FILE
         kept = {
-            "outer": outer + [_TUNED] * bool(self._tuned),
+            "outer": outer,
             "inner": [*self.inner],
             "seeds": self.seeds,
             "metrics": self.metrics,
             "reference": self.reference,
-            "runs": names,
+            "runs": [job.path.name for job in jobs] + list(further),
             "about": {
                 "title": self.title,
                 "config": self.config,
-                "versions": _VERSIONS,
-                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "versions": {**_VERSIONS, "python": platform.python_version()},
+                "created": _created(path) or datetime.now(timezone.utc).isoformat(timespec="seconds"),
             },
         }
-        write_whole(self.out / STUDY_FILE, json.dumps(kept, indent=1))
-
-    def _outer_of(self, level: Any) -> OuterWeighting:
-        return compose(
-            copy.deepcopy(level), copy.deepcopy(next(iter(self.inner.values()))), **copy.deepcopy(self.options)
-        ).outer
-
-    def _ratios(self) -> dict[str, Any]:
-        """The levels of the small tuned set, by label."""
-        tasks = compose("fixed", copy.deepcopy(next(iter(self.inner.values()))), **copy.deepcopy(self.options)).tasks
-        if len(tasks) < 2 or not any(self.metrics.values()):
-            raise OptionError(
-                'The baseline "tuned" needs at least two tasks that are known beforehand and a metric with a direction. Found '
-                f'tasks {list(tasks)} and metrics {self.metrics}. Pass compose={{"tasks": [...]}} and metrics={{"rmse": "min"}}.'
-            )
-        pairs = (
-            [(tasks[0], ratio) for ratio in _RATIOS]
-            if len(tasks) == 2
-            else [(task, factor) for task in tasks for factor in _FACTORS]
-        )
-        return {
-            f"{task} x {factor:g}": {
-                "name": "fixed",
-                "weights": {other: (factor if other == task else 1.0) / (factor + len(tasks) - 1) for other in tasks},
-            }
-            for task, factor in pairs
-        }
-
-    def _check_choices(self) -> None:
-        for name, direction in self.metrics.items():
-            if direction not in ("min", "max", None):
-                raise OptionError(
-                    f'The metric `{name}` should be better when lower ("min"), when higher ("max") or neither (None). Found '
-                    f"{direction!r}."
-                )
-        unknown = [baseline for baseline in self.baselines if baseline not in get_args(Baseline)]
-        if isinstance(self.baselines, str) or unknown:
-            raise OptionError(f'`baselines` should hold some of "equal", "ended" and "tuned". Found {self.baselines!r}.')
+        try:
+            write_whole(path, json.dumps(kept, indent=1))
+        except OSError as error:
+            raise StudyError(
+                f"`out` should be a folder that can be written. Found `{self.out}` ({error.strerror}). Name another one."
+            ) from error
 
 
-def _is_finished(job: Job, retry: bool) -> bool:
+def _created(path: Path) -> str | None:
     try:
-        run = Run.from_json(job.path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
-    return run.config == job.config and set(job.metrics) <= set(run.metrics) if run.error is None else not retry
+        return str(json.loads(path.read_text(encoding="utf-8"))["about"]["created"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _last_weights(run: Run) -> dict[str, float]:
-    """The weights at the end of a run by task, as far as its history has them."""
-    columns = {name.removeprefix("weight/"): values for name, values in run.history.items() if name.startswith("weight/")}
-    ends = {task: [value for value in values if value is not None] for task, values in columns.items()}
-    return {task: values[-1] for task, values in ends.items() if values}
-
-
-def _levels(axis: str, given: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(given, Mapping) and "name" not in given:
-        levels = [(str(label), level) for label, level in given.items()]
-    elif isinstance(given, Sequence) and not isinstance(given, str):
-        levels = [(_label(level), level) for level in given]
-    else:
-        raise OptionError(f"`{axis}` should be a list of levels, or a mapping from labels to levels. Found {given!r}.")
-    labels = [label for label, _ in levels]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice or not levels:
-        raise OptionError(
-            f"`{axis}` should hold at least one level, each with a label of its own. Found {', '.join(twice) or 'none'}"
-            f"{' more than once' if twice else ''}. Name levels by a mapping from labels to levels."
-        )
-    return dict(levels)
-
-
-def _label(level: Any) -> str:
-    """What tables and pictures call a level: ``gaba``, ``gaba(beta=0.9)``, ``rul: huber, health: focal``."""
-    if not isinstance(level, Mapping):
-        return str(level)
-    if "name" not in level:
-        return ", ".join(f"{task}: {_label(shape)}" for task, shape in level.items())
-    options = ", ".join(
-        f"{name}={_label(value) if isinstance(value, Mapping) else repr(value)}"
-        for name, value in level.items()
-        if name != "name"
-    )
-    return f"{level['name']}({options})" if options else str(level["name"])
-
-
-def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
-    seeds = tuple(range(given)) if isinstance(given, int) else tuple(given)
-    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise OptionError(f"`seeds` should be a number of seeds, or distinct whole numbers from 0 on. Found {given!r}.")
-    return seeds
-
-
-def _plain_data(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        plain: dict[str, Any] = json.loads(json.dumps(given))
-    except (TypeError, ValueError) as error:
-        raise OptionError(
-            f"`{name}` should be plain data: numbers, texts, lists, mappings. Found {given!r} ({error})."
-        ) from error
-    return plain
-
-
-def _readable(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")[:60]
+def _name(train: Any) -> str:
+    while isinstance(train, functools.partial):
+        train = train.func
+    return str(getattr(train, "__qualname__", type(train).__qualname__))

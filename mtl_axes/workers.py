@@ -2,274 +2,258 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import multiprocessing
 import os
 import pickle
-import random
 import signal
 import sys
 import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from multiprocessing.synchronize import Event
-from pathlib import Path
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from multiprocessing import connection
 from typing import Any
 
 import torch
 
-from mtl_axes.composition import compose
-from mtl_axes.criterion import MultiTaskCriterion
-from mtl_axes.errors import DataError, StudyError
-from mtl_axes.history import History
-from mtl_axes.results import Run
+from mtl_axes.errors import StudyError
+from mtl_axes.jobs import End, Job, Train
 
-__all__ = ["Job", "Outcome", "Train", "run_jobs", "write_whole"]
+__all__ = ["Bar", "in_processes", "in_turn"]
 
-# Rows of the history that a study keeps of a run by itself.
-_ROWS = 512
-_TRACEBACK_LINES = 12
+# Seconds: how often the bar's clock moves while nothing else does, and how long a worker may take to leave.
+_TICK = 1.0
+_LEAVE = 5.0
 
 
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a training function may return instead of its metrics alone.
+class Bar:
+    """Progress on stderr: a bar of runs with the remaining time, and lines above it. No bar where tqdm is missing.
 
-    Attributes:
-        metrics: a number for each name.
-        history: a :class:`mtl_axes.History`, or its columns by name; None: that which the study keeps by itself.
-        predictions: by task ``(predicted, true)``, two sequences or 1-d tensors of one length, for the report.
+    Args:
+        total: runs that are to be trained.
+        shown: False for nothing at all.
     """
 
-    metrics: Mapping[str, float]
-    history: Any = None
-    predictions: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    def __init__(self, total: int, shown: bool) -> None:
+        self._bar: Any = None
+        self._shown = shown
+        if shown and total:
+            with contextlib.suppress(ModuleNotFoundError):
+                from tqdm.auto import tqdm
+
+                # The mean of all runs so far: cells differ in cost, and the next is not like the last.
+                self._bar = tqdm(total=total, unit="run", desc="study", smoothing=0.0, mininterval=0.0)
+
+    def plan(self, left: int) -> None:
+        """Take note of how many runs are still to be trained."""
+        if self._bar is not None:
+            self._bar.total = self._bar.n + left
+            self._bar.refresh()
+
+    def say(self, text: str) -> None:
+        """Show a line above the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        elif self._shown:
+            print(text, file=sys.stderr)
+
+    def begin(self, job: Job) -> None:
+        """Show which run has begun."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(job.title)
+
+    def tick(self) -> None:
+        """Move the clock on a terminal; a log would get a line each time."""
+        if self._bar is not None and sys.stderr.isatty():
+            self._bar.refresh()
+
+    def end(self, job: Job, end: End) -> None:
+        """Count a run, and show why it failed."""
+        if end.error is not None:
+            self.say(f"{job.title} failed: {end.error.splitlines()[0]}")
+        if self._bar is not None:
+            self._bar.update()
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
-Train = Callable[[MultiTaskCriterion, int], Mapping[str, float] | Outcome]
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A run that is to be made: the two levels, the seed, what else its criterion is built from, and where it is kept."""
-
-    outer: str
-    inner: str
-    seed: int
-    levels: tuple[Any, Any]
-    options: Mapping[str, Any]
-    metrics: tuple[str, ...]
-    config: Mapping[str, Any]
-    path: Path
-
-    @property
-    def title(self) -> str:
-        """What messages call it."""
-        return f"{self.outer} x {self.inner}, seed {self.seed}"
-
-    def criterion(self) -> MultiTaskCriterion:
-        """A fresh criterion; strategies that were given as objects are copied."""
-        return compose(*copy.deepcopy(self.levels), **copy.deepcopy(dict(self.options)))
-
-    def run(self, train: Train) -> Run:
-        """Train it and keep what came of it; an error of the training is a part of that."""
-        begin = time.perf_counter()
-        _seed(self.seed)
-        try:
-            run = self._measured(train)
-        except Exception as error:
-            told = traceback.format_exc().splitlines()[-_TRACEBACK_LINES:]
-            run = self.failed(f"{type(error).__name__}: {error}\n" + "\n".join(told))
-        run = replace(run, seconds=time.perf_counter() - begin)
-        write_whole(self.path, run.to_json())
-        return run
-
-    def failed(self, error: str) -> Run:
-        """The record of a run that came to nothing."""
-        return Run(self.outer, self.inner, self.seed, config=self.config, error=error)
-
-    def _measured(self, train: Train) -> Run:
-        criterion = self.criterion()
-        kept = History(criterion, capacity=_ROWS)
-        returned = train(criterion, self.seed)
-        outcome = returned if isinstance(returned, Outcome) else Outcome(returned)
-        history = kept if outcome.history is None else outcome.history
-        return Run(
-            self.outer,
-            self.inner,
-            self.seed,
-            metrics=self._checked(outcome.metrics),
-            history=history if isinstance(history, Mapping) else history.columns(),
-            predictions={task: _pair(task, given) for task, given in outcome.predictions.items()},
-            config=self.config,
-        )
-
-    def _checked(self, metrics: Any) -> dict[str, float]:
-        if not isinstance(metrics, Mapping):
-            raise DataError(
-                f"The training function should return a mapping from metrics to numbers, or an Outcome. Found {metrics!r}."
-            )
-        missing = [name for name in self.metrics if name not in metrics]
-        if missing:
-            raise DataError(
-                f"The training function should return every metric that the study names: {', '.join(self.metrics)}. Found "
-                f"{', '.join(map(str, metrics)) or 'none'}."
-            )
-        numbers = {}
-        for name, value in metrics.items():
-            try:
-                numbers[str(name)] = float(value)
-            except (TypeError, ValueError) as error:
-                raise DataError(f"The metric `{name}` should be a number. Found {value!r}.") from error
-        return numbers
-
-
-def run_jobs(jobs: Sequence[Job], train: Train, *, workers: int, progress: bool, threads: int, done: int) -> None:
-    """Run every job; the first ``done`` runs of the bar were finished before."""
-    if workers > 1 and jobs:
-        _check_reachable(train)
-    finished = _in_processes(jobs, train, workers, threads) if workers > 1 else _in_turn(jobs, train, threads)
-    with _bar(len(jobs) + done, done, progress) as tell:
-        for job, run in finished:
-            tell(None if run.error is None else f"{job.title}: failed, {run.error.splitlines()[0]}")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or none, whenever the process is stopped."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
-
-
-def _in_turn(jobs: Sequence[Job], train: Train, threads: int) -> Iterator[tuple[Job, Run]]:
+def in_turn(jobs: Sequence[Job], train: Train, *, threads: int, bar: Bar) -> Generator[tuple[Job, End], None, None]:
+    """Train in this process and yield each run as it ends."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for job in jobs:
+            bar.begin(job)
             yield job, job.run(train)
     finally:
         torch.set_num_threads(before)
 
 
-def _in_processes(jobs: Sequence[Job], train: Train, workers: int, threads: int) -> Iterator[tuple[Job, Run]]:
-    left, workers = list(jobs), min(workers, len(jobs))
-    while left:
-        suspects = []
-        for job, run in _in_one_pool(left, train, workers, threads):
-            if run is None:
-                suspects.append(job)
-            else:
-                left.remove(job)
-                yield job, run
-        # A worker that dies takes the whole pool with it. Alone, a run can only take itself.
-        for job in suspects:
-            left.remove(job)
-            for _, run in _in_one_pool([job], train, 1, threads):
-                if run is None:
-                    run = job.failed("its process died (out of memory?)")
-                    write_whole(job.path, run.to_json())
-                yield job, run
+def in_processes(
+    jobs: Sequence[Job], train: Train, *, workers: int, threads: int, bar: Bar
+) -> Generator[tuple[Job, End], None, None]:
+    """Train in spawned processes and yield each run as it ends. A process that dies is a failure of its run alone.
 
+    When the caller stops early, as by Ctrl-C, the processes are ended with their runs unfinished.
 
-def _in_one_pool(jobs: Sequence[Job], train: Train, workers: int, threads: int) -> Iterator[tuple[Job, Run | None]]:
-    """Yield finished runs; and None for those that were under way when a worker died. Those that had not begun are left."""
-    # Spawned, not forked: a fork of a process whose torch threads already ran can hang.
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(threads, stop))
-    waiting: dict[Future[Run], Job] = {}
-    queue = iter(jobs)
+    Raises:
+        StudyError: the training function or a level cannot be handed to another process.
+    """
+    payload = _packed(jobs, train) if jobs else b""
+    waiting = deque(range(len(jobs)))
+    crew: list[_Worker] = []
     try:
-        broken = False
-        while True:
-            # No more than are trained at once: whatever was handed over counts as begun when the pool breaks.
-            while not broken and len(waiting) < workers and (job := next(queue, None)) is not None:
-                waiting[pool.submit(job.run, train)] = job
-            if not waiting:
-                return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                job = waiting.pop(future)
-                try:
-                    yield job, future.result()
-                except BrokenProcessPool:
-                    broken = True
-                    yield job, None
+        crew += [_Worker(payload, threads) for _ in range(min(workers, len(jobs)))]
+        while crew:
+            ready = connection.wait([source for worker in crew for source in worker.sources], timeout=_TICK)
+            if not ready:
+                bar.tick()
+            for worker in [worker for worker in crew if any(source in ready for source in worker.sources)]:
+                at, end = worker.listen()
+                if end is not None:
+                    assert at is not None
+                    yield jobs[at], end
+                if not worker.alive:
+                    crew.remove(worker)
+                    if waiting:
+                        crew.append(_Worker(payload, threads))
+                elif waiting:
+                    bar.begin(jobs[waiting[0]])
+                    worker.give(waiting.popleft())
+                else:
+                    worker.dismiss()
+                    crew.remove(worker)
     finally:
-        if waiting:
-            stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        for worker in crew:
+            worker.stop()
 
 
-def _start(threads: int, stop: Event) -> None:
-    # Ctrl-C reaches the whole process group; the parent decides, and tells the workers through the event.
+class _Worker:
+    """A process that trains runs, as this one sees it."""
+
+    def __init__(self, payload: bytes, threads: int) -> None:
+        # Spawned, not forked: a fork of a process whose torch threads already ran can hang.
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, payload, threads))
+        with _deaf():
+            self._process.start()
+        theirs.close()
+        self._job: int | None = None
+        self._began = False
+        self.alive = True
+
+    @property
+    def sources(self) -> tuple[Any, Any]:
+        """What there is to wait for: a message, and the end of the process."""
+        return self._connection, self._process.sentinel
+
+    def give(self, job: int) -> None:
+        """Hand over the number of the next run."""
+        self._job = job
+        with contextlib.suppress(OSError):  # dead already, which listen() will find
+            self._connection.send(job)
+
+    def listen(self) -> tuple[int | None, End | None]:
+        """Return the run that has ended and how; nothing where the worker has only begun to serve.
+
+        Raises:
+            StudyError: it could not begin.
+        """
+        job, self._job = self._job, None
+        try:
+            message = self._connection.recv() if self._connection.poll() else None
+        except (EOFError, OSError):
+            message = None
+        if isinstance(message, str):
+            raise StudyError(
+                "With workers > 1 another process should be able to load the training function and the levels: define them "
+                f"at the top level of a module. There it failed with {message} Move them into a file, or use workers=1."
+            )
+        if message is None:
+            self.alive = False
+            self._process.join(_LEAVE)
+            code = self._process.exitcode
+            if not self._began:
+                raise StudyError(
+                    f"A worker process should start. Found one that ended with code {code}; its error is above. A script "
+                    'that runs a study with workers > 1 needs `if __name__ == "__main__":` around that call.'
+                )
+            return job, None if job is None else End(f"its process died ({_ending(code)})", unkept=True)
+        self._began, self.alive = True, self._process.is_alive()
+        return job, message if job is not None else None
+
+    def dismiss(self) -> None:
+        """Let it go, now that nothing is left to do."""
+        self._connection.close()
+        self._process.join(_LEAVE)
+        self.stop()
+
+    def stop(self) -> None:
+        """End it. Nothing is lost but the run that is under way: files of runs appear whole or not at all."""
+        self._process.terminate()
+        self._process.join(_LEAVE)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _serve(parent: Any, payload: bytes, threads: int) -> None:
+    """Train the runs whose numbers come, until the other end is closed."""
+    # Ctrl-C reaches the whole process group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    for end in (stop.wait, parent.join):
-        threading.Thread(target=_leave_after, args=(end,), daemon=True).start()
-
-
-def _leave_after(end: Callable[[], object]) -> None:
-    end()
-    # Nothing is lost: files of runs appear whole or not at all.
-    os._exit(1)
-
-
-def _check_reachable(train: Train) -> None:
-    main = sys.modules["__main__"]
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
-        pickle.dumps(train)
-        if getattr(train, "__module__", None) == "__main__" and not hasattr(main, "__file__"):
-            raise StudyError("it is defined in an interactive session")
+        train, jobs = pickle.loads(payload)
     except Exception as error:
-        raise StudyError(
-            "With workers > 1 the training function should be one that another process can import: at the top level of a "
-            f"module. Found {train!r} ({error}). Move it into a file, or use workers=1."
-        ) from error
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    torch.manual_seed(seed)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(seed)
-
-
-def _pair(task: str, given: tuple[Any, Any]) -> dict[str, list[float]]:
-    predicted, true = ([float(value) for value in values] for values in given)
-    if len(predicted) != len(true):
-        raise DataError(
-            f"The predictions of `{task}` should be as many as its true values. Found {len(predicted)} and {len(true)}."
-        )
-    return {"predicted": predicted, "true": true}
-
-
-@contextmanager
-def _bar(total: int, done: int, progress: bool) -> Iterator[Callable[[str | None], None]]:
-    """A bar that moves by one with each call, and shows what it is told above itself."""
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        progress = False
-    if not progress:
-        yield lambda text: None
+        parent.send(f"{type(error).__name__}: {error}.")
         return
-    with tqdm(total=total, initial=done, unit="run", desc="study", mininterval=0.0) as bar:
+    parent.send(True)
+    with contextlib.suppress(EOFError):
+        while True:
+            parent.send(jobs[parent.recv()].run(train))
 
-        def tell(text: str | None) -> None:
-            if text is not None:
-                bar.write(text)
-            bar.update()
 
-        yield tell
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C from their first moment, so that none dies of it with a traceback."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _packed(jobs: Sequence[Job], train: Train) -> bytes:
+    for what, value in (("the training function", train), ("the levels and options", [job.levels for job in jobs])):
+        try:
+            pickle.dumps(value)
+        except Exception as error:
+            raise StudyError(
+                f"With workers > 1 {what} should be such that pickle can hand it to another process: defined at the top "
+                f"level of a module. Found {value!r:.200} ({error}). Move it there, or use workers=1."
+            ) from error
+    return pickle.dumps((train, list(jobs)))
+
+
+def _ending(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"code {code}"
+    name = signal.Signals(-code).name
+    return f"{name}: out of memory?" if name == "SIGKILL" else name

@@ -13,7 +13,7 @@ import torch._functorch.config as functorch_config
 from mtl_axes import available, registry
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "api").glob("*.md"))]
 
 
 def python_blocks(page: Path) -> str:

@@ -1,0 +1,70 @@
+"""The Python that settles what advice cannot: a study of adaptive weights against constants."""
+
+from __future__ import annotations
+
+import pprint
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtl_axes.advise.facts import Finding, Rule
+from mtl_axes.criterion import MultiTaskCriterion
+from mtl_axes.errors import MtlAxesError
+
+__all__ = ["study_code"]
+
+# By rule, the weightings that are worth a study beside the equal constants.
+_WORTH: dict[Rule, tuple[str, ...]] = {
+    "conflict": ("pcgrad", "upgrad"),
+    "beyond the floor": ("gaba",),
+    "adaptive": ("gaba",),
+    "unrelated": ("gaba",),
+    "equal": ("gaba",),
+    "not measured": ("uncertainty",),
+}
+
+
+def study_code(
+    criterion: MultiTaskCriterion, tasks: tuple[str, ...], found: Sequence[Finding], constants: Mapping[str, float]
+) -> str:
+    """Return a program text: a Study of the weightings that the findings name, on the user's own shapes.
+
+    Args:
+        criterion: the user's.
+        tasks: their names.
+        found: the rules that hold.
+        constants: weights by task that do what GABA ends at; empty where it has more to do.
+    """
+    rules = [finding.rule for finding in found]
+    outer: list[Any] = ["fixed"]
+    if constants:
+        outer.append({"name": "fixed", "weights": {task: float(f"{weight:.4g}") for task, weight in constants.items()}})
+    outer += [name for rule in rules for name in _WORTH.get(rule, ())]
+    try:
+        inner: Any = criterion.config()["inner"]
+    except MtlAxesError:  # a shape that no name stands for
+        inner = "mse"
+    if not inner:
+        inner = "mse"
+    options = {"tasks": list(tasks)}
+    return "\n".join(
+        [
+            "from mtl_axes.study import Study",
+            "",
+            "# train(criterion, seed) is your own training; it returns what counts, as {'rmse': 12.3}",
+            "Study(",
+            *_argument("outer", outer),
+            *_argument("inner", [inner]),
+            "    seeds=5,",
+            "    out='runs/advice',",
+            "    metrics={'rmse': 'min'},",
+            "    baselines=('ended', 'tuned'),",
+            *_argument("compose", options),
+            ").run(train)",
+        ]
+    )
+
+
+def _argument(name: str, value: object) -> list[str]:
+    text = f"{name}={pprint.pformat(value, width=84 - len(name), sort_dicts=False)},"
+    first, *rest = text.splitlines()
+    return [f"    {first}", *(f"    {' ' * (len(name) + 1)}{line}" for line in rest)]

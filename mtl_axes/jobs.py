@@ -1,0 +1,280 @@
+"""A run of a study: what it is made from, how it is trained and judged, and the file in which it is kept."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import re
+import secrets
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtl_axes.composition import compose
+from mtl_axes.criterion import MultiTaskCriterion
+from mtl_axes.errors import MtlAxesError, StudyError
+from mtl_axes.history import History
+from mtl_axes.results import Run
+
+__all__ = ["End", "Job", "Outcome", "Train", "as_read", "described", "plain", "write_whole"]
+
+# Rows of the history that a study keeps of a run by itself.
+_ROWS = 512
+_FRAMES = 4
+_MESSAGE = 2_000  # letters
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a training function may return instead of its metrics alone.
+
+    Attributes:
+        metrics: a number for each name.
+        history: a :class:`mtl_axes.History`, or its columns by name; None: that which the study keeps by itself.
+        predictions: by task ``(predicted, true)``, two sequences or 1-d tensors of one length, for the report.
+    """
+
+    metrics: Mapping[str, float]
+    history: History | Mapping[str, Any] | None = None
+    predictions: Mapping[str, tuple[Any, Any]] | None = None
+
+
+Train = Callable[[MultiTaskCriterion, int], Mapping[str, float] | Outcome]
+
+
+class _MisuseError(StudyError):
+    """A training function returned something else than what a study needs."""
+
+
+class End(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        error: None when it finished.
+        misused: the training function returned what a study cannot use.
+        unkept: the error is not on disk.
+    """
+
+    error: str | None
+    misused: bool = False
+    unkept: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A run that is to be made.
+
+    Attributes:
+        outer: label of the outer level.
+        inner: label of the inner level.
+        seed: what it is seeded with.
+        levels: what ``compose`` is given for the two axes.
+        options: further options of ``compose``.
+        metrics: those which the training function must return.
+        config: everything that the result depends on, as plain data that JSON gives back as it was.
+        path: its file.
+    """
+
+    outer: str
+    inner: str
+    seed: int
+    levels: tuple[Any, Any]
+    options: Mapping[str, Any]
+    metrics: tuple[str, ...]
+    config: Mapping[str, Any]
+    path: Path
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"{self.outer} x {self.inner}, seed {self.seed}"
+
+    def criterion(self) -> MultiTaskCriterion:
+        """Return a fresh criterion; strategies that were given as objects are copied."""
+        return compose(*copy.deepcopy(self.levels), **copy.deepcopy(dict(self.options)))
+
+    def load(self) -> Run | None:
+        """Return the run that is kept; None where its file is not there, not whole, of another configuration, or without a
+        metric that the study asks for."""
+        try:
+            run = Run.from_json(self.path.read_text(encoding="utf-8"))
+            same = (run.outer, run.inner, run.seed) == (self.outer, self.inner, self.seed) and run.config == self.config
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
+        return run if same and (run.error is not None or set(self.metrics) <= set(run.metrics)) else None
+
+    def save(self, run: Run) -> None:
+        """Keep a run; a failure does not take the place of a finished run, which another process may have made meanwhile."""
+        kept = None if run.error is None else self.load()
+        if kept is None or kept.error is not None:
+            write_whole(self.path, run.to_json())
+
+    def failed(self, error: str, seconds: float = 0.0) -> Run:
+        """Return the record of a run that came to nothing."""
+        return Run(self.outer, self.inner, self.seed, config=self.config, error=error, seconds=seconds)
+
+    def run(self, train: Train) -> End:
+        """Train, and keep what came of it; not where another process has finished it meanwhile. An error of the training is
+        a part of what is kept; what a training function returned against its contract is not, but told."""
+        kept = self.load()
+        if kept is not None and kept.error is None:
+            return End(None)
+        begin = time.perf_counter()
+        try:
+            run = self._trained(train)
+        except _MisuseError as error:
+            return End(str(error), misused=True, unkept=True)
+        except (Exception, SystemExit) as error:  # a function that calls sys.exit() ends its own run, not the study
+            run = self.failed(_told(error))
+        self.save(replace(run, seconds=time.perf_counter() - begin))
+        return End(run.error)
+
+    def _trained(self, train: Train) -> Run:
+        _seed(self.seed)
+        criterion = self.criterion()
+        kept = History(criterion, capacity=_ROWS)
+        # Again: what a strategy draws while it is built should not decide how the model begins.
+        _seed(self.seed)
+        returned = train(criterion, self.seed)
+        outcome = returned if isinstance(returned, Outcome) else Outcome(returned)
+        return Run(
+            self.outer,
+            self.inner,
+            self.seed,
+            metrics=_numbers(outcome.metrics, self.metrics),
+            history=_columns(kept if outcome.history is None else outcome.history),
+            predictions={task: _pair(task, given) for task, given in (outcome.predictions or {}).items()},
+            config=self.config,
+        )
+
+
+def described(criterion: MultiTaskCriterion) -> dict[str, Any]:
+    """Return what a criterion was built from as plain data: its ``config()``, or reprs of strategies without a name."""
+    try:
+        return criterion.config()
+    except MtlAxesError:
+        tasks, window = criterion.task_set, criterion.window
+        return {
+            "outer": {"class": plain(criterion.outer)},
+            "inner": {"class": plain(tasks.default if tasks.default is not None else dict(tasks.given))},
+            "tasks": list(tasks.names) or None,
+            "probe": plain(criterion.probe),
+            "every": window.every,
+            "accumulate": window.accumulate,
+            "normalise": criterion.normalise,
+            "reduction": tasks.reduction,
+        }
+
+
+def plain(value: Any) -> str:
+    """Return the repr of an object without its address, which is another one in every process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader sees all of it or none, whenever the process or the machine stops, and whoever else
+    writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        import numpy
+    except ModuleNotFoundError:
+        return
+    numpy.random.seed(seed)
+
+
+def _told(error: BaseException) -> str:
+    """Return type, message and the innermost frames of an error; frames of this module are left out."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    lines = [f"  {Path(frame.filename).name}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames[-_FRAMES:]]
+    return "\n".join([f"{type(error).__name__}: {error}"[:_MESSAGE], *lines])
+
+
+def _numbers(metrics: Any, required: tuple[str, ...]) -> dict[str, float]:
+    if not isinstance(metrics, Mapping):
+        raise _MisuseError(
+            f"The training function should return a mapping from metrics to numbers, or an Outcome. Found {metrics!r}."
+        )
+    missing = [name for name in required if name not in metrics]
+    if missing:
+        raise _MisuseError(
+            f"The training function should return every metric that the study names: {', '.join(required)}. Found "
+            f"{', '.join(map(str, metrics)) or 'none'}; missing: {', '.join(missing)}."
+        )
+    return {str(name): _number(name, value) for name, value in metrics.items()}
+
+
+def _number(name: object, value: Any) -> float:
+    try:
+        if not isinstance(value, (str, bytes)):
+            return float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):  # the last from a tensor of several elements
+        pass
+    raise _MisuseError(f"The metric `{name}` should be a number. Found {plain(value)[:200]}.")
+
+
+def _columns(history: Any) -> dict[str, list[float | None]]:
+    if isinstance(history, History):
+        return history.columns()
+    try:
+        columns = {
+            str(name): [None if value is None else float(value) for value in values] for name, values in history.items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _MisuseError(
+            f"The history of an Outcome should be a History, or lists of numbers by name. Found {plain(history)[:200]}."
+        ) from error
+    if len({len(values) for values in columns.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in columns.items())
+        raise _MisuseError(f"The columns of a history should have one length. Found {lengths}.")
+    return columns
+
+
+def _pair(task: str, given: Any) -> dict[str, list[float]]:
+    try:
+        predicted, true = (
+            [float(value) for value in (values.tolist() if hasattr(values, "tolist") else values)] for values in given
+        )
+    except (TypeError, ValueError) as error:
+        raise _MisuseError(
+            f"The predictions of `{task}` should be (predicted, true), each a sequence of numbers or a 1-d tensor. Found "
+            f"{plain(given)[:200]}."
+        ) from error
+    if len(predicted) != len(true):
+        raise _MisuseError(
+            f"The predictions of `{task}` should be as many as its true values. Found {len(predicted)} and {len(true)}."
+        )
+    return {"predicted": predicted, "true": true}
+
+
+def as_read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration as JSON gives it back: a tuple as a list, an object as its repr."""
+    kept: dict[str, Any] = json.loads(json.dumps(config, default=plain))
+    return kept

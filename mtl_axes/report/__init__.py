@@ -1,0 +1,46 @@
+"""The report of a study: one HTML file that shows the two axes, and needs neither a network nor a server.
+
+Charts are described and drawn by Vega-Lite, whose JavaScript comes with vl-convert; the page around them is filled by
+Jinja2. Both are installed by ``pip install 'mtl_axes[report]'`` and imported when a report is written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mtl_axes.report.content import content
+from mtl_axes.results import Results
+
+__all__ = ["write_report"]
+
+
+def write_report(results: Results, path: str | Path) -> Path:
+    """Write what a study found as one self-contained HTML file.
+
+    The file holds the grid of both axes, each cell's formulas, options, seeds, histories and predictions, the effects with
+    their intervals, and what reproduces the study. Histories and predictions are thinned, so that a study of 8 x 8 cells and
+    10 seeds stays under 5 MB; numbers are written with 4 to 6 significant digits.
+
+    Args:
+        results: what the study measured.
+        path: the file to write. Its folder is made where it is missing; a file that is there is replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: jinja2, vl-convert-python, numpy or scipy are missing.
+        OSError: the file cannot be written.
+    """
+    try:
+        from mtl_axes.report.page import page
+    except ImportError as error:
+        raise ImportError(
+            f"A report needs jinja2 and vl-convert-python. Found that {error.name} is missing. Install both with: "
+            'pip install "mtl_axes[report]"'
+        ) from error
+    path = Path(path)
+    text = page(content(results))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,81 @@
+/** All cells in one table that sorts by any of its columns. */
+function columns() {
+  const about = metric();
+  const scale = about ? usualSpread(about) : NaN;
+  const name = about?.name ?? "value";
+  const effect = (row) => row.effect ?? {};
+  const told = (value, text) => (Number.isFinite(value) ? text : "–");
+  return [
+    { key: "outer", head: "outer", value: (row) => row.cell[0], text: (row) => study.outer[row.cell[0]], words: true },
+    { key: "inner", head: "inner", value: (row) => row.cell[1], text: (row) => study.inner[row.cell[1]], words: true },
+    { key: "n", head: "n", value: (row) => row.n, text: (row) => String(row.n) },
+    { key: "mean", head: `mean ${name}`, value: (row) => row.mean, text: (row) => (row.n + row.not_finite ? number(row.mean, scale) : "–") },
+    { key: "sd", head: "sd", value: (row) => row.sd, text: (row) => told(row.sd, number(row.sd, scale)) },
+    { key: "difference", head: "difference", value: (row) => effect(row).mean, text: (row) => told(effect(row).mean, number(effect(row).mean, scale, true)) },
+    { key: "low", head: "95 % interval", value: (row) => effect(row).low, text: (row) => told(effect(row).low, interval(effect(row), scale)) },
+    { key: "p", head: "p (Holm)", value: (row) => effect(row).p, text: (row) => probability(effect(row).p) },
+    { key: "needed", head: "seeds needed", value: (row) => effect(row).seeds_needed, text: (row) => (effect(row).seeds_needed ?? "–").toLocaleString("en") },
+    { key: "failed", head: "failed", value: (row) => row.failed, text: (row) => (row.failed ? `▲ ${row.failed}` : "0") },
+  ];
+}
+
+function paintTable() {
+  const about = metric();
+  const rows = (about?.cells ?? []).map((row) => ({
+    ...row,
+    effect: ofCell(about.compare, row.cell)[0],
+    failed: ofCell(study.failures, row.cell).length,
+  }));
+  const shown = columns();
+  const by = shown.find((column) => column.key === chosen.sort.column);
+  if (by) {
+    const sign = chosen.sort.ascending ? 1 : -1;
+    // What has no value comes last in both orders.
+    rows.sort((one, other) => {
+      const [a, b] = [by.value(one), by.value(other)];
+      if (!Number.isFinite(a) || !Number.isFinite(b)) return Number.isFinite(b) - Number.isFinite(a);
+      return sign * (a - b);
+    });
+  }
+  const head = shown.map((column) => {
+    const sorted = column === by;
+    const arrow = sorted ? (chosen.sort.ascending ? "↑" : "↓") : "";
+    return element(
+      "th",
+      { scope: "col", class: column.words ? "text" : "", "aria-sort": sorted ? (chosen.sort.ascending ? "ascending" : "descending") : null },
+      element(
+        "button",
+        { type: "button", "data-column": column.key, click: () => sortBy(column.key) },
+        column.head,
+        element("span", { class: "arrow", "aria-hidden": "true" }, arrow),
+      ),
+    );
+  });
+  byId("table-note").textContent = `Differences are a cell minus ${label(study.reference)}. “Seeds needed” would show an effect of this size in four studies of five.`;
+  fill(
+    byId("table"),
+    element(
+      "table",
+      { class: "numbers" },
+      element("thead", {}, element("tr", {}, head)),
+      element(
+        "tbody",
+        {},
+        rows.map((row) =>
+          element(
+            "tr",
+            { class: same(row.cell, chosen.cell) ? "here" : "" },
+            shown.map((column) => element(column.key === "outer" ? "th" : "td", { class: column.words ? "text" : "", scope: column.key === "outer" ? "row" : null }, column.text(row))),
+          ),
+        ),
+      ),
+    ),
+  );
+}
+
+function sortBy(key) {
+  const again = chosen.sort.column === key;
+  chosen.sort = { column: key, ascending: again ? !chosen.sort.ascending : true };
+  paintTable();
+  byId("table").querySelector(`[data-column="${key}"]`).focus();
+}

@@ -1,0 +1,406 @@
+"""A study in one process: what a run gets, what is kept of it, what is repeated, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import training
+from training import Own
+
+from mtl_axes import MultiTaskCriterion, create
+from mtl_axes.errors import MtlAxesError, OptionError, StudyError
+from mtl_axes.history import History
+from mtl_axes.levels import label, tuned
+from mtl_axes.results import Results, Run
+from mtl_axes.study import Outcome, Study
+
+TASKS = {"tasks": ["a", "b"]}
+quiet = {"progress": False}
+
+
+def small(out: Path, **options: Any) -> Study:
+    given: dict[str, Any] = {"outer": ["fixed"], "inner": ["mse"], "seeds": 2, "metrics": {"rmse": "min"}, "compose": TASKS}
+    return Study(**{**given, "out": out, **options})
+
+
+def figures(results: Results) -> list[tuple[str, str, int, dict[str, float]]]:
+    return [(run.outer, run.inner, run.seed, dict(run.metrics)) for run in results.runs]
+
+
+def test_a_study_trains_every_pair_with_every_seed_and_keeps_what_was_measured(tmp_path: Path) -> None:
+    """Every cell and seed has one run with metrics, history and predictions, and the folder gives all of it back."""
+    study = small(tmp_path, outer=["fixed", {"name": "gaba", "warmup": 2}], inner=["mse", "huber"], title="Two axes")
+    results = study.run(training.train, **quiet)
+    assert [run[:3] for run in figures(results)] == [
+        (outer, inner, seed) for seed in (0, 1) for outer in ("fixed", "gaba(warmup=2)") for inner in ("mse", "huber")
+    ]
+    assert not results.failures and results.reference == ("fixed", "mse")
+    assert results.about["title"] == "Two axes" and results.about["versions"]["torch"] == torch.__version__
+    for run in results.runs:
+        assert run.seconds > 0 and all(map(math.isfinite, run.metrics.values()))
+        assert run.history["step"] == list(range(1, training.STEPS + 1)) and len(run.history["weight/a"]) == training.STEPS
+        assert len(run.predictions["a"]["predicted"]) == len(run.predictions["a"]["true"]) == 64
+        assert run.config["criterion"]["outer"]["name"] == run.outer.split("(")[0]
+    assert figures(Results.load(tmp_path)) == figures(results)
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()], "no half-written file may stay"
+
+
+def test_runs_are_seeded_and_have_a_criterion_of_their_own(tmp_path: Path) -> None:
+    """Cells of one seed draw the same numbers from torch, NumPy and random, other seeds others; no criterion comes twice."""
+    seen = []
+
+    def train(criterion: MultiTaskCriterion, seed: int) -> dict[str, float]:
+        seen.append(criterion)
+        return training.draw(criterion, seed)
+
+    results = small(tmp_path, outer=["fixed", "rlw"], metrics={}).run(train, **quiet)
+    (one, two), (three, _) = ([dict(run.metrics) for run in results.runs if run.seed == seed] for seed in (0, 1))
+    assert one == two and not set(one.values()) & set(three.values())
+    assert len({id(criterion) for criterion in seen}) == 4 and len({id(criterion.outer) for criterion in seen}) == 4
+
+
+def test_a_weighting_that_is_given_as_an_object_is_copied_for_each_run(tmp_path: Path) -> None:
+    """Neither a run nor the next one changes the object, and all runs begin with the same weights."""
+    weighting = create("outer", "gaba", warmup=0, beta=0.5)
+    results = small(tmp_path, outer=[weighting, Own(power=2.0)], seeds=1).run(training.train, **quiet)
+    assert not weighting.bound and results.outer == ("gaba(beta=0.5, warmup=0)", "Own(power=2.0)")
+    assert results.runs[1].history["weight/a"] == [2.0] * training.STEPS
+    assert [run.config["criterion"]["outer"].get("name") for run in results.runs] == ["gaba", None]
+
+
+def test_finished_runs_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there stays; a further seed or level trains what is new alone; an unregistered strategy is known again."""
+    monkeypatch.setenv("COUNT", str(tmp_path / "count"))
+    trained = lambda: (tmp_path / "count").read_text().split()  # noqa: E731
+    outer: list[Any] = [Own(how=training.train)]
+    small(tmp_path / "x", outer=outer).run(training.counting, **quiet)
+    small(tmp_path / "x", outer=[Own(how=training.train)]).run(partial(training.counting), **quiet)
+    assert trained() == ["0", "1"]
+    small(tmp_path / "x", outer=outer, seeds=[0, 1, 7]).run(training.counting, **quiet)
+    assert trained() == ["0", "1", "7"]
+    results = small(tmp_path / "x", outer=[*outer, "gaba"], seeds=[1]).run(training.counting, **quiet)
+    assert trained() == ["0", "1", "7", "1"] and len(results.runs) == 2
+
+
+@pytest.mark.parametrize(
+    "changed", [{"config": {"lr": 0.1}}, {"compose": {**TASKS, "every": 2}}, {"inner": {"mse": {"name": "huber"}}}]
+)
+def test_a_run_of_another_configuration_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    """Other config, options or strategy under the same label: trained again, and the first study's runs stay."""
+    monkeypatch.setenv("COUNT", str(tmp_path / "count"))
+    for options in ({}, changed, {}):
+        small(tmp_path / "x", seeds=1, **options).run(training.counting, **quiet)
+    assert (tmp_path / "count").read_text().split() == ["0", "0"]
+    assert len(list((tmp_path / "x" / "runs").iterdir())) == 2
+
+
+def test_another_version_or_training_function_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(tmp_path, seeds=1).run(training.repaired, **quiet)
+    before = {path.name for path in (tmp_path / "runs").iterdir()}
+    monkeypatch.setattr("mtl_axes.study._VERSIONS", {"mtl_axes": "0.0", "torch": "0.0"})
+    assert len(small(tmp_path, seeds=1).run(training.repaired, **quiet).runs) == 1
+    small(tmp_path, seeds=1).run(training.slow, **quiet)
+    assert len({path.name for path in (tmp_path / "runs").iterdir()} - before) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: "", lambda text: "[]"])
+def test_a_half_written_run_is_not_counted_and_trained_again(tmp_path: Path, damage: Callable[[str], str]) -> None:
+    whole = figures(small(tmp_path).run(training.train, **quiet))
+    path = sorted((tmp_path / "runs").iterdir())[0]
+    path.write_text(damage(path.read_text()))
+    assert len(Results.load(tmp_path).runs) == 1
+    assert figures(small(tmp_path).run(training.train, **quiet)) == whole
+
+
+def test_a_failing_run_is_recorded_and_repeated_only_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Type, message and the innermost frames are kept, the other runs go on, and a repaired function needs retry=True."""
+    study = small(tmp_path, seeds=3)
+    results = study.run(training.fragile, **quiet)
+    assert [run.seed for run in results.runs] == [0, 2]
+    (failure,) = results.failures
+    assert failure.seed == 1 and failure.error is not None and not failure.metrics
+    lines = failure.error.splitlines()
+    assert lines[:2] == ["ValueError: no data", "at all"]
+    assert lines[-1].strip().startswith("training.py:") and 'raise ValueError("no data' in lines[-1]
+    assert len(study.run(training.repaired).failures) == 1
+    said = capsys.readouterr()
+    assert "1 of 3 runs failed before and are not repeated; `retry=True` trains them again." in said.err and said.out == ""
+    results = study.run(training.repaired, retry=True)
+    assert len(results.runs) == 3 and not results.failures
+    said = capsys.readouterr()
+    assert "2 of 3 runs were finished before and are not repeated" in said.err and "1/1" in said.err and said.out == ""
+
+
+def test_progress_shows_failures_as_they_happen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small(tmp_path, seeds=3).run(training.fragile)
+    said = capsys.readouterr().err
+    assert "fixed x mse, seed 1 failed: ValueError: no data" in said and "3/3" in said
+    small(tmp_path, seeds=3).run(training.fragile, retry=True, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_training_function_that_ends_the_program_ends_its_run_alone(tmp_path: Path) -> None:
+    results = small(tmp_path, seeds=3).run(training.leaving, **quiet)
+    assert [run.seed for run in results.runs] == [0, 2]
+    assert results.failures[0].error is not None and results.failures[0].error.startswith("SystemExit: enough")
+
+
+def test_a_failure_never_takes_the_place_of_a_finished_run(tmp_path: Path) -> None:
+    """Two processes on one folder: one has finished the run, the other fails at it later."""
+    study = small(tmp_path, seeds=[1])
+    job = study._job(("fixed", "mse"), 1, training.fragile)
+    finished = Run("fixed", "mse", 1, {"rmse": 1.0}, config=job.config)
+    job.save(finished)
+    job.save(job.failed("too late"))
+    assert job.load() == pytest.approx(finished) or job.load().metrics == {"rmse": 1.0}  # type: ignore[union-attr]
+    assert job.run(training.fragile).error is None, "a run that another process has finished is not trained"
+
+
+# What a training function may return
+
+
+def returning(value: Any) -> Callable[..., Any]:
+    return lambda criterion, seed: value
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "should return a mapping from metrics to numbers, or an Outcome. Found None."),
+        (3.0, "Found 3.0."),
+        ({}, "every metric that the study names: rmse. Found none; missing: rmse."),
+        ({"mae": 1.0}, "Found mae; missing: rmse."),
+        ({"rmse": "3.5"}, "The metric `rmse` should be a number. Found '3.5'."),
+        ({"rmse": torch.zeros(2)}, "The metric `rmse` should be a number. Found tensor"),
+        ({"rmse": None}, "The metric `rmse` should be a number. Found None."),
+        (Outcome({"rmse": 1.0}, history=[1.0]), "The history of an Outcome should be a History, or lists"),
+        (Outcome({"rmse": 1.0}, history={"step": [1, 2], "loss/a": [1.0]}), "one length. Found step 2, loss/a 1."),
+        (Outcome({"rmse": 1.0}, predictions={"a": ([1.0], [1.0, 2.0])}), "Found 1 and 2."),
+        (Outcome({"rmse": 1.0}, predictions={"a": torch.zeros(2, 3, 3)}), "The predictions of `a` should be"),
+    ],
+)
+def test_what_a_study_cannot_use_stops_it_at_the_first_run(tmp_path: Path, value: Any, message: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        small(tmp_path).run(returning(value), **quiet)
+    assert message in str(caught.value) and str(caught.value).endswith("It was called for fixed x mse, seed 0.")
+    assert not Results.load(tmp_path).failures
+
+
+def test_what_a_study_cannot_use_is_a_failure_once_a_run_has_finished(tmp_path: Path) -> None:
+    """After hours of good runs one that forgets a metric does not end the study."""
+    results = small(tmp_path, seeds=3).run(lambda criterion, seed: {"rmse": 1.0} if seed != 1 else {}, **quiet)
+    assert [run.seed for run in results.runs] == [0, 2]
+    assert "missing: rmse" in str(results.failures[0].error)
+
+
+def test_numbers_of_every_kind_are_metrics(tmp_path: Path) -> None:
+    """0-dim tensors, also with a graph, arrays' scalars, ints and bools; a value that is not finite is one, too."""
+    import numpy as np
+
+    given = {"rmse": torch.tensor(1.5, requires_grad=True), "b": np.float32(2.0), "c": 3, "d": True, "e": math.inf}
+    (run,) = small(tmp_path, seeds=1).run(returning(given), **quiet).runs
+    assert run.metrics == {"rmse": 1.5, "b": 2.0, "c": 3.0, "d": 1.0, "e": math.inf}
+
+
+def test_a_history_of_the_training_function_takes_the_place_of_the_study_s(tmp_path: Path) -> None:
+    """Columns as they are; or a History of another criterion, as one whose place of measurement must be named."""
+
+    def train(criterion: MultiTaskCriterion, seed: int) -> Outcome:
+        if seed:
+            return Outcome({"rmse": 1.0}, history={"step": (1, 2), "weight/a": [None, 0.5]})
+        from mtl_axes import compose
+
+        own = compose(**criterion.config())
+        history = History(own, every=2)
+        return Outcome(training.train(own, seed).metrics, history)
+
+    mine, columns = small(tmp_path).run(train, **quiet).runs
+    assert mine.history["step"] == list(range(1, training.STEPS + 1, 2))
+    assert columns.history == {"step": [1.0, 2.0], "weight/a": [None, 0.5]}
+
+
+# Constants
+
+
+def test_equal_weights_are_the_reference_where_they_are_a_baseline(tmp_path: Path) -> None:
+    results = small(tmp_path, outer=["gaba"], baselines=["equal"]).run(training.train, **quiet)
+    assert results.outer == ("equal", "gaba") and results.reference == ("equal", "mse")
+    assert {weight for run in results.runs if run.outer == "equal" for weight in run.history["weight/a"]} == {0.5}
+    assert results.constants == ["equal"]
+
+
+def test_the_constant_where_a_weighting_ended_is_its_mean_end_over_the_seeds(tmp_path: Path) -> None:
+    """For each inner shape its own, from the last tenth of its steps; constants have none; resuming repeats none."""
+    outer = {"fixed": "fixed", "gaba": {"name": "gaba", "warmup": 0, "beta": 0.8}}
+    study = small(tmp_path, outer=outer, inner=["mse", "mae"], baselines=["ended"])
+    results = study.run(training.train, **quiet)
+    assert results.outer == ("fixed", "gaba", "constant where gaba ended")
+    ends = {}
+    for inner in ("mse", "mae"):
+        adaptive = [run for run in results.runs if run.cell == ("gaba", inner)]
+        mean = sum(run.history["weight/a"][-1] for run in adaptive) / 2  # type: ignore[misc]
+        constant = [run for run in results.runs if run.cell == ("constant where gaba ended", inner)]
+        assert [run.seed for run in constant] == [0, 1]
+        weights = constant[0].config["criterion"]["outer"]["weights"]
+        assert weights["a"] == pytest.approx(mean, rel=1e-3) and float(f"{weights['a']:.4g}") == weights["a"]
+        assert constant[0].history["weight/a"] == pytest.approx([weights["a"]] * training.STEPS)
+        ends[inner] = weights["a"]
+    assert ends["mse"] != ends["mae"]
+    assert results.constants == ["fixed", "constant where gaba ended"]
+    names = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    again = study.run(training.train, **quiet)
+    assert figures(again) == figures(results)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()} == names
+
+
+def test_the_tuned_constant_is_chosen_on_the_other_seeds(tmp_path: Path) -> None:
+    """Each seed takes the constant that was best on the others, and its figure is that of this constant with this seed."""
+    table = {  # rmse of the constants by seed: each is the best of one seed
+        "equal": (5.0, 5.0, 5.0),
+        "a x 0.01": (0.0, 9.0, 9.0),
+        "a x 0.1": (9.0, 1.0, 2.0),
+        "a x 10": (8.0, 8.0, 0.0),
+        "a x 100": (7.0, 7.0, 7.0),
+    }
+    by_weights = {json.dumps(level["weights"]): name for name, level in tuned(["a", "b"]).items()}
+
+    def train(criterion: MultiTaskCriterion, seed: int) -> dict[str, float]:
+        options = criterion.outer.options()
+        name = "equal" if options.get("weights") is None else by_weights[json.dumps(options["weights"])]
+        return {"mae": 1.0, "rmse": table[name][seed] if "beta" not in options else -100.0}
+
+    study = small(tmp_path, outer=["gaba"], seeds=3, baselines=["equal", "tuned"], metrics={"mae": None, "rmse": "min"})
+    results = study.run(train, **quiet)
+    assert results.outer == ("equal", "gaba", *[*table][1:], "tuned constant")
+    rows = [run for run in results.runs if run.outer == "tuned constant"]
+    # Best means of the others: 1.5 for seed 0, 4 for seed 1, 4.5 for seed 2.
+    assert [(run.seed, run.config["chosen"], run.metrics["rmse"]) for run in rows] == [
+        (0, "a x 0.1", 9.0), (1, "a x 10", 8.0), (2, "a x 0.01", 9.0),
+    ]  # fmt: skip
+    assert "tuned constant" in results.constants
+    assert figures(study.run(train, **quiet)) == figures(results)
+    assert len(list((tmp_path / "runs").iterdir())) == 6 * 3 + 3
+
+
+def test_one_seed_leaves_no_others_to_tune_on(tmp_path: Path) -> None:
+    results = small(tmp_path, outer=["gaba"], seeds=1, baselines=["tuned"]).run(training.train, **quiet)
+    assert "tuned constant" not in {run.outer for run in results.runs} and len(results.runs) == 5
+
+
+def test_more_tasks_are_tuned_one_at_a_time() -> None:
+    levels = tuned(["a", "b", "c"])
+    assert [*levels] == ["a x 0.1", "a x 10", "b x 0.1", "b x 10", "c x 0.1", "c x 10"]
+    assert levels["b x 10"]["weights"] == pytest.approx({"a": 1 / 12, "b": 10 / 12, "c": 1 / 12})
+    assert all(sum(level["weights"].values()) == pytest.approx(1) for level in levels.values())
+
+
+# Labels and cells
+
+
+@pytest.mark.parametrize(
+    ("axis", "level", "expected"),
+    [
+        ("outer", "gaba", "gaba"),
+        ("outer", {"name": "gaba", "beta": 0.9}, "gaba(beta=0.9)"),
+        ("outer", {"name": "ema", "base": {"name": "mgda"}, "beta": 0.5}, "ema(base=mgda, beta=0.5)"),
+        ("inner", {"rul": "huber", "state": {"name": "focal", "gamma": 1.5}}, "rul: huber, state: focal(gamma=1.5)"),
+    ],
+)
+def test_labels_are_short(axis: Any, level: Any, expected: str) -> None:
+    assert label(axis, level) == expected
+
+
+def test_labels_of_objects_leave_defaults_out() -> None:
+    assert label("outer", create("outer", "gaba", floor=0.1)) == "gaba(floor=0.1)"
+    assert label("outer", create("outer", "ema", base="inverse_norm")).startswith("ema(base=inverse_norm")
+    assert label("inner", create("inner", "huber")) == "huber"
+
+
+def test_only_the_cells_that_were_asked_for_are_trained(tmp_path: Path) -> None:
+    """Baselines come with the inner levels of these cells."""
+    study = small(
+        tmp_path,
+        outer=["fixed", "gaba", "dwa"],
+        inner=["mse", "huber", "mae"],
+        seeds=1,
+        cells=[("gaba", "huber"), ("fixed", "mse")],
+        baselines=["equal"],
+        reference=("fixed", "mse"),
+    )
+    results = study.run(training.train, **quiet)
+    assert results.cells == [("equal", "mse"), ("equal", "huber"), ("fixed", "mse"), ("gaba", "huber")]
+
+
+# What is refused before the first run
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"outer": "gaba"}, "`outer` should be a list of levels, or a mapping from labels to levels. Found 'gaba'."),
+        ({"inner": {"name": "huber"}}, "`inner` should be a list of levels"),
+        ({"outer": []}, "`outer` should hold at least one level, each with a label of its own. Found none."),
+        ({"outer": ["gaba", {"name": "gaba"}]}, "Found gaba more than once. Name levels by a mapping"),
+        ({"seeds": 0}, r"distinct whole numbers in \[0, 2\^32\). Found 0."),
+        ({"seeds": [1, 1]}, r"Found \[1, 1\]."),
+        ({"seeds": [-1]}, r"Found \[-1\]."),
+        ({"seeds": [2**32]}, "Found"),
+        ({"seeds": True}, "Found True."),
+        ({"seeds": 2.0}, "Found 2.0."),
+        ({"seeds": "01"}, "Found '01'."),
+        ({"metrics": ["rmse"]}, "`metrics` should be a mapping"),
+        ({"metrics": {"rmse": "low"}}, "The metric `rmse` should be better when lower"),
+        ({"baselines": "equal"}, "`baselines` should hold some of"),
+        ({"baselines": ["best"]}, r"Found \['best'\]."),
+        ({"baselines": ["tuned"], "compose": {}}, r"known beforehand and a metric with a direction. Found tasks \[\]"),
+        ({"baselines": ["tuned"], "metrics": {}}, r"and metrics {}."),
+        ({"baselines": ["equal"], "outer": ["equal"]}, "other labels than the baselines. Found equal."),
+        ({"reference": ("gaba", "mse")}, r"`reference` should be one of the study's cells: \('fixed', 'mse'\)."),
+        ({"cells": [("fixed", "huber")]}, r"Found \('fixed', 'huber'\)."),
+        ({"cells": []}, "at least one"),
+        ({"compose": {"shared": None}}, "Found shared. Where the place of measurement must be given"),
+        ({"config": {"data": {1, 2}}}, "`config` should be plain data"),
+    ],
+)
+def test_options_are_checked_before_the_first_run(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        small(tmp_path / "x", **options)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"outer": ["fixed", "gabba"]}, "Found gabba x mse, of which it says: .*gaba"),
+        ({"inner": ["mse", {"name": "huber", "delta": -1}]}, r"Found fixed x huber\(delta=-1\), of which it says: .*delta"),
+        ({"outer": ["uncertainty"], "compose": {}}, r'Pass tasks=\[...\].* go into `compose={"tasks": \[...\]}`'),
+        ({"outer": ["dwa"], "inner": ["gaussian_nll"]}, "Found dwa x gaussian_nll"),
+        ({"compose": {**TASKS, "evry": 2}}, "evry"),
+    ],
+)
+def test_every_criterion_is_built_before_the_first_run(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        small(tmp_path, **options)
+
+
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 1.5}, {"threads": 0}])
+def test_options_of_a_run_are_checked(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(MtlAxesError, match="should be an integer in"):
+        small(tmp_path).run(training.train, **options)
+    with pytest.raises(StudyError, match="`train` should be a function"):
+        small(tmp_path).run(None, **quiet)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match=r"`out` should be a folder that can be written. Found"):
+        small(tmp_path / "file" / "x").run(training.train, **quiet)
