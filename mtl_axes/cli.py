@@ -1,4 +1,4 @@
-"""The command line: ``mtl-axes list``, ``mtl-axes show NAME``, ``mtl-axes plugins`` and ``mtl-axes advise FUNCTION``."""
+"""The command line: ``mtl-axes list``, ``show NAME``, ``plugins``, ``report FOLDER`` and ``advise FUNCTION``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from mtl_axes.__about__ import version
@@ -25,7 +26,8 @@ _WIDTH = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 1 when nobody reads on, or 2 when a name is unknown."""
+    """Run the command line and return its exit status: 0, 1 when nobody reads on, or 2 when a name is unknown or a report
+    cannot be made."""
     try:
         status = _run(arguments)
         sys.stdout.flush()
@@ -37,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="mtl-axes", description="Strategies of multi-task losses, by name.")
+    parser = argparse.ArgumentParser(
+        prog="mtl-axes", description="Strategies of multi-task losses by name, and reports of studies."
+    )
     parser.add_argument("--version", action="version", version=f"mtl_axes {version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="names, what they need or serve, and one line on each")
@@ -45,6 +49,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     showing = commands.add_parser("show", help="formula, options, claims, example and papers of a strategy")
     showing.add_argument("name", metavar="NAME", help="a registered name")
     commands.add_parser("plugins", help="plugins that could not be used, and why")
+    reporting = commands.add_parser("report", help="what a study found, as one HTML file")
+    reporting.add_argument("folder", metavar="FOLDER", help="the folder that Study(out=...) was given")
+    reporting.add_argument("-o", "--output", metavar="FILE", help="the file to write; report.html in FOLDER when left out")
     advising = commands.add_parser("advise", help="what a few batches say about weighting your tasks, before training")
     advising.add_argument(
         "function", metavar="MODULE:FUNCTION", help="a function of yours that returns (criterion, model or step, batches)"
@@ -62,9 +69,24 @@ def _run(arguments: Sequence[str] | None) -> int:
         if not failures():
             print("Every plugin that is installed could be used.")
         return 0
+    if given.command == "report":
+        return _report(Path(given.folder), given.output)
     if given.command == "advise":
         return _advise(given)
     return _show(given.name)
+
+
+def _report(folder: Path, output: str | None) -> int:
+    # Imported here: no other command needs what reads and draws a study.
+    from mtl_axes.report import write_report
+    from mtl_axes.results import Results
+
+    try:
+        print(write_report(Results.load(folder), output or folder / "report.html"))
+    except (MtlAxesError, ImportError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 def _advise(given: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """The report of a study: one HTML file that shows the two axes, and needs neither a network nor a server.
 
-Chart grammar and drawing are Vega-Lite's, whose JavaScript comes with vl-convert; the page around them is filled by Jinja2. Both
-are installed by ``pip install 'mtl_axes[report]'`` and imported when a report is written.
+Charts are described and drawn by Vega-Lite, whose JavaScript comes with vl-convert; the page around them is filled by
+Jinja2. Both are installed by ``pip install 'mtl_axes[report]'`` and imported when a report is written.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["write_report"]
 def write_report(results: Results, path: str | Path) -> Path:
     """Write what a study found as one self-contained HTML file.
 
-    The file holds the grid of both axes, each cell's formulas, options, seeds, histories and predictions, the effects with their
-    intervals, and what reproduces the study. Histories and predictions are thinned, so that a study of 8 x 8 cells and 10 seeds
-    stays under 5 MB; no other number is changed.
+    The file holds the grid of both axes, each cell's formulas, options, seeds, histories and predictions, the effects with
+    their intervals, and what reproduces the study. Histories and predictions are thinned, so that a study of 8 x 8 cells and
+    10 seeds stays under 5 MB; numbers are written with 4 to 6 significant digits.
 
     Args:
         results: what the study measured.

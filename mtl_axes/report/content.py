@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from mtl_axes.__about__ import version
@@ -18,15 +19,15 @@ __all__ = ["content"]
 
 
 def content(results: Results) -> dict[str, Any]:
-    """Return everything that a report shows. Cells are written as ``[outer index, inner index]``; a number that is not finite
-    is None."""
+    """Return everything that a report shows. Cells are written as ``[outer index, inner index]``; a number that is not
+    finite is None."""
     runs = results.runs
     kept = zip(runs, histories(runs), predictions(runs), strict=True)
     about = _plain(results.about)
     return {
         "title": str(about.get("title") or "Study of two axes"),
         "made_with": version,
-        "created": str(about.get("created") or ""),
+        "created": _moment(str(about.get("created") or "")),
         "outer": list(results.outer),
         "inner": list(results.inner),
         "seeds": list(results.seeds),
@@ -91,7 +92,7 @@ def _metric(results: Results, name: str) -> dict[str, Any]:
 def _along(
     results: Results, metric: str, *, outer: tuple[str, ...] | None = None, inner: tuple[str, ...] | None = None
 ) -> list[Effect]:
-    """Return the cells of one row or column minus the one in it that has the reference's other level, as a family of its own."""
+    """Return the cells of a row or column minus the one in it that has the reference's other level: a family of its own."""
     outer, inner = outer or results.outer, inner or results.inner
     base = (
         results.reference[0] if results.reference[0] in outer else outer[0],
@@ -129,7 +130,7 @@ def _short(effects: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _fronts(results: Results) -> dict[str, list[list[int]]]:
-    """Return the cells of the Pareto front of every two metrics that have a direction, by ``"first,second"``, their indices."""
+    """Return the cells of the Pareto front of every two metrics that have a direction, by ``"index,index"``."""
     names = results.metric_names
     directed = [index for index, name in enumerate(names) if results.metrics.get(name) is not None]
     return {
@@ -150,9 +151,15 @@ def _cells(results: Results) -> list[dict[str, Any]]:
     ]
 
 
+def _moment(text: str) -> str:
+    """Return an ISO 8601 time to the minute; any other text as it is."""
+    try:
+        return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M %Z}".strip()
+    except ValueError:
+        return text
+
+
 def _plain(value: Any) -> Any:
     """Return plain data without NaN and infinities, and with the text of whatever JSON does not know."""
     text = json.dumps(value, default=str)
     return json.loads(text, parse_constant=lambda name: name.replace("Infinity", "inf").lower())
-
-

@@ -9,7 +9,7 @@ const families = [
 function buildFamilies() {
   const options = families.filter(([key]) => study.metrics.some((about) => about[key].length)).map(([key, text]) => [key, text]);
   if (options.length > 1) {
-    fill(byId("families"), choice("family", "Of", options, chosen.family, (key) => {
+    fill(byId("families"), choice("family", "Compare", options, chosen.family, (key) => {
       chosen.family = key;
       drawDifferences();
     }));
@@ -38,6 +38,7 @@ function drawDifferences() {
   const points = effects.flatMap((effect) =>
     effect.differences.map(([seed, value]) => ({ label: name(effect), value, seed, told: number(value, scale, true) })),
   );
+  const known = rows.filter((row) => Number.isFinite(row.low) && Number.isFinite(row.high));
   const narrow = place.clientWidth < 560;
   const axis = {
     grid: false,
@@ -62,7 +63,7 @@ function drawDifferences() {
         encoding: { x: { field: "value", type: "quantitative", title, scale: { zero: true, padding: 12 }, axis: { tickCount: 6 } }, y, tooltip: [{ field: "label", title: "" }, { field: "seed", title: "seed" }, { field: "told", title: "difference" }] },
       },
       {
-        data: { values: rows.filter((row) => row.low !== null) },
+        data: { values: known },
         mark: { type: "rule", strokeWidth: 2.5, aria: false },
         encoding: { x: { field: "low", type: "quantitative" }, x2: { field: "high" }, y, color },
       },
@@ -82,7 +83,7 @@ function drawDifferences() {
           ],
         },
       },
-    ],
+    ].filter((layer) => layer.data.values.length),
   });
 }
 
@@ -113,24 +114,13 @@ function drawInteraction() {
 
 function buildPareto() {
   if (study.metrics.length < 2) return;
-  const picker = (axis, text) =>
-    element(
-      "label",
-      {},
-      text,
-      element(
-        "select",
-        {
-          id: `pareto-${text}`,
-          change: (event) => {
-            chosen.pareto[axis] = Number(event.target.value);
-            drawPareto();
-          },
-        },
-        study.metrics.map((about, index) => element("option", { value: index, selected: index === chosen.pareto[axis] }, about.name)),
-      ),
-    );
-  fill(byId("pareto-choice"), element("div", { class: "pickers" }, picker(0, "across"), picker(1, "upwards")));
+  const options = study.metrics.map((about, index) => [index, about.name]);
+  const axis = (place, title) =>
+    picker(title, title, options, chosen.pareto[place], (index) => {
+      chosen.pareto[place] = Number(index);
+      drawPareto();
+    });
+  fill(byId("pareto-choice"), element("div", { class: "pickers" }, axis(0, "across"), axis(1, "upwards")));
 }
 
 function drawPareto() {

@@ -22,11 +22,13 @@ function buildGrid() {
     element("thead", {}, head),
     element("tbody", {}, rows),
   );
+  table.style.setProperty("--columns", study.inner.length);
   table.addEventListener("click", (event) => {
     const place = event.target.closest("[role=gridcell]");
     if (place) choose(positionOf(place));
   });
   table.addEventListener("keydown", moveInGrid);
+  byId("axes").classList.toggle("wide", study.inner.length > 5);
   fill(byId("grid"), table);
 }
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import vl_convert
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 __all__ = ["page"]
 
@@ -23,8 +22,8 @@ SCRIPTS = ("text.js", "grid.js", "cell.js", "charts.js", "effects.js", "table.js
 def page(content: Mapping[str, Any]) -> str:
     """Return the HTML text of a report.
 
-    Every text of the study goes through Jinja2's escaping or lies in a JSON block in which ``<`` is escaped. The policy of the
-    page allows its own scripts by their digest, and no address at all.
+    Every text of the study goes through Jinja2's escaping or lies in a JSON block in which ``<`` is escaped. The policy of
+    the page allows its own scripts by their digest, and no address at all.
 
     Args:
         content: plain data as :func:`mtl_axes.report.content.content` returns it.
@@ -41,9 +40,9 @@ def page(content: Mapping[str, Any]) -> str:
     return environment.from_string(_read("report.html")).render(
         content=content,
         policy=policy,
-        style=Markup(style),  # noqa: S704
-        scripts=[Markup(script) for script in scripts],  # noqa: S704
-        data=Markup(data),  # noqa: S704
+        style=style,
+        scripts=scripts,
+        data=data,
         as_json=functools.partial(json.dumps, indent=2, ensure_ascii=False),
     )
 
@@ -51,7 +50,7 @@ def page(content: Mapping[str, Any]) -> str:
 @functools.lru_cache(maxsize=1)
 def _drawing() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script that may stand in a page."""
-    script: str = vl_convert.javascript_bundle(None)
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     # Within strings and regular expressions, where alone these occur in a script, a backslash changes nothing.
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 

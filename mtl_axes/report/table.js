@@ -51,12 +51,12 @@ function paintTable() {
       ),
     );
   });
+  byId("table-note").textContent = `Differences are a cell minus ${label(study.reference)}. “Seeds needed” would show an effect of this size in four studies of five.`;
   fill(
     byId("table"),
     element(
       "table",
       { class: "numbers" },
-      element("caption", {}, `Differences are a cell minus ${label(study.reference)}; seeds needed are those that would show an effect of this size in four of five studies.`),
       element("thead", {}, element("tr", {}, head)),
       element(
         "tbody",

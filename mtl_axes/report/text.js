@@ -45,7 +45,7 @@ function number(value, scale, sign = false) {
   const digits = size > 0 ? 1 - Math.floor(Math.log10(size)) : 0;
   const plain = digits <= 6 && Math.abs(value) < 1e7;
   const text = plain ? value.toFixed(Math.max(digits, 0)) : value.toPrecision(3);
-  return (sign && value >= 0 ? "+" : "") + text.replace("-", "−");
+  return (sign && value > 0 ? "+" : "") + text.replace("-", "−");
 }
 
 /** The standard deviation between seeds that is usual for a metric; where there is none, a tenth of what its means span. */
@@ -70,8 +70,9 @@ function better(about) {
   return { min: "lower is better", max: "higher is better" }[about.direction] ?? "no direction given";
 }
 
-/** Radio buttons that look like a row of buttons. */
+/** Radio buttons that look like a row of buttons; a list where they are many. */
 function choice(name, title, options, current, onChange) {
+  if (options.length > 6) return picker(name, title, options, current, onChange);
   return element(
     "fieldset",
     { class: "switch" },
@@ -90,6 +91,19 @@ function choice(name, title, options, current, onChange) {
         text,
         aside ? element("span", { class: "better" }, aside) : null,
       ),
+    ),
+  );
+}
+
+function picker(name, title, options, current, onChange) {
+  return element(
+    "label",
+    { class: "picker" },
+    title,
+    element(
+      "select",
+      { name, change: (event) => onChange(event.target.value) },
+      options.map(([value, text]) => element("option", { value, selected: String(value) === String(current) }, text)),
     ),
   );
 }

@@ -24,8 +24,8 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
 def histories(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return of each run ``step`` and, for weights, losses and norms, ``{task: values}``, at no more than 150 rows.
 
-    Rows are evenly spaced, the last one included. A value that was not measured in a row is the last one that was measured since
-    the row before, so that a measurement in every tenth step is not lost between rows.
+    Rows are evenly spaced, the last one included. A value that was not measured in a row is the last one that was measured
+    since the row before, so that a measurement in every tenth step is not lost between rows.
     """
     kept = [_families(run.history) for run in runs]
     columns = sum(1 + sum(map(len, families.values())) for families in kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,8 +37,8 @@ def study(
     failed: Sequence[tuple[str, str, int]] = (("uncertainty", "asymmetric", 3),),
     title: str = "Remaining life of engines: weights and shapes",
 ) -> Results:
-    """A study of ``outer`` x ``inner`` x ``seeds`` runs: the cells differ by some parts of the spread between seeds, which they
-    share in part; the runs in ``failed`` diverged."""
+    """A study of ``outer`` x ``inner`` x ``seeds`` runs: the cells differ by parts of the spread between seeds, which
+    they share in part; the runs in ``failed`` diverged."""
     runs, failures = [], []
     for row, (weighting, given) in enumerate(outer.items()):
         for column, (shape, shapes) in enumerate(inner.items()):
@@ -53,7 +54,9 @@ def study(
                     continue
                 generator = np.random.default_rng([seed, row, column])
                 shared = np.random.default_rng(seed).normal()
-                size = 14.6 - 0.35 * (column == 1) - 0.7 * (column == 2) - 0.25 * row + 0.5 * shared + 0.2 * generator.normal()
+                size = (
+                    14.6 - 0.35 * (column == 1) - 0.7 * (column == 2) - 0.25 * row + 0.5 * shared + 0.2 * generator.normal()
+                )
                 values = (size, 470 - 60 * column + 9 * row + 40 * shared + 30 * generator.normal(), 0.91 - size / 400)
                 runs.append(
                     Run(
@@ -77,7 +80,7 @@ def study(
         failures=tuple(failures),
         about={
             "title": title,
-            "created": "2026-11-20",
+            "created": "2026-11-20T08:15:30+00:00",
             "config": {"data": "simulated fleet", "batch size": 64},
             "versions": {"python": "3.11.2", "torch": "2.13.0", "mtl_axes": "0.5.0"},
         },
@@ -85,11 +88,16 @@ def study(
 
 
 def _config(outer: Any, inner: Any, tasks: Sequence[str]) -> dict[str, Any]:
-    shapes = {task: inner[own] if isinstance(inner, Mapping) and own in inner else inner for task, own in zip(tasks, TASKS)}
+    shapes = {
+        task: inner[own] if isinstance(inner, Mapping) and own in inner else inner
+        for task, own in zip(tasks, TASKS, strict=True)
+    }
     return compose(outer, shapes).config()
 
 
-def history(generator: np.random.Generator, tasks: Sequence[str], steps: int, *, floor: bool) -> dict[str, list[float | None]]:
+def history(
+    generator: np.random.Generator, tasks: Sequence[str], steps: int, *, floor: bool
+) -> dict[str, list[float | None]]:
     """Columns as a History records them: norms in every fourth step only."""
     step = np.arange(steps)
     columns: dict[str, list[float | None]] = {"step": step.tolist()}
@@ -116,6 +124,36 @@ def _predictions(
     return {task: first if place == 0 else other for place, task in enumerate(tasks)}
 
 
+HOSTILE = "<script>alert(1)</script>"
+
+
+def studies() -> dict[str, Results]:
+    """Studies by name, for pages."""
+    scores = (math.nan, 1.0, math.inf)
+    diverged = [
+        Run(o, "mse", seed, metrics={"score": score}) for o in ("equal", "gaba") for seed, score in enumerate(scores)
+    ]
+    return {
+        "usual": study(),
+        "plain": plain(),
+        "unfinished": plain(runs=()),
+        "diverged": plain(outer=("equal", "gaba"), seeds=(0, 1, 2), runs=tuple(diverged)),
+        "hostile": study(
+            {HOSTILE: "fixed", "b": "gaba"},
+            {HOSTILE: "mse", "</script><b>": "mae"},
+            3,
+            tasks=(HOSTILE, '"><img src=x onerror=alert(1)>'),
+            metrics={HOSTILE: "min", "<b>n</b>": "max"},
+            failed=((HOSTILE, "</script><b>", 1),),
+            title=HOSTILE,
+        ),
+        "many": plain(
+            metrics={f"metric {index}": "min" for index in range(9)},
+            runs=(Run("equal", "mse", 0, metrics={f"metric {index}": float(index) for index in range(9)}),),
+        ),
+    }
+
+
 def plain(**changes: Any) -> Results:
     """One cell, one seed, one metric without a direction, nothing else kept."""
     given: dict[str, Any] = {
@@ -127,5 +165,3 @@ def plain(**changes: Any) -> Results:
         "runs": (Run("equal", "mse", 0, metrics={"score": 1.25}),),
     }
     return Results(**{**given, **changes})
-
-
