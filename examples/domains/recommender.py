@@ -34,7 +34,7 @@ METRICS = {"new_auc": "max", "new_dwell_mae": "min", "new_revenue_rmse": "min", 
 
 @lru_cache(maxsize=1)
 def shop(seed: int) -> dict[str, dict[str, Tensor]]:
-    """Return "log" and "test": columns of impressions, half of the test's to new users; log seconds of dwell, revenue in euros.
+    """Return "log" and "test": columns of impressions, half of the test's to new users; log seconds of dwell, euros.
 
     ``expected`` is the mean revenue of showing this item to this user, which only a simulator knows.
     """
