@@ -1,11 +1,11 @@
 """A recommender: click, dwell and revenue of what a shop showed to whom, where users that are new to it are rare.
 
 Tastes are latent factors: those of a user scatter around the mean of an age group and a country, those of an item around the
-mean of a category. A few items are shown most of the time (Zipf's law). Liking makes the click, the click and liking the time
-on the page, that time the purchase, and the price what it brings; so dwell is known of clicks only, and revenue is zero but for
-one impression in about thirty, with a heavy tail. Users that came four times so far are one in ten, and a 250th of the log.
-Outer axis: UPGrad, for three tasks that pull the embeddings of the same user. Inner axis: an asymmetric loss for rare clicks,
-Huber for dwell, Tweedie for revenue, and a weight of 5 on new users, which no shape can know of.
+mean of a category. A few items are shown most of the time (Zipf's law). Liking makes the click, click and liking the time on
+the page, that time the purchase, and the price what it brings; so dwell is known of clicks only, and revenue is zero but for
+one impression in about thirty, with a heavy tail. Users who came four times so far are one in ten, and a 300th of the log.
+Outer axis: UPGrad, for three tasks that pull at the embeddings of one user. Inner axis: an asymmetric loss for rare clicks,
+Huber for dwell, Tweedie for revenue, and a weight of 5 on new users, whom no shape can know of.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ METRICS = {"new_auc": "max", "new_dwell_mae": "min", "new_revenue_rmse": "min", 
 
 @lru_cache(maxsize=1)
 def shop(seed: int) -> dict[str, dict[str, Tensor]]:
-    """Return "log" and "test": columns of impressions, half of the test's to new users; dwell in log seconds, revenue in euros.
+    """Return "log" and "test": columns of impressions, half of the test's to new users; log seconds of dwell, euros.
 
     ``expected`` is the mean revenue of showing this item to this user, which only a simulator knows.
     """
@@ -69,7 +69,8 @@ def shop(seed: int) -> dict[str, dict[str, Tensor]]:
             "price": np.log(price[what] / 12), "new": new[who], "click": click, "dwell": np.where(click, dwell, 0.0),
             "seconds": np.where(click, np.exp(dwell), 0.0), "revenue": revenue, "expected": chance * bought * price[what],
         }  # fmt: skip
-        return {name: torch.from_numpy(value.astype("f4") if value.dtype == float else value) for name, value in columns.items()}
+        floats = {name: value.astype("f4") if value.dtype == float else value for name, value in columns.items()}
+        return {name: torch.from_numpy(value) for name, value in floats.items()}
 
     regulars = rng.choice(USERS, LOG - 4 * new.sum(), p=habit / habit.sum())
     log = rng.permutation(np.concatenate([regulars, np.repeat(np.flatnonzero(new), 4)]))
@@ -113,7 +114,8 @@ def measure(outputs: dict[str, Tensor], data: dict[str, Tensor]) -> dict[str, fl
 def trivial(seed: int) -> dict[str, float]:
     """Return the metrics of the average of the log, whoever the user and whatever the item."""
     log, test = shop(seed).values()
-    mean = {"click": log["click"].float().mean(), "dwell": log["dwell"][log["click"]].mean(), "revenue": log["revenue"].mean()}
+    mean = {name: log[name].float().mean() for name in ("click", "revenue")}
+    mean["dwell"] = log["dwell"][log["click"]].mean()
     return measure({name: value.expand(TEST) for name, value in mean.items()}, test)
 
 

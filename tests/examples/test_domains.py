@@ -73,7 +73,7 @@ def figures(lines: list[str], metric: str) -> tuple[str, float, dict[str, float]
 
 def test_there_are_five() -> None:
     """The domains of the table are all here."""
-    assert PROGRAMS == sorted(LEARNED_SOON)
+    assert sorted(LEARNED_SOON) == PROGRAMS
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -144,12 +144,12 @@ def test_depth_and_markings_follow_the_geometry_of_the_camera(program: object) -
 def test_treatment_follows_the_burden_and_is_rare(program: object) -> None:
     """Lesions lie in lungs; who needs treatment has more of them; the counts given to the loss are those of the data."""
     medical = program("medical")
-    data = medical.patients(medical.TRAIN, 7)
+    data = medical.patients(medical.TRAIN, 0)
     assert not (data["lesion"] & ~data["lungs"]).any()
     burden, treat = data["burden"], data["treat"]
     assert burden[treat].mean() > 3 * burden[~treat].mean() and (burden > 0).float().mean() > 2 * treat.float().mean()
-    assert treat.sum() == pytest.approx(medical.BALANCED["counts"][1], rel=0.25)
-    assert data["drawn"].float().mean() == pytest.approx(medical.DRAWN, abs=0.1)
+    assert int(treat.sum()) == pytest.approx(medical.BALANCED["counts"][1], rel=0.25)
+    assert float(data["drawn"].float().mean()) == pytest.approx(medical.DRAWN, abs=0.1)
     lungs, lesion = data["lungs"], data["lesion"]
     assert data["image"][lesion].mean() > 2 * data["image"][lungs & ~lesion].mean()
 
@@ -162,7 +162,8 @@ def test_clicks_lead_to_dwell_and_dwell_to_revenue(program: object) -> None:
     assert (seconds[click] > 0).all() and not seconds[~click].any() and not revenue[~click].any()
     bought = revenue > 0
     assert 0.01 < bought.float().mean() < 0.06 and seconds[bought].mean() > 1.3 * seconds[click & ~bought].mean()
-    assert revenue.square().mean() > 20 * revenue.mean() ** 2 and revenue.mean() == pytest.approx(log["expected"].mean(), rel=0.1)
+    assert revenue.square().mean() > 20 * revenue.mean() ** 2
+    assert float(revenue.mean()) == pytest.approx(float(log["expected"].mean()), rel=0.1)
     assert log["new"].float().mean() < 0.01 and test["new"].float().mean() == 0.5
     shown = torch.bincount(log["item"], minlength=recommender.ITEMS).sort(descending=True).values
-    assert shown[0] / shown[9] == pytest.approx(10, rel=0.2), "Zipf's law: the tenth item is shown a tenth as often"
+    assert float(shown[0] / shown[9]) == pytest.approx(10, rel=0.2), "Zipf's law: the tenth item is shown a tenth as often"
