@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mtl_axes import errors, probes
 from mtl_axes.__about__ import version
+from mtl_axes.advise import advise
 from mtl_axes.composition import compose
 from mtl_axes.criterion import MultiTaskCriterion
 from mtl_axes.history import History
@@ -31,6 +32,7 @@ __all__ = [
     "Study",
     "TargetWeight",
     "TaskInfo",
+    "advise",
     "available",
     "compose",
     "create",
