@@ -1,7 +1,7 @@
 """What the programs of this folder share: their command line, a study of 2 x 2 cells and 3 seeds, and what it says.
 
-    python examples/domains/perception.py            # the study; finished runs are kept in --out and not repeated
-    python examples/domains/perception.py --quick    # one seed and few steps: does it run?
+python examples/domains/perception.py            # the study; finished runs are kept in --out and not repeated
+python examples/domains/perception.py --quick    # one seed and few steps: does it run?
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def main(
     steps: int,
     quick_steps: int,
     compose: Mapping[str, Any] | None = None,
+    naive: str = "without any input",
 ) -> None:
     """Run the study that the command line asks for, and print what it measured and what follows from it.
 
@@ -43,6 +44,7 @@ def main(
         steps: optimizer steps of a run.
         quick_steps: those with ``--quick``.
         compose: further options of ``compose``.
+        naive: what ``trivial`` does, in a few words.
     """
     program = Path(train.__code__.co_filename)
     parser = argparse.ArgumentParser(description=title)
@@ -70,7 +72,7 @@ def main(
     print(f"{title}\n")
     for metric, better in metrics.items():
         print(f"{metric} ({'lower' if better == 'min' else 'higher'} is better)")
-        print(f"  {'without any input':30} {sum(values[metric] for values in floor) / len(floor):9.4f}")
+        print(f"  {naive:30} {sum(values[metric] for values in floor) / len(floor):9.4f}")
         for cell in results.summary(metric):
             spread = f" ± {cell.sd:.4f}" if cell.n > 1 else ""
             print(f"  {cell.outer + ' x ' + cell.inner:30} {cell.mean:9.4f}{spread}")

@@ -57,7 +57,8 @@ def study_code(
             "    seeds=5,",
             "    out='runs/advice',",
             "    metrics={'rmse': 'min'},",
-            "    baselines=('ended', 'tuned'),",
+            # One task has no weights to tune.
+            *(["    baselines=('ended', 'tuned'),"] if len(tasks) > 1 else []),
             *_argument("compose", options),
             ").run(train)",
         ]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from mtl_axes.criterion import MultiTaskCriterion
@@ -58,6 +59,11 @@ class Trial:
                 model = original
                 self.notes.append(
                     "The model is compiled: it was run as it was before, so that the costs are not those of it."
+                )
+            if isinstance(model, DistributedDataParallel):
+                model = model.module
+                self.notes.append(
+                    "What the wrapping for several ranks costs: the model within it was run, on this rank alone."
                 )
             if not model.training:
                 self.notes.append(
@@ -153,6 +159,12 @@ class Guard:
             handle.remove()
 
     def _see(self, module: nn.Module, _arguments: object) -> None:
+        # Steps end by the clock, at which ranks differ: those that go on would wait for the others for ever.
+        if isinstance(module, DistributedDataParallel) or type(module).__name__.startswith(("FSDP", "FullySharded")):
+            raise DataError(
+                f"advise() should run a model of one process. Found {type(module).__name__}, which waits for other ranks. "
+                "Call it before the model is wrapped, or with what is inside the wrapper."
+            )
         for part in module.modules():
             if part in self._modules:
                 continue

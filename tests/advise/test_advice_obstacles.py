@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from advised import Engine, engine_batches
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from mtl_axes import compose
 from mtl_axes.advise import Advice, advise
+from mtl_axes.errors import DataError
 
 
 def test_tasks_without_a_common_parameter() -> None:
@@ -116,3 +120,29 @@ def test_learned_weightings_of_the_user() -> None:
     weight = advice.candidates[0].weights["rul"]
     assert advice.losses[0].mean is not None
     assert weight == pytest.approx(1 / (2 * advice.losses[0].mean), rel=1e-3)
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A process group of one rank."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+def test_a_model_that_is_wrapped_for_several_ranks() -> None:
+    """A wrapped model is run without its wrapper; in a step, where it would wait for other ranks, it is refused."""
+    model = Engine()
+    wrapped = DistributedDataParallel(model)
+    torch.manual_seed(0)
+    advice = advise(compose(), wrapped, engine_batches(), candidates=[], seconds=30)
+    torch.manual_seed(0)
+    plain = advise(compose(), model, engine_batches(), candidates=[], seconds=30)
+    assert [norm.mean for norm in advice.norms] == pytest.approx([norm.mean for norm in plain.norms])
+    assert any("several ranks" in text for text in advice.unknown)
+    with pytest.raises(DataError, match="Found DistributedDataParallel, which waits for other ranks"):
+        advise(compose(), lambda batch: (wrapped(batch[0]), batch[1]), engine_batches(), seconds=30)
+    assert model.trunk[1].num_batches_tracked == 0

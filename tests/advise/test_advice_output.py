@@ -79,6 +79,7 @@ def test_the_picture_is_drawn(advice: Advice, tmp_path: Path) -> None:
     assert sum(bool(title) for title in titles) == 4
     assert (tmp_path / "advice.png").stat().st_size > 10_000
     assert advice.recommendation.rule in figure.get_suptitle()
+    assert not re.search(r"(?<!\\)\$", figure.get_suptitle())
 
 
 def test_the_picture_shows_the_numbers() -> None:
@@ -120,6 +121,6 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
         return before(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(MtlAxesError, match=r"pip install 'mtl_axes\[examples\]'"):
+    with pytest.raises(MtlAxesError, match=r"pip install 'mtl_axes\[report\]'"):
         found.plot()
     assert str(found)

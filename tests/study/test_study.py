@@ -224,7 +224,7 @@ def test_a_history_of_the_training_function_takes_the_place_of_the_study_s(tmp_p
         return Outcome(training.train(own, seed).metrics, history)
 
     mine, columns = small(tmp_path).run(train, **quiet).runs
-    assert mine.history["step"] == list(range(1, training.STEPS + 1, 2))
+    assert mine.history["step"][:6] == [1, 3, 5, 7, 9, 11]
     assert columns.history == {"step": [1.0, 2.0], "weight/a": [None, 0.5]}
 
 
