@@ -24,16 +24,16 @@ exclude_patterns = ["builder"]
 # Formulas are indented or fenced text, and not Python.
 highlight_language = "none"
 
-smartquotes = False
+smartquotes_action = "D"  # dashes; quotes are code more often than not
 myst_heading_anchors = 4
 # Under -n: what belongs to other libraries, values of Literal types, and aliases of types have no page here.
 nitpick_ignore_regex = [
     ("py:.*", r"'.*'"),
     (
         "py:class",
-        r"(mtl_axes\.adapters\.huggingface\.)?(AnyTrainer|Axis|Batch|Collator|GradScaler|LRScheduler|Optimizer|Tensor)",
+        r"(mtl_axes\.adapters\.huggingface\.)?(AnyTrainer|Axis|Baseline|Batch|Cell|Collator|Direction|GradScaler|LRScheduler|Optimizer|Path|Tensor)",
     ),
-    ("py:.*", r"(torch|torchjd|nn|collections|accelerate|transformers|lightning)\..*"),
+    ("py:.*", r"(torch|torchjd|nn|collections|accelerate|transformers|lightning|pathlib)\..*"),
 ]
 # The site can be built without the trainers, but for the signatures that come from their classes.
 TRAINERS = ("accelerate", "lightning", "torchjd", "transformers")
@@ -52,6 +52,7 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"mtl_axes {release}"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
@@ -73,6 +74,9 @@ weight/*
 # A relative link of Markdown that leads out of its folder: what is before the path, and the path.
 UPWARD_LINK = re.compile(r"(\]\()((?:\.\./)+[^)#\s]+)")
 
+# Names that a docstring describes together.
+SEVERAL_NAMES = re.compile(r"^ +\w+(, \w+)+:")
+
 
 def add_reference_pages(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the pages of the strategies beneath the page of the reference."""
@@ -93,7 +97,15 @@ def link_files(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = UPWARD_LINK.sub(to_file, source[0])
 
 
+def keep_words(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keep napoleon from reading types into docstrings: ``What it is: more of it.`` of a property, ``mean, sd: of them``."""
+    if what == "property":
+        lines[0] = f": {lines[0]}"
+    lines[:] = [SEVERAL_NAMES.sub(lambda found: found[0].replace(", ", ","), line) for line in lines]
+
+
 def setup(app: Sphinx) -> None:
     """Register what is above."""
     app.connect("source-read", add_reference_pages)
     app.connect("source-read", link_files)
+    app.connect("autodoc-process-docstring", keep_words, priority=400)  # before napoleon

@@ -15,8 +15,10 @@ import sys
 from pathlib import Path
 
 try:
+    import jinja2  # noqa: F401
     import matplotlib  # noqa: F401
     import numpy  # noqa: F401
+    import scipy  # noqa: F401
     import tqdm  # noqa: F401
 
     import mtl_axes  # noqa: F401
@@ -25,13 +27,15 @@ except ModuleNotFoundError as error:
 
 from cmapss.data import SUBSETS, check_subset, load_fleet
 from cmapss.errors import InputError
-from cmapss.methods import choose_cells
+from cmapss.methods import TASKS, choose_cells, parse_strategy
 from cmapss.plots import draw_all
 from cmapss.report import in_words, table
+from cmapss.runs import runs_of, write_results
 from cmapss.simulator import SimulatedFleet
-from cmapss.store import Store, Study
-from cmapss.study import run_study
-from cmapss.train import Recipe, prepare, ridge_baselines
+from cmapss.train import Recipe, Training, ridge_baselines
+
+from mtl_axes.errors import MtlAxesError
+from mtl_axes.study import Study
 
 STEPS, SIMULATED_STEPS, QUICK_STEPS = 600, 450, 160
 
@@ -41,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return _run(options)
-    except InputError as error:
+    except (InputError, MtlAxesError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -74,9 +78,21 @@ def _run(options: argparse.Namespace) -> int:
     fleet = load_fleet(source, subset)
     name = f"sim-{subset}" if simulated else subset
     recipe = Recipe(steps=steps, batch=64) if options.quick else Recipe(steps=steps)
-    study = Study.of(fleet, name, options.protocol, recipe)
-    prepared = prepare(fleet, seeds[0], options.protocol)
-    store = Store(options.out, study)
+    training = Training(fleet, options.protocol, recipe)
+    heading = f"{'simulated ' + subset if simulated else subset}, {steps} steps, {options.protocol} protocol"
+    study = Study(
+        {cell.labels[0]: parse_strategy(cell.outer) for cell in cells},
+        {cell.labels[1]: parse_strategy(cell.inner) for cell in cells},
+        seeds,
+        options.out,
+        metrics={"rmse": "min", "nasa": "min", "health_accuracy": "max"},
+        reference=cells[0].labels,
+        cells=[cell.labels for cell in cells],
+        compose={"tasks": TASKS},
+        config={"subset": name, **training.config()},
+        title=f"GRACE on C-MAPSS: {heading}",
+    )
+    prepared = training.prepared(seeds[0])
     print(f"data: {'simulated fleet in the format of ' + subset if simulated else subset} from `{source}`")
     print(
         f"      {len(fleet.train)} training engines, {len(fleet.test)} test engines, {len(prepared.train)} windows to fit on"
@@ -84,15 +100,14 @@ def _run(options: argparse.Namespace) -> int:
     print(f"runs: {len(cells)} cells x seeds {' '.join(map(str, seeds))}, {steps} steps each, {options.workers} worker(s)")
     for line in _protocol_lines(options.protocol):
         print(line)
-    outcome = run_study(fleet, store, [(cell, seed) for seed in seeds for cell in cells], workers=options.workers)
-    runs = outcome.runs
-    for failure in outcome.failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    results = store.write_results(runs)
+    results = study.run(training, workers=options.workers, retry=True)
+    for run in results.failures:
+        print(f"failed: {run.outer} x {run.inner}, seed {run.seed}: {run.error}", file=sys.stderr)
+    runs = runs_of(results, cells)
+    table_of_runs = write_results(runs, name, options.out / "results.csv")
     if not runs:
         return 1
-    baselines = [ridge_baselines(prepare(fleet, seed, options.protocol)) for seed in seeds]
-    heading = f"{'simulated ' + subset if simulated else subset}, {steps} steps, {options.protocol} protocol"
+    baselines = [ridge_baselines(training.prepared(seed)) for seed in seeds]
     pictures = draw_all(runs, options.out, heading)
     print(f"\n{heading}; mean ± standard deviation over seeds, differences paired by seed\n")
     print(table(runs, baselines), end="\n\n")
@@ -102,8 +117,12 @@ def _run(options: argparse.Namespace) -> int:
         print(f"- {line}")
     if simulated:
         print("- The fleet is simulated: it shows the pipeline and the gradients, not which cell is better on real engines.")
-    print(f"\nwritten: {results}, {', '.join(path.name for path in pictures)}; one file per run in {options.out / 'runs'}")
-    return 1 if outcome.failures else 0
+    print("\nVerdict")
+    for sentence in dict.fromkeys(sentence for metric in ("rmse", "nasa") for sentence in results.verdict(metric)):
+        print(f"- {sentence}")
+    written = [path.name for path in (*pictures, study.report())]
+    print(f"\nwritten: {table_of_runs}, {', '.join(written)}; one file per run in {options.out / 'runs'}")
+    return 1 if results.failures else 0
 
 
 def _protocol_lines(protocol: str) -> list[str]:

@@ -93,19 +93,23 @@ def _advise(given: argparse.Namespace) -> int:
     from mtl_axes.advise import advise
 
     module, _, name = given.function.partition(":")
-    sys.path.insert(0, os.getcwd())  # where `python -m` looks, too
+    if os.getcwd() not in sys.path:  # where `python -m` looks, too
+        sys.path.insert(0, os.getcwd())
     try:
-        prepared = getattr(importlib.import_module(module), name)()
-        criterion, model_or_step, batches = prepared
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
         print(
-            f"{given.function} should be a function, as in package.module:function, that returns (criterion, model or step, "
-            f"batches). Found {type(error).__name__}: {error}",
+            f"The function should be given as package.module:function. Found {given.function!r}: {error}.", file=sys.stderr
+        )
+        return 2
+    prepared = function()
+    if not isinstance(prepared, (tuple, list)) or len(prepared) != 3:
+        print(
+            f"{given.function} should return (criterion, model or step, batches). Found {type(prepared).__name__}.",
             file=sys.stderr,
         )
         return 2
-    finally:
-        sys.path.pop(0)
+    criterion, model_or_step, batches = prepared
     try:
         advice = advise(criterion, model_or_step, batches, seconds=given.seconds, primary=given.primary)
         print(advice)

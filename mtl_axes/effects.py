@@ -15,6 +15,7 @@ Interval = tuple[float, float]
 LEVEL = 0.05
 FEW = 5
 MOST_SEEDS = 10_000
+_LISTED = 4  # levels that a sentence names one by one
 
 
 def number(value: float, scale: float, *, sign: bool = False) -> str:
@@ -133,7 +134,10 @@ class Effect:
 
     def _averaged(self) -> str:
         over = {"outer": self.inner, "inner": self.outer}.get(self.kind, ())
-        return f", averaged over {', '.join(over)}" if len(over) > 1 else ""
+        if len(over) < 2:
+            return ""
+        other = "inner" if self.kind == "outer" else "outer"
+        return f", averaged over {', '.join(over) if len(over) <= _LISTED else f'{len(over)} levels of the {other} axis'}"
 
     def _claim(self) -> str:
         this, other = self._sides()

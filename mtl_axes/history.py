@@ -74,14 +74,14 @@ class History(Records):
         Reads the device. A column that nothing was ever measured of is left out.
 
         Returns:
-            by name, for the tasks in their order:
+            the columns by name, for the tasks in their order.
 
             - ``step``: number of the window, counted from 1.
             - ``loss/TASK``: mean loss as it entered the sum.
             - ``weight/TASK``: the weight that multiplied it.
             - ``norm/TASK``: norm of its gradient on the shared part.
-            - ``share/TASK``: |lambda_i| n_i / sum_j |lambda_j| n_j over the tasks that took part, in rows that measured a
-              norm; of a task whose turn it was not with the norm that was measured last.
+            - ``share/TASK``: ``|lambda_i| n_i / sum_j |lambda_j| n_j`` over the tasks that took part, in rows that measured
+              a norm; of a task whose turn it was not with the norm that was measured last.
             - ``floor/TASK``: 1 where a floor holds the weight, else 0.
             - ``cosine/A/B``: between the gradients of two tasks.
             - ``skipped``: windows that were skipped before this one, in all.

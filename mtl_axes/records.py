@@ -174,7 +174,7 @@ class Records(nn.Module):
         return rows
 
     def news(self) -> dict[str, float]:
-        """Return the means of ``share/TASK``, ``cosine/A/B`` and ``floor/TASK`` over the rows since the last call; ``skipped``.
+        """Return means of ``share/TASK``, ``cosine/A/B`` and ``floor/TASK`` over the rows since the last call; and ``skipped``.
 
         ``criterion.log_dict()`` asks for it, so that trainers log it. Reads the device.
         """
@@ -205,7 +205,11 @@ class Records(nn.Module):
         """Return the rows, the schedule, and what is known of the window that is pending."""
         tail = [rows._asdict() for rows in self._last()]
         self._settle()
-        held = None if self.held is None else {name: part for name, part in zip(Held._fields, self.held) if part is not None}
+        held = (
+            None
+            if self.held is None
+            else {name: part for name, part in zip(Held._fields, self.held, strict=True) if part is not None}
+        )
         return {
             "tasks": list(self.tasks),
             "rows": {name: part.clone() for name, part in joined(self._pieces)._asdict().items()},

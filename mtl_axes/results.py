@@ -184,7 +184,8 @@ class Results:
         number.
 
         The average is taken within each seed, over the levels of the other axis in which both have a finite value with some
-        seed, and over the seeds in which they have one with all of these levels.
+        seed, and over the seeds in which they have one with all of these levels. A level that was tried with no level of
+        the other axis that the reference's was tried with is left out.
 
         Args:
             metric: its name.
@@ -197,9 +198,10 @@ class Results:
         if axis not in ("outer", "inner"):
             raise OptionError(f'`axis` should be "outer" or "inner". Found {axis!r}.')
         base = self.reference[axis == "inner"]
-        found = self._finite(metric)
+        found, tried = self._finite(metric), self._tried()
         levels = self.outer if axis == "outer" else self.inner
-        return self._effects(metric, [self._between(axis, base, level, found) for level in levels if level != base])
+        others = [level for level in levels if level != base and self._between(axis, base, level, tried).plus]
+        return self._effects(metric, [self._between(axis, base, level, found) for level in others])
 
     def against_constants(self, metric: str) -> list[Effect]:
         """Return every adaptive weighting minus every constant one, averaged over the inner axis as in :meth:`main_effect`,
@@ -208,21 +210,24 @@ class Results:
         Raises:
             UnknownNameError: no such metric.
         """
-        found, constants = self._finite(metric), self.constants
+        found, tried, constants = self._finite(metric), self._tried(), self.constants
         adaptive = [level for level in self.outer if level not in constants]
-        return self._effects(
-            metric, [self._between("outer", constant, level, found) for level in adaptive for constant in constants]
-        )
+        pairs = [(constant, level) for level in adaptive for constant in constants]
+        shared = [pair for pair in pairs if self._between("outer", *pair, tried).plus]
+        return self._effects(metric, [self._between("outer", *pair, found) for pair in shared])
 
     def interactions(self, metric: str) -> list[Effect]:
-        """Return the interaction of every pair of levels with the reference's levels, corrected for their number.
+        """Return the interaction of every pair of levels with the reference's levels, where all four cells were tried,
+        corrected for their number.
 
         Raises:
             UnknownNameError: no such metric.
         """
         outer, inner = self.reference
         pairs = [(b, d) for b in self.outer if b != outer for d in self.inner if d != inner]
-        return self._effects(metric, [self._crossed((outer, b), (inner, d)) for b, d in pairs])
+        crossed = [self._crossed((outer, b), (inner, d)) for b, d in pairs]
+        tried = set(self._tried())
+        return self._effects(metric, [contrast for contrast in crossed if {*contrast.plus, *contrast.minus} <= tried])
 
     def interaction(self, metric: str, outer: tuple[str, str], inner: tuple[str, str]) -> Effect:
         """Return (D - C) - (B - A), taken within each seed, with the cells A = (outer[0], inner[0]),

@@ -174,6 +174,7 @@ def row_of(rows: Rows) -> Row:
 
 def joined(pieces: list[Rows]) -> Rows:
     """Return rows one after the other, with as many cosines as any of them has."""
+    pieces = [piece for piece in pieces if len(piece.step)]
     if len(pieces) == 1:
         return pieces[0]
     if not pieces:

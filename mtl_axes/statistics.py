@@ -42,16 +42,14 @@ def mean_and_sd(values: ArrayLike, /) -> tuple[Floats, Floats]:
     x = np.asarray(values, dtype=np.float64)
     if x.shape[-1] == 0:
         return np.full(x.shape[:-1], np.nan), np.full(x.shape[:-1], np.nan)
-    # Runs that blew up to 1e200 are finite; their squares are not.
+    # Runs that blew up to 1e200 are finite, their squares are not; and equal values become 1, whose deviation is exactly 0.
     scale = np.abs(x).max(-1)
     scale = np.where(scale == 0, 1.0, scale)
     unit = x / scale[..., None]
     mean = unit.mean(-1)
     if x.shape[-1] == 1:
         return scale * mean, np.full(x.shape[:-1], np.nan)
-    equal = x.max(-1) == x.min(-1)
-    sd = np.where(equal, 0.0, unit.std(-1, ddof=1))
-    return np.where(equal, x[..., 0], scale * mean), scale * sd
+    return scale * mean, scale * unit.std(-1, ddof=1)
 
 
 def _standard_error(values: ArrayLike) -> tuple[Floats, Floats, int]:

@@ -63,8 +63,8 @@ class Bar:
             self._bar.set_postfix_str(job.title)
 
     def tick(self) -> None:
-        """Move the clock."""
-        if self._bar is not None:
+        """Move the clock on a terminal; a log would get a line each time."""
+        if self._bar is not None and sys.stderr.isatty():
             self._bar.refresh()
 
     def end(self, job: Job, end: End) -> None:

@@ -63,7 +63,7 @@ OTHERS = {"torch", "pluggy"}
 EXTRAS: dict[str, set[str]] = {
     "advise": {"matplotlib"},
     "history": {"matplotlib"},  # for its types
-    "history_plot": {"matplotlib"},
+    "history_plot": {"matplotlib", "numpy"},
     "report": {"jinja2", "vl_convert"},
     "jobs": {"numpy"},
     "statistics": {"numpy", "scipy"},

@@ -1,7 +1,7 @@
 """Draws the picture of docs/report.md: ``python docs/builder/report_picture.py``.
 
-It runs a study of three weightings and three shapes on a simulated fleet of engines, in about a minute on two cores, writes its
-report, and takes a picture of the upper part of the page. It takes playwright and Chromium.
+It runs a study of three weightings and three shapes on a simulated fleet of engines, in about a minute on two cores, and
+takes a picture of the upper part of its report, with playwright and Chromium.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from playwright.sync_api import sync_playwright
 from torch import nn
 
 from mtl_axes.criterion import MultiTaskCriterion
+from mtl_axes.jobs import Outcome
 from mtl_axes.study import Study
-from mtl_axes.workers import Outcome
 
 TARGET = Path(__file__).parents[1] / "images" / "report.png"
 LIFE = 125.0

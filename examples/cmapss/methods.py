@@ -33,6 +33,11 @@ class Cell:
         """What tables and pictures call it."""
         return TITLES.get(self.name, self.name)
 
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Its labels in a study."""
+        return (CONTROL_LABEL if self.outer == CONTROL.outer else self.outer), self.inner
+
     def criterion(self) -> MultiTaskCriterion:
         """A fresh criterion for the two tasks."""
         return compose(parse_strategy(self.outer), parse_strategy(self.inner), tasks=TASKS)
@@ -45,6 +50,7 @@ GRID = (
     Cell("D", "gaba", "failure_biased"),
 )
 CONTROL = Cell("control", f"fixed(weights={FLOOR_WEIGHTS})", "failure_biased")
+CONTROL_LABEL = "constant at GABA's floor"
 TITLES = {
     "A": "A fixed, mse",
     "B": "B fixed, failure-biased",

@@ -17,8 +17,8 @@ from matplotlib.patches import Rectangle
 
 from .methods import FLOOR_WEIGHTS, Cell
 from .metrics import CRITICAL_UP_TO, HEALTHY_ABOVE, RUL_CAP
-from .report import Runs, by_name, cells_of, figures, gaba_floor, paired, signed, spread
-from .train import Run
+from .report import by_name, cells_of, figures, gaba_floor, paired, signed, spread
+from .runs import Run, Runs
 
 RUL_COLOUR, HEALTH_COLOUR, INK, PALE = "#2f6690", "#b5654a", "#3a3a3a", "#d8d8d8"
 CELL_COLOURS = {"A": "#7a7a7a", "B": "#2f6690", "C": "#c08a2e", "D": "#8c3b4a", "control": "#4f7f5b"}

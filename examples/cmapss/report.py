@@ -1,4 +1,4 @@
-"""The table at the end of a study, and what it shows in plain words, computed from the runs."""
+"""The table at the end of a study, and what only this example knows about its runs, in plain words."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from .methods import Cell, parse_strategy
-from .train import Run
+from .runs import Run, Runs
 
-Runs = Mapping[tuple[Cell, int], Run]
 Baselines = Sequence[Mapping[str, Mapping[str, float]]]
 """Per seed: RMSE and NASA score by name of the baseline."""
 REFERENCE = "A"
@@ -100,33 +99,9 @@ def table(runs: Runs, baselines: Baselines) -> str:
 
 
 def in_words(runs: Runs, baselines: Baselines) -> list[str]:
-    """One sentence or two on each of: spread, differences, gradients, GABA's floor, the control, the ridge baseline."""
-    sentences = [_on_spread(runs), _on_gradients(runs), *_on_floor(runs), _on_control(runs), _on_ridge(runs, baselines)]
+    """One sentence or two on each of: gradients, GABA's floor, the control, the ridge baseline."""
+    sentences = [_on_gradients(runs), *_on_floor(runs), _on_control(runs), _on_ridge(runs, baselines)]
     return [sentence for sentence in sentences if sentence]
-
-
-def _on_spread(runs: Runs) -> str:
-    reference = by_name(runs, REFERENCE)
-    if reference is None:
-        return ""
-    others = [cell for cell in cells_of(runs) if cell != reference and paired(runs, cell, reference, _rmse)]
-    seeds = len(figures(runs, reference, _rmse))
-    if seeds < 2:
-        return "Spread: one seed, so nothing here tells a difference between cells from chance."
-    parts = []
-    for figure, name, digits in ((_rmse, "RMSE", 2), (_nasa, "NASA", 0)):
-        own = [np.std(list(figures(runs, cell, figure).values()), ddof=1) for cell in [reference, *others]]
-        text = f"{name} varies between the {seeds} seeds of a cell by {min(own):.{digits}f} to {max(own):.{digits}f} (sd)"
-        clear = []
-        for cell in others:
-            differences = np.array(paired(runs, cell, reference, figure))
-            if len(differences) > 1 and abs(differences.mean()) > 2 * differences.std(ddof=1) / np.sqrt(len(differences)):
-                clear.append(f"{cell.name} ({signed(differences.tolist(), digits)})")
-        if others:
-            text += "; mean difference to A beyond two standard errors: " + (", ".join(clear) or "none")
-        parts.append(text)
-    caution = " Two standard errors of so few seeds are a hint, not a test." if seeds < 10 else ""
-    return f"Spread: {'. '.join(parts)}.{caution}"
 
 
 def _on_gradients(runs: Runs) -> str:

@@ -1,13 +1,13 @@
-"""Train one cell with one seed: the recipe, the two protocols, and everything that is kept of a run."""
+"""Train one cell with one seed: the recipe, the two protocols, and the function that a study calls."""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from mtl_axes import compose
+from mtl_axes import MultiTaskCriterion, compose
+from mtl_axes.study import Outcome
 
 from .data import Fleet
 from .errors import RunError
-from .methods import TASKS, Cell, parse_strategy
+from .methods import TASKS
 from .metrics import BASELINES, Ridge, accuracy, clip_rul, nasa_score, rmse
 from .model import TwoHeads, WeightAverage
+from .runs import Run
 from .windows import CHANNELS, Normaliser, Snapshots, TrainingWindows, split_engines, truncations
 
 Protocol = Literal["honest", "published"]
@@ -56,26 +58,6 @@ class Prepared:
     test: Snapshots
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What a finished run measured.
-
-    ``weights`` are per step, ``norms`` at ``norm_steps``, ``selection`` pairs a step with the RMSE of its checkpoint.
-    """
-
-    rmse: float
-    nasa: float
-    health_accuracy: float
-    seconds: float
-    chosen_step: int
-    predicted: list[float]
-    true: list[float]
-    weights: list[list[float]]
-    norm_steps: list[int]
-    norms: list[list[float]]
-    selection: list[list[float]]
-
-
 def prepare(fleet: Fleet, seed: int, protocol: Protocol) -> Prepared:
     """Honest: a fifth of the training engines is held out, by seed, before anything is fitted. Published: nothing is."""
     if protocol == "published":
@@ -103,7 +85,34 @@ def batches(windows: TrainingWindows, recipe: Recipe, seed: int) -> Iterator[lis
         left -= count
 
 
-def train_run(cell: Cell, seed: int, prepared: Prepared, recipe: Recipe, on_step: Callable[[], None] = lambda: None) -> Run:
+class Training:
+    """The training function of a study: every cell, on one fleet, under one protocol, by one recipe."""
+
+    def __init__(self, fleet: Fleet, protocol: Protocol, recipe: Recipe) -> None:
+        self.fleet, self.protocol, self.recipe = fleet, protocol, recipe
+        # The last seed's windows: neighbours in the order of runs share them.
+        self._prepared: tuple[int, Prepared] | None = None
+
+    def __call__(self, criterion: MultiTaskCriterion, seed: int) -> Outcome:
+        """Train with one criterion."""
+        return train_run(criterion, seed, self.prepared(seed), self.recipe).outcome()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: it makes windows of its own."""
+        return {**self.__dict__, "_prepared": None}
+
+    def prepared(self, seed: int) -> Prepared:
+        """What a seed trains on."""
+        if self._prepared is None or self._prepared[0] != seed:
+            self._prepared = seed, prepare(self.fleet, seed, self.protocol)
+        return self._prepared[1]
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the criterion and the seed that a result depends on, as plain data."""
+        return {"data": self.fleet.digest, "protocol": self.protocol, "recipe": asdict(self.recipe)}
+
+
+def train_run(criterion: MultiTaskCriterion, seed: int, prepared: Prepared, recipe: Recipe) -> Run:
     """Train, choose the checkpoint on ``prepared.selection``, and test that checkpoint once.
 
     Raises:
@@ -115,13 +124,13 @@ def train_run(cell: Cell, seed: int, prepared: Prepared, recipe: Recipe, on_step
     model = TwoHeads(CHANNELS, mean_rul=float(windows.rul.mean()), rul_scale=recipe.rul_scale, dropout=recipe.dropout)
     average = WeightAverage(model, decay=recipe.average)
     shadow = copy.deepcopy(model).eval()
-    criterion = cell.criterion()
     # Fixed weights measure nothing, so every cell's norms are read from a second criterion that is only a ruler.
-    ruler = compose({"name": "gaba", "warmup": 0}, parse_strategy(cell.inner), tasks=TASKS)
+    ruler = compose({"name": "gaba", "warmup": 0}, criterion.config()["inner"], tasks=TASKS)
     weights: list[Tensor] = []
+    losses: list[Tensor] = []
     norms: list[Tensor] = []
     norm_steps: list[int] = []
-    selection: list[list[float]] = []
+    selection: list[tuple[int, float]] = []
     best: dict[str, Tensor] = {}
     evaluate_at = {math.ceil(recipe.steps * (i + 1) / recipe.evaluations) for i in range(recipe.evaluations)}
 
@@ -141,14 +150,14 @@ def train_run(cell: Cell, seed: int, prepared: Prepared, recipe: Recipe, on_step
         average.update(model)
         assert criterion.report is not None
         weights.append(criterion.report.weights)
+        losses.append(criterion.report.losses)
         if loop.step in evaluate_at:
             shadow.load_state_dict(average.averages)
             predicted, _ = predict(shadow, prepared.selection)
             error = rmse(predicted, prepared.selection.rul)
             if math.isfinite(error) and error < min((row[1] for row in selection), default=math.inf):
                 best = {name: value.clone() for name, value in average.averages.items()}
-            selection.append([loop.step, error if math.isfinite(error) else math.inf])
-        on_step()
+            selection.append((loop.step, error if math.isfinite(error) else math.inf))
 
     loop = Loop(
         model,
@@ -172,10 +181,10 @@ def train_run(cell: Cell, seed: int, prepared: Prepared, recipe: Recipe, on_step
         nasa=nasa_score(predicted, prepared.test.rul),
         health_accuracy=accuracy(health, prepared.test.health),
         seconds=time.perf_counter() - begin,
-        chosen_step=int(min(selection, key=lambda row: row[1])[0]),
         predicted=predicted.tolist(),
         true=prepared.test.rul.tolist(),
         weights=torch.stack(weights).tolist(),
+        losses=torch.stack(losses).tolist(),
         norm_steps=norm_steps,
         norms=torch.stack(norms).tolist(),
         selection=selection,

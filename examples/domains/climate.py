@@ -147,4 +147,4 @@ if __name__ == "__main__":
     title = "Climate: do log losses, or a ramp towards extremes, help to downscale temperature, rain and wind?"
     cells = {"outer": {"equal": "fixed", "log": "scale_invariant"}, "inner": {"plain": PLAIN, "ramp": {**PLAIN, **EXTREMES}}}
     options = {"metrics": METRICS, "compose": {"normalise": "sum1"}, "naive": "bilinear interpolation"}
-    common.main(title, train, trivial, **cells, **options, steps=200, quick_steps=15)
+    common.main(title, train, trivial, **cells, **options, steps=200, quick_steps=30)

@@ -147,4 +147,4 @@ if __name__ == "__main__":
     title = "Speech: does GABA, or a decoder adjusted for word frequencies, help with rare words?"
     cells = {"outer": OUTER, "inner": INNER, "metrics": {"rare_wer": "min", "wer": "min", "per": "min"}}
     options = {"tasks": ["words", "ctc"], "missing": "ignore", "probe": "representation"}
-    common.main(title, train, trivial, **cells, compose=options, steps=300, quick_steps=20)
+    common.main(title, train, trivial, **cells, compose=options, steps=300, quick_steps=30)

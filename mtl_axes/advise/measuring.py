@@ -165,7 +165,7 @@ def observe(trial: Trial, guard: Guard, batches: Iterable[object], limit: int, d
 
 
 def _add(found: Observation, trial: Trial, call: Call, losses: TaskLosses) -> None:
-    """Add the losses of a batch, and what the targets of a task that shows for the first time tell of its units."""
+    """Add the losses of a batch, and what its targets tell of their units."""
     tasks = trial.criterion.task_set
     if not found.tasks:
         found.tasks = tasks.names
@@ -177,7 +177,7 @@ def _add(found: Observation, trial: Trial, call: Call, losses: TaskLosses) -> No
     for index, name in enumerate(found.tasks):
         found.absent[index] += not here[index]
         found.not_finite[index] += here[index] and not math.isfinite(values[index])
-        if here[index] and call.losses is None and name not in found.ranges and tasks.kinds.get(name) == "regression":
+        if here[index] and call.losses is None and tasks.kinds.get(name) == "regression":
             _see_units(found, name, call, tasks)
     missing = torch.tensor([not flag for flag in here]) | ~torch.isfinite(values)
     found.losses.append(torch.where(missing, math.nan, values))
@@ -191,10 +191,12 @@ def _see_units(found: Observation, name: str, call: Call, tasks: TaskSet) -> Non
     mask = call.options.get("mask")
     valid = valid_labels(name, target, mask.get(name) if isinstance(mask, Mapping) else mask, tasks.missing)
     counted = target if valid is None else target[valid]
-    found.ranges[name] = (float(counted.min()), float(counted.max()))
-    exponent = _exponent(tasks.shapes[name], prediction.detach(), target.detach(), valid)
-    if exponent is not None:
-        found.exponents[name] = exponent
+    low, high = found.ranges.get(name, (math.inf, -math.inf))
+    found.ranges[name] = (min(low, float(counted.min())), max(high, float(counted.max())))
+    if name not in found.exponents:
+        exponent = _exponent(tasks.shapes[name], prediction.detach(), target.detach(), valid)
+        if exponent is not None:
+            found.exponents[name] = exponent
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ def drawn(advice: Advice, path: str | Path | None) -> Figure:
     _cosines(cosines, advice, above)
     _shares(shares, advice)
     _costs(costs, advice)
-    says = f"{advice.recommendation.rule}: {advice.recommendation.says}"
+    says = _plain(f"{advice.recommendation.rule}: {advice.recommendation.says}")
     figure.suptitle("\n".join(textwrap.wrap(says, 120, max_lines=3, placeholder=" ...")), fontsize=10, ha="left", x=0.01)
     if path is not None:
         figure.savefig(path, dpi=150)
@@ -52,10 +52,11 @@ def _norms(axes: Axes, advice: Advice) -> None:
     axes.set_title("Gradient norm on the shared part, by batch")
     if not _any(axes, advice.norms and any((norm.mean or 0) > 0 for norm in advice.norms), "no gradient was measured"):
         return
+    crowded = len(advice.norms) > 5
     names = []
     for place, norm in enumerate(advice.norms):
-        sd = "" if norm.sd is None else f" ± {norm.sd:,.2g}" if norm.sd < 1e3 else f" ± {norm.sd:,.0f}"
-        names.append(f"{_short(norm.task)}\n{sized(norm.mean)}{sd}")
+        sd = "" if norm.sd is None else f" ± {sized(float(f'{norm.sd:.2g}'))}"
+        names.append(_short(norm.task) + ("" if crowded else f"\n{sized(norm.mean)}{sd}"))
         # Batches side by side, in their order, so that a drift shows; a log axis has no place for 0.
         values = [(index, value) for index, value in enumerate(norm.values) if value]
         spread = [place + 0.4 * ((index + 0.5) / len(norm.values) - 0.5) for index, _ in values]
@@ -69,7 +70,7 @@ def _norms(axes: Axes, advice: Advice) -> None:
     else:
         axes.set_ylim(0, 1.15 * max(known))
     axes.set_xlim(-0.5, len(advice.norms) - 0.5)
-    axes.set_xticks(range(len(names)), names, rotation=0 if len(names) < 6 else 30)
+    axes.set_xticks(range(len(names)), names, rotation=45 if crowded else 0, ha="right" if crowded else "center")
     axes.grid(axis="y", alpha=0.25)
     if advice.ratio is not None:
         ratio = advice.ratio
@@ -98,7 +99,8 @@ def _cosines(axes: Axes, advice: Advice, figure: SubFigure) -> None:
             axes.text(column, row, told, ha="center", va="center", fontsize=size, color=colour)
     image = axes.imshow(matrix, cmap="PuOr", vmin=-1, vmax=1)
     names = [_short(task) for task in tasks]
-    axes.set_xticks(range(len(tasks)), names, rotation=0 if len(tasks) < 5 else 45)
+    crowded = len(tasks) > 4
+    axes.set_xticks(range(len(tasks)), names, rotation=45 if crowded else 0, ha="right" if crowded else "center")
     axes.set_yticks(range(len(tasks)), names)
     axes.set_facecolor("#eeeeee")
     figure.colorbar(image, ax=axes, shrink=0.8, label="conflict < 0 < agreement")
@@ -126,7 +128,8 @@ def _shares(axes: Axes, advice: Advice) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=min(len(advice.tasks), 5), fontsize=9, frameon=False)
+    columns = max(1, 64 // (4 + max(len(_short(task)) for task in advice.tasks)))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=columns, fontsize=9, frameon=False)
 
 
 def _costs(axes: Axes, advice: Advice) -> None:
@@ -160,6 +163,10 @@ def _any(axes: Axes, there: object, otherwise: str) -> bool:
 
 
 def _short(text: str, length: int = 16) -> str:
-    # A dollar would begin a formula.
-    text = text if len(text) <= length else text[: length - 3] + "..."
+    half = (length - 3) // 2
+    return _plain(text if len(text) <= length else f"{text[: length - 3 - half]}...{text[-half:]}")
+
+
+def _plain(text: str) -> str:
+    """Return a text in which no dollar begins a formula."""
     return text.replace("$", r"\$")

@@ -147,10 +147,14 @@ def _beyond(ratio: Ratio, candidates: Sequence[Candidate], losses: Sequence[Task
 
 
 def floor_constants(ratio: Ratio, candidates: Sequence[Candidate], tasks: Sequence[str]) -> dict[str, float]:
-    """Return where GABA's weights end, by task: for two tasks its floor's bounds, for more what it did here."""
+    """Return where GABA's weights end, by task: for two tasks by its formula, for more what it did on the batches.
+
+    With norms r and 1 its average goes to (1, r) / (1 + r); the floor lifts the first, and both are divided by their sum.
+    """
     if len(tasks) == 2:
-        low, high = ratio.floor / (1 + ratio.floor), 1 / (1 + ratio.floor)
-        return {task: low if task == ratio.largest else high for task in tasks}
+        high = ratio.median / (1 + ratio.median)
+        low = max(1 - high, ratio.floor)
+        return {task: (low if task == ratio.largest else high) / (low + high) for task in tasks}
     settled = next((one for one in candidates if one.label.startswith("gaba") and one.weights), None)
     return {} if settled is None else {task: settled.weights[task] for task in tasks}
 
@@ -197,14 +201,13 @@ def _equal(ratio: Ratio, least: Cosine | None) -> Finding:
 
 def _more_batches(ratio: Ratio, cosines: list[Cosine]) -> list[Finding]:
     open_ones = []
-    bound = ratio.limit if ratio.median > ratio.limit else FAR
-    if ratio.side_of(bound) == "open":
-        open_ones.append(f"the ratio is not clearly on one side of {sized(bound)}")
+    bounds = _open(ratio, (FAR, ratio.limit) if ratio.floor > 0 else (FAR,))
+    if bounds:
+        open_ones.append(f"the ratio is not clearly on one side of {bounds}")
     for cosine in cosines:
-        bounds = [bound for bound in (0.0, ALIGNED) if cosine.side_of(bound) == "open"]
+        bounds = _open(cosine, (0.0, ALIGNED))
         if bounds:
-            told = " or of ".join(f"{bound:g}" for bound in bounds)
-            open_ones.append(f"the cosine of {cosine.first} and {cosine.second} is not clearly on one side of {told}")
+            open_ones.append(f"the cosine of {cosine.first} and {cosine.second} is not clearly on one side of {bounds}")
     if not open_ones:
         return []
     return [
@@ -216,6 +219,10 @@ def _more_batches(ratio: Ratio, cosines: list[Cosine]) -> list[Finding]:
             "strong for the noise between batches of this model as it is now",
         )
     ]
+
+
+def _open(value: Ratio | Cosine, bounds: Sequence[float]) -> str:
+    return " or of ".join(sized(bound) for bound in bounds if value.side_of(bound) == "open")
 
 
 def _inner(losses: Sequence[TaskLoss]) -> list[Finding]:
@@ -237,8 +244,8 @@ def _inner(losses: Sequence[TaskLoss]) -> list[Finding]:
 def unknowns(*, timed: bool, batches: int, ratio: Ratio | None) -> tuple[str, ...]:
     """Return what the advice cannot tell."""
     said = [
-        "What the gradients are after the first hundred steps: in this project's C-MAPSS runs a ratio of 16 to 170 at the "
-        "start was 600 to 1,000 after them. Call advise() again on a model that was trained for a while.",
+        "What the gradients are after the first hundred steps: in this project's C-MAPSS runs with a plain head a "
+        "ratio of 16 to 170 became 600 to 1,000. Call advise() again on a model that was trained for a while.",
         "What helps on new data: gradients on training batches say nothing of generalisation.",
         "Which metric matters to you, and whether adaptive weights beat tuned constants there: a Study settles it.",
         "Norms of a mini-batch hold its noise: with other batch sizes they, and their ratio, are others.",

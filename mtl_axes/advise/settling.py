@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pprint
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,19 +45,26 @@ def study_code(
         inner = "mse"
     if not inner:
         inner = "mse"
+    options = {"tasks": list(tasks)}
     return "\n".join(
         [
             "from mtl_axes.study import Study",
             "",
             "# train(criterion, seed) is your own training; it returns what counts, as {'rmse': 12.3}",
             "Study(",
-            f"    outer={outer!r},",
-            f"    inner=[{inner!r}],",
+            *_argument("outer", outer),
+            *_argument("inner", [inner]),
             "    seeds=5,",
-            '    out="runs/advice",',
-            '    metrics={"rmse": "min"},',
-            '    baselines=("ended", "tuned"),',
-            f"    compose={{'tasks': {list(tasks)!r}}},",
+            "    out='runs/advice',",
+            "    metrics={'rmse': 'min'},",
+            "    baselines=('ended', 'tuned'),",
+            *_argument("compose", options),
             ").run(train)",
         ]
     )
+
+
+def _argument(name: str, value: object) -> list[str]:
+    text = f"{name}={pprint.pformat(value, width=84 - len(name), sort_dicts=False)},"
+    first, *rest = text.splitlines()
+    return [f"    {first}", *(f"    {' ' * (len(name) + 1)}{line}" for line in rest)]

@@ -57,9 +57,9 @@ def _losses(advice: Advice) -> str:
         spread = "" if loss.target_range is None else f"{loss.target_range[0]:.4g} to {loss.target_range[1]:.4g}"
         rows.append(
             [
-                loss.task,
+                _short(loss.task, 20),
                 loss.kind or "computed elsewhere",
-                _short(loss.shape or "", 30),
+                _short(loss.shape or "", 28),
                 sized(loss.mean),
                 sized(loss.sd),
                 spread,
@@ -84,7 +84,13 @@ def _gradients(advice: Advice) -> str:
         zeros = f", {norm.zeros} of them 0" if norm.zeros else ""
         noise = norm.signal_to_noise
         rows.append(
-            [norm.task, sized(norm.mean), sized(norm.sd), "" if noise is None else f"{noise:.1f}", f"{known}{zeros}"]
+            [
+                _short(norm.task, 30),
+                sized(norm.mean),
+                sized(norm.sd),
+                "" if noise is None else f"{noise:.1f}",
+                f"{known}{zeros}",
+            ]
         )
     lines = [_table(rows, left=(0,))]
     ratio = advice.ratio
@@ -104,8 +110,12 @@ def _gradients(advice: Advice) -> str:
     for cosine in pairs[:6]:
         sd = "" if cosine.sd is None else f" (sd {cosine.sd:.2f})"
         lines.append(
-            f"  cosine {cosine.first}, {cosine.second}: {cosine.mean:+.2f}{sd}, negative in {cosine.conflicts or 0:.0%} of "
-            "the batches"
+            _wrapped(
+                f"cosine {cosine.first}, {cosine.second}: {cosine.mean:+.2f}{sd}, negative in {cosine.conflicts or 0:.0%} "
+                "of the batches",
+                "  ",
+                " " * 9,
+            )
         )
     if len(pairs) > 6:
         lines.append(f"  and {len(pairs) - 6} pairs with larger cosines")
@@ -128,17 +138,16 @@ def _candidates(advice: Advice) -> str:
     if not advice.candidates:
         return ""
     shown = _shown(advice)
-    beside = " / ".join(_short(task, 14) for task in shown)
-    rows = [["weighting", "reads", f"weights {beside}", "shares of the pull", "settles in"]]
+    rows = [["weighting", "reads", "weights", "shares of the pull", "settles in"]]
     notes: dict[str, list[str]] = {}
     for one in advice.candidates:
         weights = " / ".join(_weight(one.weights[task]) for task in shown) if one.weights else "-"
         shares = " / ".join(f"{one.shares[task]:.1%}" for task in shown) if set(shown) <= set(one.shares) else "-"
-        rows.append([_short(one.label, 26), one.reads or "-", weights, shares, _settles(one)])
+        rows.append([_short(one.label, 20), one.reads or "-", weights, shares, _settles(one)])
         note = f"at the floor: {', '.join(one.at_floor)}" if one.at_floor else one.note
         if note:
             notes.setdefault(note, []).append(one.label)
-    lines = [_table(rows, left=(0, 1, 2, 3))]
+    lines = [_wrapped(f"of {' / '.join(shown)}", "  ", "    "), _table(rows, left=(0, 1, 2, 3))]
     lines += [_wrapped(f"{', '.join(labels)}: {note}", "  ", "    ") for note, labels in notes.items()]
     return "\n".join(lines)
 
@@ -194,7 +203,9 @@ def _wrapped(text: str, first: str, later: str) -> str:
 
 
 def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."
+    # Names of tasks often differ in their ends.
+    half = (length - 3) // 2
+    return text if len(text) <= length else f"{text[: length - 3 - half]}...{text[-half:]}"
 
 
 def _weight(value: float) -> str:

@@ -22,7 +22,7 @@ __all__ = ["PLAIN", "Method", "methods", "timed"]
 
 PLAIN = "plain weighted sum"
 _EVERY = 10
-_ROUNDS = 40
+_ROUNDS = 30
 # After every warm-up, and a multiple of `every`.
 _LATE = 1_000_000
 _CHEAPER: dict[str, dict[str, Any]] = {

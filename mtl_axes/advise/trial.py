@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from mtl_axes.criterion import MultiTaskCriterion
@@ -58,6 +59,11 @@ class Trial:
                 model = original
                 self.notes.append(
                     "The model is compiled: it was run as it was before, so that the costs are not those of it."
+                )
+            if isinstance(model, DistributedDataParallel):
+                model = model.module
+                self.notes.append(
+                    "What the wrapping for several ranks costs: the model within it was run, on this rank alone."
                 )
             if not model.training:
                 self.notes.append(
@@ -126,12 +132,11 @@ class Trial:
 
 
 class _Kept(NamedTuple):
-    """A parameter or buffer as it was: where it is registered, the tensor itself, its version then, and its values."""
+    """A parameter or buffer as it was: where it is registered, the tensor itself, its values, and its gradient."""
 
     registry: Any
     name: str
     tensor: Tensor
-    version: int
     values: Tensor
     gradient: Tensor | None
 
@@ -154,6 +159,12 @@ class Guard:
             handle.remove()
 
     def _see(self, module: nn.Module, _arguments: object) -> None:
+        # Steps end by the clock, at which ranks differ: those that go on would wait for the others for ever.
+        if isinstance(module, DistributedDataParallel) or type(module).__name__.startswith(("FSDP", "FullySharded")):
+            raise DataError(
+                f"advise() should run a model of one process. Found {type(module).__name__}, which waits for other ranks. Call "
+                "it before the model is wrapped, or with what is inside the wrapper."
+            )
         for part in module.modules():
             if part in self._modules:
                 continue
@@ -164,7 +175,7 @@ class Guard:
                         continue
                     gradient = self._take_gradient(tensor)
                     values = tensor.detach().clone()
-                    self._kept[id(registry), name] = _Kept(registry, name, tensor, tensor._version, values, gradient)
+                    self._kept[id(registry), name] = _Kept(registry, name, tensor, values, gradient)
 
     @staticmethod
     def _take_gradient(tensor: Tensor) -> Tensor | None:
@@ -191,7 +202,8 @@ class Guard:
         with torch.no_grad():
             for kept in self._kept.values():
                 kept.registry[kept.name] = kept.tensor
-                if kept.tensor._version != kept.version:
+                # Not by its version: batch norm moves its statistics without raising that.
+                if not torch.equal(kept.tensor, kept.values):
                     kept.tensor.copy_(kept.values)
                 if kept.tensor.is_leaf:
                     kept.tensor.grad = kept.gradient

@@ -22,10 +22,10 @@ __all__ = ["label_of", "weigh"]
 
 # Steps after which weights that still move are shown as they are, and before which a warm-up may make them look still.
 _LONGEST, _SHORTEST = 2_000, 250
-_STILL = 1e-3
+_STILL, _STILL_FOR = 1e-3, 100
 # Windows of a weighting without memory, whose draws are averaged.
 _DRAWS = 64
-_LEARNING_STEPS = 600
+_LEARNING_STEPS = 200
 
 
 def label_of(outer: str | Mapping[str, Any]) -> str:
@@ -102,8 +102,8 @@ def _moved(
     count = len(signals)
     passed: list[Tensor] = []
     first: Tensor | None = None
-    before: Tensor | None = None
-    window = still = 0
+    anchor: Tensor | None = None
+    window = since = 0
     while True:
         for signal in signals:
             signal.step.fill_(window)
@@ -118,12 +118,12 @@ def _moved(
                 return first.tolist(), torch.stack(passed).mean(0).tolist(), 0
             continue
         mean = torch.stack(passed[-count:]).mean(0)
-        settled = before is not None and bool(((mean - before).abs() <= _STILL * before.abs()).all())
-        still = still + count if settled and weighting.measures(window) else 0
-        before = mean
-        # Slow weightings move little from one pass to the next: what has stayed still must have done so for a while.
-        if window >= _SHORTEST and still >= 100:
-            return first.tolist(), mean.tolist(), window - still
+        # Held against where they were at the first of these, as slow weights move little from one pass to the next.
+        near = anchor is not None and bool(((mean - anchor).abs() <= _STILL * anchor.abs()).all())
+        if not near or not weighting.measures(window):
+            anchor, since = mean, window
+        if window >= _SHORTEST and window - since >= _STILL_FOR:
+            return first.tolist(), mean.tolist(), since
         if window >= _LONGEST or time.perf_counter() > deadline:
             return first.tolist(), mean.tolist(), None
 
@@ -133,12 +133,19 @@ def _learned(weighting: OuterWeighting, signals: list[Signals]) -> tuple[list[fl
     losses = torch.stack([torch.where(signal.active, signal.losses, torch.nan) for signal in signals]).nanmean(0)
     losses = torch.where(torch.isfinite(losses), losses, 1.0)
     first = weighting.weights().detach().clone()
-    optimizer = torch.optim.Adam(weighting.parameters(), lr=0.05)
-    weighting(signals[0])
+    parameters = [parameter for parameter in weighting.parameters() if parameter.requires_grad]
+    # Signs and not sizes of the gradients (M. Riedmiller, H. Braun, "RPROP", 1993), as losses are decades apart; and not
+    # torch.optim, whose first step imports a compiler and takes seconds.
+    sizes = [torch.full_like(parameter, 0.1) for parameter in parameters]
+    before = [torch.zeros_like(parameter) for parameter in parameters]
     for _ in range(_LEARNING_STEPS):
         penalty = weighting.penalty()
         total = (weighting.weights() * losses).sum() + (0 if penalty is None else penalty.sum())
-        optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        gradients = torch.autograd.grad(total, parameters)
+        with torch.no_grad():
+            for parameter, size, last, gradient in zip(parameters, sizes, before, gradients, strict=True):
+                turn = gradient.sign() * last
+                size.mul_(torch.where(turn > 0, 1.2, torch.where(turn < 0, 0.5, 1.0))).clamp_(1e-8, 1.0)
+                last.copy_(torch.where(turn < 0, 0.0, gradient.sign()))
+                parameter.sub_(last * size)
     return first.tolist(), weighting.weights().detach().tolist(), None

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from mtl_axes.__about__ import version
@@ -26,7 +27,7 @@ def content(results: Results) -> dict[str, Any]:
     return {
         "title": str(about.get("title") or "Study of two axes"),
         "made_with": version,
-        "created": str(about.get("created") or ""),
+        "created": _moment(str(about.get("created") or "")),
         "outer": list(results.outer),
         "inner": list(results.inner),
         "seeds": list(results.seeds),
@@ -148,6 +149,14 @@ def _cells(results: Results) -> list[dict[str, Any]]:
         {"cell": _cell(results, cell), "strategies": told(config.get("criterion") or {}), "config": config}
         for cell, config in configs.items()
     ]
+
+
+def _moment(text: str) -> str:
+    """Return an ISO 8601 time to the minute; any other text as it is."""
+    try:
+        return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M %Z}".strip()
+    except ValueError:
+        return text
 
 
 def _plain(value: Any) -> Any:

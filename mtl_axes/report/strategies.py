@@ -23,8 +23,9 @@ def told(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     entries = list(_nested("outer", "outer", config.get("outer")))
     inner = config.get("inner")
     by_task = inner if isinstance(inner, Mapping) and "name" not in inner else {"": inner}
+    order = list(config.get("tasks") or by_task)
     shapes: list[tuple[Any, list[str]]] = []
-    for task, shape in by_task.items():
+    for task, shape in sorted(by_task.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)):
         known = next((tasks for other, tasks in shapes if other == shape), None)
         if known is None:
             shapes.append((shape, known := []))

@@ -80,7 +80,7 @@ def study(
         failures=tuple(failures),
         about={
             "title": title,
-            "created": "2026-11-20",
+            "created": "2026-11-20T08:15:30+00:00",
             "config": {"data": "simulated fleet", "batch size": 64},
             "versions": {"python": "3.11.2", "torch": "2.13.0", "mtl_axes": "0.5.0"},
         },

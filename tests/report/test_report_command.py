@@ -41,7 +41,7 @@ def test_the_report_of_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]
     text = (folder / "report.html").read_text()
     assert other.read_text() == text
     assert "Remaining life of engines" in text
-    assert "3 runs finished, 1 failed" in text
+    assert "3 runs finished, 1 failed. Created 2026-11-20 08:15 UTC." in text
 
 
 def test_a_folder_without_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -183,6 +183,22 @@ def test_a_cell_that_always_diverged_is_still_there() -> None:
     assert [cell.n for cell in results.summary("rmse")] == [5, 5, 5, 5, 0, 5]
 
 
+def test_cells_that_were_not_tried_are_in_no_effect() -> None:
+    """In a study of some cells, levels and interactions that share none with the reference are not asked about."""
+    results = simulated()
+    cells = [("fixed", "mse"), ("fixed", "huber"), ("gaba", "mse"), ("dwa", "huber")]
+    results = dataclasses.replace(
+        results, inner=(*INNER, "mae"), runs=tuple(run for run in results.runs if run.cell in cells)
+    )
+    assert [effect.label for effect in results.compare("rmse")] == ["fixed x huber", "dwa x huber", "gaba x mse"]
+    assert [(e.label, e.inner) for e in results.main_effect("rmse", "outer")] == [("dwa", ("huber",)), ("gaba", ("mse",))]
+    assert [(e.label, e.outer) for e in results.main_effect("rmse", "inner")] == [("huber", ("fixed",))]
+    assert [effect.label for effect in results.against_constants("rmse")] == ["dwa", "gaba"]
+    assert results.interactions("rmse") == []
+    without = dataclasses.replace(results, runs=tuple(run for run in results.runs if run.cell != ("fixed", "huber")))
+    assert [effect.label for effect in without.against_constants("rmse")] == ["gaba"]
+
+
 def test_identical_runs_and_one_seed_tell_nothing() -> None:
     """Without a spread nothing is distinguishable, whatever the mean, and nothing warns."""
     accuracies = [0.81, 0.83, 0.79, 0.80, 0.85]

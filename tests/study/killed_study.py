@@ -1,4 +1,4 @@
-"""A study that is killed: called with its folder and the number of workers; prints a line for each finished run."""
+"""A study that is killed: called with its folder, a number of workers and the name of a function of `training`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import training
 from mtl_axes.study import Study
 
 
-def main() -> None:
-    """Run the study, or go on with it."""
-    study = Study(
+def study(folder: Path) -> Study:
+    """Two cells with three seeds."""
+    return Study(
         outer=["fixed", {"name": "gaba", "warmup": 2}],
         inner=["mse"],
-        seeds=int(sys.argv[4]) if len(sys.argv) > 4 else 3,
-        out=Path(sys.argv[1]),
+        seeds=3,
+        out=folder,
         metrics={"rmse": "min"},
         compose={"tasks": ["a", "b"]},
     )
-    study.run(getattr(training, sys.argv[3]), workers=int(sys.argv[2]))
 
 
 if __name__ == "__main__":
-    main()
+    study(Path(sys.argv[1])).run(getattr(training, sys.argv[3]), workers=int(sys.argv[2]))

@@ -88,11 +88,10 @@ def leaving(criterion: MultiTaskCriterion, seed: int) -> dict[str, float]:
 
 
 def dying(criterion: MultiTaskCriterion, seed: int) -> dict[str, float]:
-    """Seed 1 takes its process with it, as the kernel does where memory ends."""
+    """Seed 1 takes its process with it, as the kernel does where memory ends; seed 2 raises."""
     if seed == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.2)
-    return {"rmse": float(seed)}
+    return _deeper() if seed == 2 else {"rmse": float(seed)}
 
 
 def counting(criterion: MultiTaskCriterion, seed: int) -> dict[str, float]:

@@ -1,0 +1,55 @@
+"""The pictures of the concepts page are those that its program draws."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+matplotlib = pytest.importorskip("matplotlib", reason="the pictures need matplotlib")
+import numpy as np  # noqa: E402
+from matplotlib import image  # noqa: E402
+
+DOCS = Path(__file__).parents[2] / "docs"
+# Mean difference of the pixels, of 1: lettering that another version of a font draws; a curve that moves gives more.
+LETTERING = 0.004
+
+
+@pytest.fixture(scope="module")
+def concepts() -> ModuleType:
+    """The program that draws them."""
+    sys.path.insert(0, str(DOCS / "builder"))
+    try:
+        spec = importlib.util.spec_from_file_location("concepts", DOCS / "builder" / "concepts.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(str(DOCS / "builder"))
+
+
+def difference(one: Path, other: Path) -> float:
+    """The mean difference of two pictures, 1 for pictures of different sizes."""
+    first, second = image.imread(one), image.imread(other)
+    return float(np.abs(first - second).mean()) if first.shape == second.shape else 1.0
+
+
+def test_the_pictures_are_those_of_the_program(concepts: ModuleType, tmp_path: Path) -> None:
+    """Each is shown on the page, and differs from a fresh one by no more than lettering does."""
+    concepts.draw_all(tmp_path)
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert drawn == sorted(path.name for path in (DOCS / "images").glob("concepts_*.png"))
+    for name in drawn:
+        assert f"(images/{name})" in (DOCS / "concepts.md").read_text()
+        assert difference(tmp_path / name, DOCS / "images" / name) < LETTERING, name
+
+
+def test_a_curve_that_moves_shows(concepts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With other norms the first picture is another one."""
+    monkeypatch.setattr(concepts, "NORMS", concepts.NORMS.new_tensor([3.0, 1.0]))
+    concepts.draw_all(tmp_path)
+    assert difference(tmp_path / "concepts_axes.png", DOCS / "images" / "concepts_axes.png") > LETTERING
