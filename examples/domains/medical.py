@@ -1,8 +1,8 @@
 """Medical imaging: lesions in slices of a chest, and which patients need treatment, of whom there are few.
 
-A patient is three slices of a body with two lungs, vessels, a spine and the texture of tissue. Some have lesions: blobs with
-ragged edges that reach over several slices, little brighter than vessels but wider. Who needs treatment follows from the share
-of the lungs that they fill, up to a doctor's doubt. Half of the patients have had their lesions drawn; everyone has a
+A patient is three slices of a body: lungs, vessels, a spine, the texture of tissue. Some have lesions: blobs with
+ragged edges that reach over several slices, wider and a little brighter than vessels. Who needs treatment follows from the
+share of the lungs they fill, up to a doctor's doubt. Half of the patients have had their lesions drawn; everyone has a
 diagnosis. Outer axis: uncertainty weighting, as the mean over thousands of pixels and that over a few patients have other
 noise. Inner axis: Tversky, which sees the lesions of a patient as one region and minds misses more than false alarms, and a
 class-balanced cross-entropy for the rare patients.

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -31,23 +32,16 @@ LEARNED_SOON = {
 def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[str]]]:
     """The folders and the lines of all programs with --quick, which run side by side."""
     out = tmp_path_factory.mktemp("domains")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = {
-        name: subprocess.Popen(
-            [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--out", str(out / name)],
-            env=environment,
-            cwd=out,
-            stdout=subprocess.PIPE,
-            stderr=(out / f"{name}.err").open("w"),
-            text=True,
-        )
-        for name in PROGRAMS
-    }
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--out", str(out / name)]
+        return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+
     found = {}
-    for name, process in started.items():
-        lines = process.communicate(timeout=240)[0].splitlines()
-        assert process.returncode == 0, (out / f"{name}.err").read_text()
-        found[name] = out / name, lines
+    with ThreadPoolExecutor() as pool:
+        for name, done in zip(PROGRAMS, pool.map(run, PROGRAMS), strict=True):
+            assert done.returncode == 0, done.stderr
+            found[name] = out / name, done.stdout.splitlines()
     return found
 
 
