@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,18 @@ def test_a_failure_never_takes_the_place_of_a_finished_run(tmp_path: Path) -> No
     assert job.run(training.fragile).error is None, "a run that another process has finished is not trained"
 
 
+def test_a_file_that_holds_another_run_does_not_count(tmp_path: Path) -> None:
+    """Whatever its name says: the configuration, the seed and the labels inside decide."""
+    job = small(tmp_path, seeds=[1])._job(("fixed", "mse"), 1, training.train)
+    good = Run("fixed", "mse", 1, {"rmse": 1.0}, config=job.config)
+    for other in ({"config": {**job.config, "study": {"lr": 0.1}}}, {"seed": 2}, {"inner": "huber"}):
+        job.save(replace(good, **other))
+        assert job.load() is None
+    job.save(good)
+    assert job.load() is not None
+    assert replace(job, metrics=("rmse", "mae")).load() is None, "a metric that the study asks for now was not measured"
+
+
 # What a training function may return
 
 
@@ -270,7 +283,8 @@ def test_the_constant_where_a_weighting_ended_is_its_mean_end_over_the_seeds(tmp
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()} == names
 
 
-def test_the_tuned_constant_is_chosen_on_the_other_seeds(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("direction", "sign"), [("min", 1.0), ("max", -1.0)])
+def test_the_tuned_constant_is_chosen_on_the_other_seeds(tmp_path: Path, direction: Any, sign: float) -> None:
     """Each seed takes the constant that was best on the others, and its figure is that of this constant with this seed."""
     table = {  # rmse of the constants by seed: each is the best of one seed
         "equal": (5.0, 5.0, 5.0),
@@ -284,14 +298,15 @@ def test_the_tuned_constant_is_chosen_on_the_other_seeds(tmp_path: Path) -> None
     def train(criterion: MultiTaskCriterion, seed: int) -> dict[str, float]:
         options = criterion.outer.options()
         name = "equal" if options.get("weights") is None else by_weights[json.dumps(options["weights"])]
-        return {"mae": 1.0, "rmse": table[name][seed] if "beta" not in options else -100.0}
+        return {"mae": 1.0, "rmse": sign * table[name][seed] if "beta" not in options else -100.0 * sign}
 
-    study = small(tmp_path, outer=["gaba"], seeds=3, baselines=["equal", "tuned"], metrics={"mae": None, "rmse": "min"})
+    metrics = {"mae": None, "rmse": direction}
+    study = small(tmp_path, outer=["gaba"], seeds=3, baselines=["equal", "tuned"], metrics=metrics)
     results = study.run(train, **quiet)
     assert results.outer == ("equal", "gaba", *[*table][1:], "tuned constant")
     rows = [run for run in results.runs if run.outer == "tuned constant"]
     # Best means of the others: 1.5 for seed 0, 4 for seed 1, 4.5 for seed 2.
-    assert [(run.seed, run.config["chosen"], run.metrics["rmse"]) for run in rows] == [
+    assert [(run.seed, run.config["chosen"], sign * run.metrics["rmse"]) for run in rows] == [
         (0, "a x 0.1", 9.0), (1, "a x 10", 8.0), (2, "a x 0.01", 9.0),
     ]  # fmt: skip
     assert "tuned constant" in results.constants
