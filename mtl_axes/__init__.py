@@ -12,9 +12,8 @@ from mtl_axes.inner import InnerShape, Reweighted, TargetWeight
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Probe
 from mtl_axes.registry import available, create, hookimpl, register_inner, register_outer, register_weight
-from mtl_axes.results import Results
 from mtl_axes.signals import Signals, StepReport, TaskInfo
-from mtl_axes.study import Outcome, Study
+from mtl_axes.study import Outcome, Results, Study
 
 __version__ = version
 

@@ -48,7 +48,7 @@ def study_code(
     options = {"tasks": list(tasks)}
     return "\n".join(
         [
-            "from mtl_axes.study import Study",
+            "from mtl_axes import Study",
             "",
             "# train(criterion, seed) is your own training; it returns what counts, as {'rmse': 12.3}",
             "Study(",

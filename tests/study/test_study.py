@@ -18,9 +18,9 @@ from training import Own
 from mtl_axes import MultiTaskCriterion, create
 from mtl_axes.errors import MtlAxesError, OptionError, StudyError
 from mtl_axes.history import History
-from mtl_axes.levels import label, tuned
-from mtl_axes.results import Results, Run
 from mtl_axes.study import Outcome, Study
+from mtl_axes.study.levels import label, tuned
+from mtl_axes.study.results import Results, Run
 
 TASKS = {"tasks": ["a", "b"]}
 quiet = {"progress": False}
@@ -107,7 +107,7 @@ def test_a_run_of_another_configuration_does_not_count(
 def test_another_version_or_training_function_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(tmp_path, seeds=1).run(training.repaired, **quiet)
     before = {path.name for path in (tmp_path / "runs").iterdir()}
-    monkeypatch.setattr("mtl_axes.study._VERSIONS", {"mtl_axes": "0.0", "torch": "0.0"})
+    monkeypatch.setattr("mtl_axes.study.grid._VERSIONS", {"mtl_axes": "0.0", "torch": "0.0"})
     assert len(small(tmp_path, seeds=1).run(training.repaired, **quiet).runs) == 1
     small(tmp_path, seeds=1).run(training.slow, **quiet)
     assert len({path.name for path in (tmp_path / "runs").iterdir()} - before) == 2

@@ -21,12 +21,12 @@ import torch
 from mtl_axes.__about__ import version
 from mtl_axes.composition import compose
 from mtl_axes.errors import MtlAxesError, OptionError, StudyError
-from mtl_axes.jobs import Job, Outcome, Train, as_read, described, write_whole
-from mtl_axes.levels import ended, levels, mean_ends, tuned
 from mtl_axes.options import check_number
-from mtl_axes.plan import Baseline, as_baselines, as_metrics, as_options, as_plain, as_seeds
-from mtl_axes.results import RUNS_FOLDER, STUDY_FILE, Direction, Results, Run
-from mtl_axes.workers import Bar, in_processes, in_turn
+from mtl_axes.study.jobs import Job, Outcome, Train, as_read, described, write_whole
+from mtl_axes.study.levels import ended, levels, mean_ends, tuned
+from mtl_axes.study.plan import Baseline, as_baselines, as_metrics, as_options, as_plain, as_seeds
+from mtl_axes.study.results import RUNS_FOLDER, STUDY_FILE, Direction, Results, Run
+from mtl_axes.study.workers import Bar, in_processes, in_turn
 
 __all__ = ["Baseline", "Outcome", "Study", "Train"]
 
