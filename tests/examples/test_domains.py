@@ -24,7 +24,7 @@ LEARNED_SOON = {
     "medical": "auc",
     "perception": "night_abs_rel",
     "recommender": "known_auc",
-    "speech": "wer",
+    "speech": "per",
 }
 
 
