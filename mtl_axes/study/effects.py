@@ -109,8 +109,20 @@ class Effect:
             return "higher" if self.mean > 0 else "lower"
         return "better" if (self.mean > 0) == (self.direction == "max") else "worse"
 
-    def in_words(self) -> str:
-        """Return one or two sentences: what differs, by how much, how sure that is, and how many seeds it would take."""
+    @property
+    def seeds_in_words(self) -> str:
+        """How many seeds an effect of this size would take, such as "about 34 seeds"; "" where that is not known."""
+        if self.seeds_needed is None:
+            return ""
+        many = self.seeds_needed > MOST_SEEDS
+        return f"more than {MOST_SEEDS:,} seeds" if many else f"about {self.seeds_needed:,} seeds"
+
+    def in_words(self, *, caution: bool = True) -> str:
+        """Return one or two sentences: what differs, by how much, how sure that is, and how many seeds it would take.
+
+        Args:
+            caution: say that what does not show may be there; False where it has been said.
+        """
         if self.n < 2 or self.sd == 0:
             return f"{self.metric}: {self._without_spread()}"
         few = "only " if self.n < FEW else ""
@@ -120,7 +132,7 @@ class Effect:
             corrected = f", corrected for {self.family} comparisons" if self.family > 1 else ""
             p = f"p = {self.p_adjusted:.3f}" if self.p_adjusted >= 0.001 else "p < 0.001"
             return f"{self.metric}: {self._claim()} ({told}; {p}{corrected})."
-        return f"{self.metric}: {self._no_claim()} ({told}). {self._what_it_would_take()}"
+        return f"{self.metric}: {self._no_claim()} ({told}). {self._what_it_would_take(caution)}".rstrip()
 
     def _difference(self) -> str:
         return number(self.mean, self.sd, sign=True)
@@ -149,20 +161,16 @@ class Effect:
         this, other = self._sides()
         return f"{this} is not distinguishable from {other}{self._averaged()}: {self._difference()}"
 
-    def _what_it_would_take(self) -> str:
+    def _what_it_would_take(self, caution: bool) -> str:
         if self.p < LEVEL:
             return (
                 f"Alone it would pass, but it is one of {self.family} comparisons, and among so many some look like this by "
                 "chance. More seeds would tell."
             )
         if self.seeds_needed is None:
-            return "That none shows does not mean that there is none."
-        many = self.seeds_needed > MOST_SEEDS
-        seeds = f"more than {MOST_SEEDS:,}" if many else f"about {self.seeds_needed:,}"
-        return (
-            f"An effect of this size would take {seeds} seeds to show; that {self.n} do not show one does not mean that "
-            "there is none."
-        )
+            return "That none shows does not mean that there is none." if caution else ""
+        end = f"; that {self.n} do not show one does not mean that there is none." if caution else "."
+        return f"An effect of this size would take {self.seeds_in_words} to show{end}"
 
     def _without_spread(self) -> str:
         this, other = self._sides()

@@ -25,15 +25,13 @@ from mtl_axes.options import check_number
 from mtl_axes.study.jobs import Job, Outcome, Train, as_read, described, write_whole
 from mtl_axes.study.levels import ended, levels, mean_ends, tuned
 from mtl_axes.study.plan import Baseline, as_baselines, as_metrics, as_options, as_plain, as_seeds
-from mtl_axes.study.results import RUNS_FOLDER, STUDY_FILE, Direction, Results, Run
+from mtl_axes.study.results import CHOSEN, ENDED, RUNS_FOLDER, STUDY_FILE, TUNED, Direction, Results, Run
 from mtl_axes.study.workers import Bar, in_processes, in_turn
 
 __all__ = ["Baseline", "Outcome", "Study", "Train"]
 
 Cell = tuple[str, str]
 
-_TUNED = "tuned constant"
-_ENDED = "constant where {} ended"
 _VERSIONS = {"mtl_axes": version, "torch": torch.__version__}
 
 
@@ -100,7 +98,7 @@ class Study:
         given = levels("outer", outer)
         added: dict[str, Any] = {"equal": "fixed"} if "equal" in self.baselines else {}
         self._tuned = self._tuned_levels() if "tuned" in self.baselines else {}
-        later = [_TUNED] * bool(self._tuned) + [_ENDED.format(label) for label in given if self._ends]
+        later = [TUNED] * bool(self._tuned) + [ENDED.format(label) for label in given if self._ends]
         taken = [label for label in given if label in {*added, *self._tuned, *later}]
         if taken:
             raise OptionError(
@@ -287,7 +285,7 @@ class Study:
             if cell[0] in self._adaptive:
                 level = ended(mean_ends(run) for run in runs if run.cell == cell)
                 if level is not None:
-                    at = (_ENDED.format(cell[0]), cell[1])
+                    at = (ENDED.format(cell[0]), cell[1])
                     jobs += [self._job(at, seed, train, level) for seed in self.seeds]
         return jobs
 
@@ -305,37 +303,36 @@ class Study:
         """Write the row of the tuned constant, and return the names of its files."""
         if not self._tuned:
             return []
-        runs = {(run.outer, run.inner, run.seed): run for run in self.results().runs}
+        results = self.results()
+        runs = {(run.outer, run.inner, run.seed): run for run in (*results.runs, *results.failures)}
         names = []
         for inner in self.inner:
             constants = [outer for outer, at in self.cells if at == inner and outer not in self._adaptive]
-            # Seeds that every constant finished: the others would favour whoever failed there.
-            seeds = [seed for seed in self.seeds if all((outer, inner, seed) in runs for outer in constants)]
-            for seed in seeds if constants else ():
-                chosen = self._best(
-                    constants, [[runs[outer, inner, at] for outer in constants] for at in seeds if at != seed]
-                )
+            for seed in self.seeds if constants else ():
+                others = [[runs[outer, inner, at] for outer in constants] for at in self.seeds if at != seed]
+                chosen = self._best(constants, others)
                 if chosen is not None:
                     run = runs[chosen, inner, seed]
-                    kept = replace(run, outer=_TUNED, seconds=0.0, config={**run.config, "chosen": chosen})
+                    kept = replace(run, outer=TUNED, seconds=0.0, config={**run.config, CHOSEN: chosen})
                     path = self._path(kept.cell, seed, kept.config)
                     write_whole(path, kept.to_json())
                     names.append(path.name)
         return names
 
     def _best(self, constants: Sequence[str], rows: Sequence[Sequence[Run]]) -> str | None:
-        """The constant with the best mean over rows, one of which is a seed; None without any finite mean."""
+        """The constant with the best mean over rows, one of which is a seed; None where each has a run that failed or whose
+        value is not finite."""
         metric, direction = next((name, way) for name, way in self.metrics.items() if way is not None)
         sign = 1 if direction == "min" else -1
-        totals = [sign * sum(run.metrics[metric] for run in column) for column in zip(*rows, strict=True)]
+        totals = [sign * sum(run.metrics.get(metric, math.nan) for run in column) for column in zip(*rows, strict=True)]
         finite = [(total, at) for at, total in enumerate(totals) if math.isfinite(total)]
         return constants[min(finite)[1]] if finite else None
 
     def _write(self, jobs: Sequence[Job], further: Sequence[str] = ()) -> None:
         """Keep what the study is, so that its folder can be read without it."""
-        outer = [*self.outer, *[_TUNED] * bool(self._tuned)]
+        outer = [*self.outer, *[TUNED] * bool(self._tuned)]
         if self._ends:
-            outer += [_ENDED.format(label) for label in self._adaptive]
+            outer += [ENDED.format(label) for label in self._adaptive]
         path = self.out / STUDY_FILE
         kept = {
             "outer": outer,

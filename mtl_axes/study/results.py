@@ -17,13 +17,16 @@ from typing import Any, Literal, NamedTuple
 from mtl_axes.errors import DataError, OptionError, UnknownNameError
 from mtl_axes.study.effects import Direction, Effect, Summary
 
-__all__ = ["STUDY_FILE", "Direction", "Effect", "Results", "Run", "Summary"]
+__all__ = ["CHOSEN", "ENDED", "STUDY_FILE", "TUNED", "Direction", "Effect", "Results", "Run", "Summary"]
 
 Axis = Literal["outer", "inner"]
 Cell = tuple[str, str]
 
 STUDY_FILE = "study.json"
 RUNS_FOLDER = "runs"
+TUNED = "tuned constant"
+ENDED = "constant where {} ended"
+CHOSEN = "chosen"  # in the configuration of a run that the tuned constant copies: the level that it is a run of
 _ROUNDING = 5e-7  # accuracies in float32 that all differ by 0.01 do so to within this; it is no spread between seeds
 
 
@@ -132,12 +135,51 @@ class Results:
 
     @property
     def constants(self) -> list[str]:
-        """The levels of the outer axis that are constant weights: all of their runs were made with ``fixed``."""
+        """The levels of the outer axis that are constant weights: all of their runs, failed ones too, were of ``fixed``."""
         names: dict[str, set[str | None]] = {}
-        for run in self.runs:
+        for run in (*self.runs, *self.failures):
             criterion = run.config.get("criterion") or {}
             names.setdefault(run.outer, set()).add((criterion.get("outer") or {}).get("name"))
         return [level for level in self.outer if names.get(level) == {"fixed"}]
+
+    @property
+    def copies(self) -> list[str]:
+        """The levels of the outer axis whose runs are those of other levels: the tuned constant."""
+        runs = (*self.runs, *self.failures)
+        return [level for level in self.outer if any(CHOSEN in run.config for run in runs if run.outer == level)]
+
+    def best_constant(self, metric: str) -> str | None:
+        """Return the constant weights that an adaptive weighting has to beat in a metric.
+
+        The tuned constant, for the metric that it was chosen by: the study's first with a direction. Else, of the constants
+        with a finite value in every run, the one with the best mean over the inner levels that all of these have. It is
+        chosen by the values that it is then judged by, and is somewhat worse than it looks.
+
+        Returns:
+            its label; None without constants of which each run has a finite value, and where the metric has no direction.
+
+        Raises:
+            UnknownNameError: no such metric.
+        """
+        found, direction = self._finite(metric), self.metrics.get(metric)
+        if direction is None:
+            return None
+        copies, tried = self.copies, self._tried()
+        if metric == next(name for name, way in self.metrics.items() if way is not None):
+            for level in copies:
+                if any(cell[0] == level for cell in found):
+                    return level
+        whole = [
+            level
+            for level in self.constants
+            if level not in copies and all(len(found.get(cell, ())) == len(self.seeds) for cell in tried if cell[0] == level)
+        ]
+        shared = [inner for inner in self.inner if whole and all((level, inner) in found for level in whole)]
+        if not shared:
+            return None
+        sign = 1 if direction == "min" else -1
+        totals = {level: sum(sum(found[level, inner].values()) for inner in shared) for level in whole}
+        return min(whole, key=lambda level: sign * totals[level])
 
     def summary(self, metric: str) -> list[Summary]:
         """Return n, mean and standard deviation of a metric in every cell that was tried.
@@ -184,8 +226,9 @@ class Results:
         number.
 
         The average is taken within each seed, over the levels of the other axis in which both have a finite value with some
-        seed, and over the seeds in which they have one with all of these levels. A level that was tried with no level of
-        the other axis that the reference's was tried with is left out.
+        seed, and over the seeds in which they have one with all of these levels. Inner levels are not averaged over the
+        tuned constant, whose runs are those of other levels and count once. A level that was tried with no level of the
+        other axis that the reference's was tried with is left out.
 
         Args:
             metric: its name.
@@ -203,28 +246,42 @@ class Results:
         others = [level for level in levels if level != base and self._between(axis, base, level, tried).plus]
         return self._effects(metric, [self._between(axis, base, level, found) for level in others])
 
-    def against_constants(self, metric: str) -> list[Effect]:
-        """Return every adaptive weighting minus every constant one, averaged over the inner axis as in :meth:`main_effect`,
+    def against_constants(self, metric: str, which: Literal["all", "best", "ended"] = "all") -> list[Effect]:
+        """Return every adaptive weighting minus constant ones, averaged over the inner axis as in :meth:`main_effect`,
         corrected for their number: whether it beats weights that never move.
 
+        Args:
+            metric: its name.
+            which: "all": minus each constant. "best": minus :meth:`best_constant`. "ended": minus the constant at which its
+                own runs ended.
+
         Raises:
+            OptionError: ``which`` is none of these.
             UnknownNameError: no such metric.
         """
+        if which not in ("all", "best", "ended"):
+            raise OptionError(f'`which` should be "all", "best" or "ended". Found {which!r}.')
         found, tried, constants = self._finite(metric), self._tried(), self.constants
-        adaptive = [level for level in self.outer if level not in constants]
-        pairs = [(constant, level) for level in adaptive for constant in constants]
+        best = self.best_constant(metric) if which == "best" else None
+        pairs = [
+            (constant, level)
+            for level in self.outer
+            if level not in constants and level not in self.copies
+            for constant in constants
+            if which == "all" or constant == (best if which == "best" else ENDED.format(level))
+        ]
         shared = [pair for pair in pairs if self._between("outer", *pair, tried).plus]
         return self._effects(metric, [self._between("outer", *pair, found) for pair in shared])
 
     def interactions(self, metric: str) -> list[Effect]:
         """Return the interaction of every pair of levels with the reference's levels, where all four cells were tried,
-        corrected for their number.
+        corrected for their number. The tuned constant, whose runs are those of other levels, is left out.
 
         Raises:
             UnknownNameError: no such metric.
         """
         outer, inner = self.reference
-        pairs = [(b, d) for b in self.outer if b != outer for d in self.inner if d != inner]
+        pairs = [(b, d) for b in self.outer if b != outer and b not in self.copies for d in self.inner if d != inner]
         crossed = [self._crossed((outer, b), (inner, d)) for b, d in pairs]
         tried = set(self._tried())
         return self._effects(metric, [contrast for contrast in crossed if {*contrast.plus, *contrast.minus} <= tried])
@@ -342,7 +399,8 @@ class Results:
             shared = tuple(inner for inner in self.inner if {(base, inner), (level, inner)} <= known)
             plus, minus = tuple((level, inner) for inner in shared), tuple((base, inner) for inner in shared)
             return _Contrast(level, base, "outer", (base, level), shared, plus, minus)
-        shared = tuple(outer for outer in self.outer if {(outer, base), (outer, level)} <= known)
+        own = [outer for outer in self.outer if outer not in self.copies]
+        shared = tuple(outer for outer in own if {(outer, base), (outer, level)} <= known)
         plus, minus = tuple((outer, level) for outer in shared), tuple((outer, base) for outer in shared)
         return _Contrast(level, base, "inner", shared, (base, level), plus, minus)
 

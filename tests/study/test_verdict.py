@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from mtl_axes.errors import OptionError
 from mtl_axes.study.results import Effect, Results, Run
 
 LEVELS = (("fixed", "mse"), ("fixed", "huber"), ("gaba", "mse"), ("gaba", "huber"))
@@ -121,24 +124,120 @@ def test_the_verdict_of_two_axes() -> None:
     told = grid(0, inner=-3.0).verdict("rmse")
     assert told[0] == "4 cells, 5 seeds; differences are taken within each seed."
     assert told[1] == "Constant weights, the baseline to beat: fixed."
-    assert re.fullmatch(r"rmse \(lower is better\): (fixed|gaba) x huber has the best mean, [0-9.]+\.", told[2])
-    assert "rmse: better than fixed x mse: fixed x huber, gaba x huber." in told
-    assert "rmse: not distinguishable from fixed x mse: gaba x mse." in told
-    assert any("gaba is not distinguishable from fixed, averaged over mse, huber" in sentence for sentence in told)
-    assert any("huber is better than mse, averaged over fixed, gaba: -" in sentence for sentence in told)
-    assert any(
-        "the effect of huber instead of mse under gaba is not distinguishable from that under fixed" in sentence
-        for sentence in told
+    assert told[2].startswith('"Not distinguishable" does not mean that there is no difference')
+    best = (
+        r"rmse \(lower is better\): (fixed|gaba) x huber has the best mean, [0-9.]+; it is better than fixed x mse, -3\.\d+ "
     )
+    assert re.match(best, told[3])
+    assert (
+        told[4] == "rmse, cells against fixed x mse: better: fixed x huber, gaba x huber; not distinguishable: gaba x mse."
+    )
+    assert told[5].startswith(
+        "rmse, outer axis against fixed: gaba is not distinguishable from fixed, averaged over mse, huber"
+    )
+    assert told[6].startswith("rmse, inner axis against mse: huber is better than mse, averaged over fixed, gaba: -")
+    assert "huber instead of mse under gaba is not distinguishable from that under fixed" in told[7] and len(told) == 8
 
 
 def test_the_verdict_of_an_interaction() -> None:
     """Axes that interact are said to, with the sign of (D - C) - (B - A)."""
     (sentence,) = [sentence for sentence in grid(0, inner=-1.0, interaction=4.0).verdict() if "interact" in sentence]
     assert re.match(
-        r"rmse: the axes interact: the effect of huber instead of mse under gaba minus that under fixed is \+[34]\.",
+        r"rmse, interactions with fixed and mse: the axes interact: the effect of huber instead of mse under gaba minus "
+        r"that under fixed is \+[34]\.",
         sentence,
     )
+
+
+ADAPTIVE = ("gaba", "dwa", "imtl")
+TUNED = ("rul x 0.01", "rul x 0.1", "rul x 10", "rul x 100")
+
+
+def large(spread: float = 0.3, best: str = "rul x 10") -> Results:
+    """Three adaptive weightings with all baselines, two shapes, five seeds and two metrics; gaba and one constant are
+    better than all others, by as much in both metrics."""
+    generator = np.random.default_rng(0)
+    outer = ("fixed", *ADAPTIVE, *TUNED, "tuned constant", *(f"constant where {name} ended" for name in ADAPTIVE))
+    better = {"gaba": 2.0, best: 1.0, "tuned constant": 1.0, "rul x 0.01": -3.0}
+    runs = []
+    for seed in range(5):
+        for level in outer:
+            name = level if level in ADAPTIVE else "fixed"
+            chosen = {"chosen": best} if level == "tuned constant" else {}
+            for shape in ("mse", "huber"):
+                value = better.get(level, 0.0) + spread * generator.normal()
+                config = {"criterion": {"outer": {"name": name}}, **chosen}
+                metrics = {"rmse": 14.0 + seed - value, "auc": 0.1 * value + 0.01 * seed}
+                runs.append(Run(level, shape, seed, metrics, config=config))
+    directions: dict[str, Any] = {"rmse": "min", "auc": "max"}
+    return Results(outer, ("mse", "huber"), (0, 1, 2, 3, 4), directions, ("fixed", "mse"), tuple(runs))
+
+
+def test_a_grid_of_real_size_is_told_in_what_can_be_read() -> None:
+    """At most ten sentences for a metric, each below 350 letters, and the caution once, also of both metrics."""
+    for spread in (0.3, 3.0):
+        results = large(spread)
+        for metric in results.metrics:
+            told = results.verdict(metric)
+            assert len(told) <= 10 and max(map(len, told)) < 350 and sum(map(len, told)) < 2_000
+        both = results.verdict()
+        assert len(both) <= 17 and sum("does not mean" in sentence for sentence in both) == 1
+        assert len(set(both)) == len(both)
+
+
+def test_adaptive_weightings_are_told_against_the_best_constant_alone() -> None:
+    """That is the tuned constant for the metric that it was chosen by, and for others the best on the same seeds, which is
+    said; and the constants where their own runs ended. Each is a family of its own."""
+    results = large()
+    assert results.best_constant("rmse") == "tuned constant" and results.best_constant("auc") == "rul x 10"
+    best, ended = results.against_constants("auc", "best"), results.against_constants("rmse", "ended")
+    assert [(effect.label, effect.against, effect.family) for effect in best] == [(n, "rul x 10", 3) for n in ADAPTIVE]
+    assert [(e.label, e.against, e.family) for e in ended] == [(n, f"constant where {n} ended", 3) for n in ADAPTIVE]
+    assert len(results.against_constants("rmse")) == 27
+    told = "\n".join(results.verdict())
+    how = r"rmse, adaptive weightings against the best constant \(tuned constant, chosen for each seed on the others\): "
+    assert re.search(how + r"better: gaba -[01]\.\d+ \(.*\); worse: ", told)
+    how = r"auc, adaptive weightings against the best constant \(rul x 10, chosen on these same seeds, which favours it\): "
+    assert re.search(how + r"better: gaba \+0\.1\d+ \(.*\); worse: ", told)
+    assert "rmse, adaptive weightings against the constants where they ended: better: gaba -" in told
+    with pytest.raises(OptionError, match='`which` should be "all", "best" or "ended"'):
+        results.against_constants("rmse", "tuned")  # type: ignore[arg-type]
+
+
+def test_the_best_constant_has_a_value_in_every_run() -> None:
+    """One that diverged with a seed is not the best, whatever its mean; without a direction there is none."""
+    results = large()
+    runs = [
+        replace(run, metrics={"rmse": math.inf, "auc": math.nan}) if (run.outer, run.seed) == ("rul x 10", 3) else run
+        for run in results.runs
+    ]
+    best = replace(results, runs=tuple(runs)).best_constant("auc")
+    assert best in results.constants and best != "rul x 10"
+    assert replace(results, metrics={"rmse": "min", "auc": None}).best_constant("auc") is None
+    assert not any("best constant" in sentence for sentence in replace(results, metrics={"auc": None}).verdict("auc"))
+
+
+def test_the_copies_of_the_tuned_constant_count_once() -> None:
+    """Its runs are those of other levels: inner shapes are not averaged over it, it has no interactions, and it is not the
+    best cell; its own level is compared like any other."""
+    results = large()
+    (effect,) = results.main_effect("rmse", "inner")
+    assert "tuned constant" not in effect.outer and len(effect.outer) == 11
+    assert not any("tuned constant" in effect.label for effect in results.interactions("rmse"))
+    assert "tuned constant" in [effect.label for effect in results.main_effect("rmse", "outer")]
+    raised = [
+        replace(run, metrics={"rmse": 0.0 + run.seed}) if run.outer == "tuned constant" else run for run in results.runs
+    ]
+    assert "gaba x" in next(line for line in replace(results, runs=tuple(raised)).verdict("rmse") if "best mean" in line)
+
+
+def test_a_mean_over_other_seeds_is_not_the_best() -> None:
+    """A cell that lacks the seed that is hard for all has a lower mean, and is not called the best for it."""
+    base = [10.0, 11.0, 30.0]
+    cells = {cell: [value + 0.1 * place for value in base] for place, cell in enumerate(LEVELS)}
+    cells["gaba", "huber"][2] = math.nan
+    told = study(cells).verdict()
+    assert any("fixed x mse has the best mean of the cells with a value for every seed, 17" in sentence for sentence in told)
 
 
 def test_verdicts_over_cells_that_are_equal() -> None:
@@ -160,34 +259,71 @@ def test_one_axis_alone_is_told_once() -> None:
 
 
 def test_many_levels_are_told_in_few_words() -> None:
-    """Of more than six differences of a kind only those that show are told, and the others are counted."""
+    """Those that show are told with their size, and of the others how many there are and the clearest."""
     generator = np.random.default_rng(1)
     of_seed = 14 + 5 * generator.normal(size=6)
     outer, inner = ("fixed", *(f"w{k}" for k in range(7))), ("mse", *(f"s{k}" for k in range(7)))
     cells = {(o, i): list(of_seed - 9.0 * (i == "s3") + 0.3 * generator.normal(size=6)) for o in outer for i in inner}
     told = study(cells).verdict()
-    assert any("s3 is better than mse, averaged over 8 levels of the outer axis: -" in sentence for sentence in told)
-    assert any(sentence.startswith("rmse: 49 of 49 interactions are not distinguishable from none") for sentence in told)
-    assert any(sentence.startswith("rmse: 7 of 7 levels of the outer axis are not disting") for sentence in told)
-    assert any(sentence.startswith("rmse: 6 of 7 levels of the inner axis are not disting") for sentence in told)
-    assert any("not distinguishable from fixed x mse: 55 cells" in sentence for sentence in told)
-    assert len(told) == 10
+    assert any(
+        re.search(r"axis against mse: better: s3 -\d.*; not distinguishable: 6 of 7, the clearest s", t) for t in told
+    )
+    assert any(
+        sentence.startswith("rmse, interactions with fixed and mse: not distinguishable: 49 of 49") for sentence in told
+    )
+    assert any(sentence.startswith("rmse, outer axis against fixed: not distinguishable: 7 of 7, ") for sentence in told)
+    assert any("better: 8 cells; not distinguishable: 55 cells." in sentence for sentence in told)
+    assert len(told) <= 8
+
+
+def test_differences_without_a_spread_are_told_apart() -> None:
+    """Levels with the same values, with a difference that never varies and with too few seeds are not among those that are
+    not distinguishable."""
+    base = [10.0, 13.0, 17.0]
+    cells = {
+        ("fixed", "mse"): base,
+        ("same", "mse"): base,
+        ("stiff", "mse"): [value + 1 for value in base],
+        ("gone", "mse"): [1.0, math.nan, math.nan],
+        ("near", "mse"): [10.5, 12.0, 17.75],
+    }
+    (sentence,) = [sentence for sentence in study(cells).verdict() if "outer axis" in sentence]
+    assert re.fullmatch(
+        r"rmse, outer axis against fixed: not distinguishable: near \+0\.08 \(.*\), of a size that takes about [0-9,]+ seeds "
+        r"to show; without two seeds in common: gone; the same values: same; a difference that is the same with each seed "
+        r"\(does the training function use its seed\?\): stiff\.",
+        sentence,
+    )
 
 
 def test_what_is_missing_is_said() -> None:
-    """Runs that diverged and runs that failed are in the verdict, and the former in the table."""
+    """Runs that diverged, that failed and that are still to be made are in the verdict, and the first in the table."""
     cells = {("fixed", "mse"): [1.0, 2.0, 3.5], ("gaba", "mse"): [1.5, math.nan, math.inf]}
     results = study(cells, failures=(Run("gaba", "huber", 0, error="no"), Run("gaba", "huber", 1, error="no")))
     results = Results(
         ("fixed", "gaba"), ("mse", "huber"), (0, 1, 2), {"rmse": "min"}, ("fixed", "mse"), results.runs, results.failures
     )
     told = results.verdict()
-    assert "2 runs of gaba x huber failed and cannot be counted." in told
-    assert any(sentence.startswith("rmse: 2 of 3 runs of gaba x mse gave no finite value (diverged?).") for sentence in told)
-    assert any("without two seeds in common with fixed x mse: gaba x mse, gaba x huber" in sentence for sentence in told)
+    assert "2 runs failed and cannot be counted: 2 of gaba x huber." in told
+    assert "1 run of these cells is still to be made." in told
+    assert any(
+        sentence.startswith("rmse: 2 runs gave no finite value (diverged?): 2 of 3 of gaba x mse. Means")
+        for sentence in told
+    )
+    assert any("without two seeds in common: gaba x mse, gaba x huber" in sentence for sentence in told)
     table = results.table()
     assert re.search(r"gaba +mse +1\* +1\.5", table) and re.search(r"gaba +huber +0 +-", table)
     assert "* gaba x mse: 2 runs without a finite value left out" in table
+
+
+def test_failures_of_many_cells_are_one_sentence() -> None:
+    """Their number, and the number of the cells."""
+    cells = {(f"w{k}", "mse"): [1.0, 2.0] for k in range(6)}
+    results = replace(
+        study(cells), reference=("w0", "mse"), failures=tuple(Run(f"w{k}", "huber", 0, error="no") for k in range(6))
+    )
+    results = replace(results, inner=("mse", "huber"))
+    assert "6 runs failed and cannot be counted: in 6 cells." in results.verdict()
 
 
 def test_the_table() -> None:
