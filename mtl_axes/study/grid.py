@@ -10,6 +10,7 @@ import json
 import math
 import platform
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -58,11 +59,12 @@ class Study:
 
             - ``"equal"``: 1/K each.
             - ``"ended"``: for every weighting that moves, and every inner level, the mean over its seeds of the weights in
-              the last tenth of its runs.
+              the last tenth of its runs. It changes, and is trained anew, when seeds are added.
             - ``"tuned"``: the first task at 0.01, 0.1, 10 and 100 times the weight of the second; of more than two tasks
               each in turn at 0.1 and 10 times the weight of the others. Beside them stands the row ``tuned constant``: for
               each seed the constant level that was best on the *other* seeds by the first metric with a direction, so that
-              no constant is judged by what it was chosen by. Its figures are those of the runs of that level.
+              no constant is judged by what it was chosen by. Its figures are those of the runs of that level. A constant of
+              which one of these runs failed, or gave no finite value, is not chosen.
         cells: pairs of labels, where not every pair of the given levels is to be trained.
         compose: further options for ``compose``, such as ``{"tasks": ["rul", "health"], "every": 10}``.
         config: whatever else the results depend on, as plain data: the learning rate, the number of steps, a digest of the
@@ -283,7 +285,15 @@ class Study:
         jobs = []
         for cell in self.cells:
             if cell[0] in self._adaptive:
-                level = ended(mean_ends(run) for run in runs if run.cell == cell)
+                mine = [run for run in runs if run.cell == cell]
+                level = ended(map(mean_ends, mine))
+                if level is None and mine:
+                    warnings.warn(
+                        f'The baseline "ended" needs the weights of {cell[0]} x {cell[1]}. Found none in its histories, and '
+                        "leaves that constant out. Train with the criterion that is passed in, or return "
+                        "Outcome(metrics, history=History(criterion)) of the one that trains, and take another folder.",
+                        stacklevel=3,
+                    )
                 if level is not None:
                     at = (ENDED.format(cell[0]), cell[1])
                     jobs += [self._job(at, seed, train, level) for seed in self.seeds]

@@ -465,12 +465,15 @@ class Results:
         """
         path = Path(folder) / STUDY_FILE
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return cls._read(path, json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"A study's folder should hold a readable {STUDY_FILE}. Found none in `{folder}` ({error}). Pass the folder "
-                "that `Study(out=...)` was given."
+                f"A study's folder should hold a readable {STUDY_FILE}. Found none in `{folder}` "
+                f"({type(error).__name__}: {error}). Pass the folder that `Study(out=...)` was given."
             ) from error
+
+    @classmethod
+    def _read(cls, path: Path, kept: Mapping[str, Any]) -> Results:
         runs: list[Run] = []
         failures: list[Run] = []
         for name in kept["runs"]:

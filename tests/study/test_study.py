@@ -16,7 +16,7 @@ import training
 from training import Own
 
 from mtl_axes import MultiTaskCriterion, create
-from mtl_axes.errors import MtlAxesError, OptionError, StudyError
+from mtl_axes.errors import DataError, MtlAxesError, OptionError, StudyError
 from mtl_axes.history import History
 from mtl_axes.study import Outcome, Study
 from mtl_axes.study.levels import label, tuned
@@ -317,6 +317,41 @@ def test_the_tuned_constant_is_chosen_on_the_other_seeds(tmp_path: Path, directi
 def test_one_seed_leaves_no_others_to_tune_on(tmp_path: Path) -> None:
     results = small(tmp_path, outer=["gaba"], seeds=1, baselines=["tuned"]).run(training.train, **quiet)
     assert "tuned constant" not in {run.outer for run in results.runs} and len(results.runs) == 5
+
+
+def test_a_constant_that_fails_leaves_the_tuned_one_in_place(tmp_path: Path) -> None:
+    """It is not chosen, and the choice among the others has all seeds; where the chosen one fails, so does the tuned one."""
+    values = {0.01 / 1.01: 4.0, 0.1 / 1.1: 3.0, 10 / 11: 2.0}
+
+    def train(criterion: MultiTaskCriterion, seed: int) -> dict[str, float]:
+        value = values.get((criterion.outer.options().get("weights") or {}).get("a", 0.0))
+        if value is None or (value == 2.0 and seed == 1):
+            raise FloatingPointError("diverged")
+        return {"rmse": value + seed}
+
+    results = small(tmp_path, outer=["gaba"], seeds=3, baselines=["tuned"]).run(train, **quiet)
+    rows = {run.seed: run.config["chosen"] for run in results.runs if run.outer == "tuned constant"}
+    failed = {run.seed: run.config["chosen"] for run in results.failures if run.outer == "tuned constant"}
+    assert rows == {0: "a x 0.1", 2: "a x 0.1"} and failed == {1: "a x 10"}
+    assert "a x 100" in results.constants and "a x 100" not in {effect.label for effect in results.against_constants("rmse")}
+
+
+def test_weights_that_nobody_recorded_are_missed(tmp_path: Path) -> None:
+    """A function that trains another criterion than it is given leaves no weights to end at, and the study says so."""
+
+    def train(criterion: MultiTaskCriterion, seed: int) -> dict[str, float]:
+        return {"rmse": float(seed)}
+
+    with pytest.warns(UserWarning, match='The baseline "ended" needs the weights of gaba x mse'):
+        results = small(tmp_path, outer=["gaba"], baselines=["ended"]).run(train, **quiet)
+    assert results.cells == [("gaba", "mse")]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"runs": 1}', "{"])
+def test_another_file_of_that_name_is_no_study(tmp_path: Path, text: str) -> None:
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(DataError, match=r"should hold a readable study\.json. Found none in"):
+        Results.load(tmp_path)
 
 
 def test_more_tasks_are_tuned_one_at_a_time() -> None:

@@ -289,9 +289,9 @@ def test_differences_without_a_spread_are_told_apart() -> None:
     }
     (sentence,) = [sentence for sentence in study(cells).verdict() if "outer axis" in sentence]
     assert re.fullmatch(
-        r"rmse, outer axis against fixed: not distinguishable: near \+0\.08 \(.*\), of a size that takes about [0-9,]+ seeds "
-        r"to show; without two seeds in common: gone; the same values: same; a difference that is the same with each seed "
-        r"\(does the training function use its seed\?\): stiff\.",
+        r"rmse, outer axis against fixed: not distinguishable: near \+0\.08 \(.*\), of a size that takes about [0-9,]+ "
+        r"seeds to show; without two seeds in common: gone; the same values: same; a difference that is the same with each "
+        r"seed \(does the training function use its seed\?\): stiff\.",
         sentence,
     )
 
