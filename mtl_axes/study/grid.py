@@ -41,9 +41,9 @@ class Study:
 
     Each run calls ``train(criterion, seed)`` with a fresh criterion; ``random``, NumPy and torch are seeded before. A run
     counts as finished when its file is whole and all that it is known to depend on is the same: labels, seed, the
-    configuration of the criterion, ``config``, the name of the training function, the versions of mtl_axes and torch. So a
-    study that was killed goes on where it stopped when it is run again, and one that gains a level or a seed trains what is
-    new. A change in the code of the training function is not seen: name it in ``config``, or take another folder.
+    configuration of the criterion, ``config``, the name of the training function with the numbers and texts that
+    ``functools.partial`` has bound to it, the versions of mtl_axes and torch. So a study that was killed goes on where it
+    stopped when it is run again, and one that gains a level or a seed trains what is new. A change in the code of the training function is not seen: name it in ``config``, or take another folder.
 
     Args:
         outer: levels of the outer axis: a list of whatever ``compose`` takes, or a mapping from labels to such.
@@ -374,6 +374,13 @@ def _created(path: Path) -> str | None:
 
 
 def _name(train: Any) -> str:
+    """The name of a training function, and what functools.partial has bound to it as far as that is plain data."""
+    bound: list[str] = []
     while isinstance(train, functools.partial):
+        given = [("", value) for value in train.args] + [
+            (f"{name}=", value) for name, value in sorted(train.keywords.items())
+        ]
+        bound += [f"{name}{value!r}" for name, value in given if isinstance(value, (bool, int, float, str, type(None)))]
         train = train.func
-    return str(getattr(train, "__qualname__", type(train).__qualname__))
+    name = str(getattr(train, "__qualname__", type(train).__qualname__))
+    return f"{name}({', '.join(bound)})" if bound else name

@@ -90,6 +90,24 @@ def test_finished_runs_are_not_repeated(tmp_path: Path, monkeypatch: pytest.Monk
     assert trained() == ["0", "1", "7", "1"] and len(results.runs) == 2
 
 
+def test_what_partial_binds_is_a_part_of_the_function(tmp_path: Path) -> None:
+    """Other numbers are trained again, as another configuration would be; the same ones are not, in whatever order."""
+    trained = []
+
+    def train(criterion: MultiTaskCriterion, seed: int, *, lr: float, name: str, data: Any = None) -> dict[str, float]:
+        trained.append(lr)
+        return {"rmse": lr}
+
+    def run(function: Any) -> set[float]:
+        return {run.metrics["rmse"] for run in small(tmp_path, seeds=1).run(function, **quiet).runs}
+
+    assert run(partial(train, lr=0.1, name="x", data=object())) == {0.1}
+    assert run(partial(train, lr=0.2, name="x")) == {0.2}
+    assert run(partial(train, name="x", lr=0.2, data=object())) == {0.2}
+    assert run(partial(partial(train, name="x"), lr=0.1)) == {0.1}
+    assert trained == [0.1, 0.2]
+
+
 @pytest.mark.parametrize(
     "changed", [{"config": {"lr": 0.1}}, {"compose": {**TASKS, "every": 2}}, {"inner": {"mse": {"name": "huber"}}}]
 )
