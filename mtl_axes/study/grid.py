@@ -43,7 +43,8 @@ class Study:
     counts as finished when its file is whole and all that it is known to depend on is the same: labels, seed, the
     configuration of the criterion, ``config``, the name of the training function with the numbers and texts that
     ``functools.partial`` has bound to it, the versions of mtl_axes and torch. So a study that was killed goes on where it
-    stopped when it is run again, and one that gains a level or a seed trains what is new. A change in the code of the training function is not seen: name it in ``config``, or take another folder.
+    stopped when it is run again, and one that gains a level or a seed trains what is new. A change
+    in the code of the training function is not seen: name it in ``config``, or take another folder.
 
     Args:
         outer: levels of the outer axis: a list of whatever ``compose`` takes, or a mapping from labels to such.
@@ -183,15 +184,16 @@ class Study:
 
     def _cells(self, given: Iterable[str], cells: Sequence[Cell] | None) -> list[Cell]:
         """The cells of the grid: those that were asked for, or all; the baselines with each inner level of these."""
-        wanted = [(outer, inner) for outer in given for inner in self.inner] if cells is None else [*map(tuple, cells)]
+        wanted = [(outer, inner) for outer in given for inner in self.inner] if cells is None else list(cells)
         if not wanted:
             raise OptionError("`cells` should hold at least one pair of labels. Found none.")
         for cell in wanted:
-            if len(cell) != 2 or cell[0] not in given or cell[1] not in self.inner:
+            if not isinstance(cell, (tuple, list)) or len(cell) != 2 or cell[0] not in given or cell[1] not in self.inner:
                 raise OptionError(
                     f"`cells` should hold pairs of a label of `outer` ({', '.join(given)}) and one of `inner` "
                     f"({', '.join(self.inner)}). Found {cell!r}."
                 )
+        wanted = [(outer, inner) for outer, inner in wanted]
         used = {inner for _, inner in wanted}
         own = set(given)
         return [
@@ -204,7 +206,7 @@ class Study:
     def _reference(self, reference: Cell | None) -> Cell:
         if reference is None:
             return self.cells[0]
-        if tuple(reference) not in self.cells:
+        if not isinstance(reference, (tuple, list)) or tuple(reference) not in self.cells:
             raise OptionError(
                 f"`reference` should be one of the study's cells: {', '.join(map(repr, self.cells))}. Found {reference!r}."
             )

@@ -302,7 +302,8 @@ class Results:
 
     def pareto(self, first: str, second: str) -> list[Cell]:
         """Return the cells that no other cell dominates in the means of two metrics: is at least as good in both and better
-        in one. It describes these means; whether two cells differ is what :meth:`compare` says.
+        in one. It describes these means; whether two cells differ is what :meth:`compare` says. A cell that lacks a finite
+        value with a seed that others have one with is left out: its means are not of the same seeds.
 
         Raises:
             UnknownNameError: no such metric.
@@ -320,15 +321,14 @@ class Results:
                     f"{metric!r}. Pass it to the study: `metrics={{{metric!r}: 'min'}}`."
                 )
             signs.append(1 if direction == "min" else -1)
-        pairs = [
-            ((one.outer, one.inner), (signs[0] * one.mean, signs[1] * two.mean))
-            for one, two in zip(self.summary(first), self.summary(second), strict=True)
-            if one.n and two.n
-        ]
-        if not pairs:
+        found = [self._finite(metric) for metric in (first, second)]
+        seeds = {seed for cells in found for values in cells.values() for seed in values}
+        whole = [cell for cell in self.cells if all(cells.get(cell, {}).keys() == seeds for cells in found)]
+        if not whole:
             return []
-        front = statistics.pareto([costs for _, costs in pairs])
-        return [cell for (cell, _), kept in zip(pairs, front, strict=True) if kept]
+        means = [[math.fsum(cells[cell].values()) / len(seeds) for cells in found] for cell in whole]
+        front = statistics.pareto([[sign * mean for sign, mean in zip(signs, both, strict=True)] for both in means])
+        return [cell for cell, kept in zip(whole, front, strict=True) if kept]
 
     def verdict(self, metric: str | None = None) -> list[str]:
         """Return what the study says, in plain sentences: what could not be counted, whether there are seeds enough, the

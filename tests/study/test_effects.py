@@ -249,6 +249,22 @@ def test_the_front_of_two_metrics() -> None:
         results.pareto("rmse", "loss")
 
 
+def test_a_cell_that_lacks_the_hard_seed_is_not_on_the_front() -> None:
+    """It is worse with every seed that it has, and its means are better for the one that it has not."""
+    hard = {0: 10.0, 1: 11.0, 2: 30.0}
+
+    def value(outer: str, inner: str, seed: int) -> dict[str, float] | None:
+        worse = (outer, inner) != ("fixed", "mse")
+        if worse and seed == 2:
+            return None
+        return {"rmse": hard.get(seed, 12.0) + worse, "mae": hard.get(seed, 12.0) + worse}
+
+    results = study(value, rmse="min", mae="min")
+    means = {(cell.outer, cell.inner): cell.mean for cell in results.summary("rmse")}
+    assert means["fixed", "mse"] > means["fixed", "huber"]
+    assert results.pareto("rmse", "mae") == [("fixed", "mse")]
+
+
 def test_unknown_names_are_errors() -> None:
     """An unknown metric, label or axis is an error that lists those that there are."""
     results = simulated()
