@@ -88,7 +88,7 @@ class MultiTaskMixin(_Base):
     - Learnable parameters of the criterion get a group of the optimizer without weight decay, also of an optimizer that you
       gave, unless it has them. Clipping does not see them.
     - Training logs gain ``mtl/loss/TASK``, ``mtl/weight/TASK`` and ``mtl/norm/TASK``: means since the last log, over calls
-      and then over ranks.
+      and then over ranks; with a :class:`mtl_axes.History` also what it adds to ``criterion.log_dict()``.
     - Evaluation logs gain ``eval_loss_TASK``: means over the labels of the whole evaluation set. ``eval_loss`` is the
       Trainer's mean of the batches' sums with reference weights. ``label_ids`` has every task: NaN, or -100 for classes,
       where a label is missing, and floats but for classes.

@@ -52,7 +52,8 @@ class MultiTaskCallback(Callback):
       ``criterion.replaying`` is True then, or name a method for it in ``replay``. Under manual optimization, where
       ``training_step`` steps the optimizer, the module does it itself, with ``criterion.after_step()``.
     - Metrics: ``loss/TASK``, ``weight/TASK`` and ``norm/TASK``, means since they were last logged, through ``log_dict`` of
-      the module at every ``log_every_n_steps``; with several criteria after their names, as in ``aux/loss/TASK``. Under DDP
+      the module at every ``log_every_n_steps``; with several criteria after their names, as in ``aux/loss/TASK``; with a
+      :class:`mtl_axes.History` also what it adds to ``criterion.log_dict()``. Under DDP
       the losses are those of each rank, as for any ``self.log``. Only then does it wait for the device, and for the loss
       scale of a window that is pending.
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from mtl_axes.statistics import bootstrap_interval, t_interval
+from mtl_axes.study.statistics import bootstrap_interval, t_interval
 
 SEEDS = (3, 5, 10)
 DRAWS = 2_000

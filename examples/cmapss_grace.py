@@ -34,8 +34,8 @@ from cmapss.runs import runs_of, write_results
 from cmapss.simulator import SimulatedFleet
 from cmapss.train import Recipe, Training, ridge_baselines
 
+from mtl_axes import Study
 from mtl_axes.errors import MtlAxesError
-from mtl_axes.study import Study
 
 STEPS, SIMULATED_STEPS, QUICK_STEPS = 600, 450, 160
 

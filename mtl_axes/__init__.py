@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mtl_axes import errors, probes
 from mtl_axes.__about__ import version
+from mtl_axes.advise import advise
 from mtl_axes.composition import compose
 from mtl_axes.criterion import MultiTaskCriterion
 from mtl_axes.history import History
@@ -11,9 +12,8 @@ from mtl_axes.inner import InnerShape, Reweighted, TargetWeight
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Probe
 from mtl_axes.registry import available, create, hookimpl, register_inner, register_outer, register_weight
-from mtl_axes.results import Results
 from mtl_axes.signals import Signals, StepReport, TaskInfo
-from mtl_axes.study import Outcome, Study
+from mtl_axes.study import Outcome, Results, Study
 
 __version__ = version
 
@@ -31,6 +31,7 @@ __all__ = [
     "Study",
     "TargetWeight",
     "TaskInfo",
+    "advise",
     "available",
     "compose",
     "create",

@@ -79,7 +79,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _report(folder: Path, output: str | None) -> int:
     # Imported here: no other command needs what reads and draws a study.
     from mtl_axes.report import write_report
-    from mtl_axes.results import Results
+    from mtl_axes.study.results import Results
 
     try:
         print(write_report(Results.load(folder), output or folder / "report.html"))

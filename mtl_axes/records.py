@@ -174,7 +174,7 @@ class Records(nn.Module):
         return rows
 
     def news(self) -> dict[str, float]:
-        """Return means of ``share/TASK``, ``cosine/A/B`` and ``floor/TASK`` over the rows since the last call; and ``skipped``.
+        """Return means of ``share/TASK``, ``cosine/A/B`` and ``floor/TASK`` over the rows since the last call; ``skipped``.
 
         ``criterion.log_dict()`` asks for it, so that trainers log it. Reads the device.
         """

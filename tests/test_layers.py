@@ -44,18 +44,11 @@ ALLOWED["testing"] = ALLOWED["composition"] | {"composition", "describe"}
 SEEING = ALLOWED["composition"] | {"composition", "describe"}
 ALLOWED["history_plot"] = set()
 ALLOWED["history"] = SEEING | {"history_plot", "records"}
-ALLOWED["statistics"] = ALLOWED["effects"] = BASE
-ALLOWED["verdict"] = BASE | {"effects"}
-ALLOWED["results"] = BASE | {"effects", "statistics", "verdict"}
-ALLOWED["jobs"] = SEEING | {"history", "results"}
-ALLOWED["levels"] = SEEING | {"results"}
-ALLOWED["plan"] = BASE | {"results"}
-ALLOWED["workers"] = SEEING | {"jobs", "results"}
-ALLOWED["study"] = SEEING | {"jobs", "levels", "plan", "report", "results", "workers"}
-ALLOWED["report"] = SEEING | {"effects", "results", "statistics"}
+ALLOWED["study"] = SEEING | {"history", "report"}
+ALLOWED["report"] = SEEING | {"study"}
 ALLOWED["advise"] = SEEING | {"history"}
-ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "results", "study"}
-ALLOWED["cli"] = {"__about__", "advise", "describe", "errors", "registry", "report", "results"}
+ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "study"}
+ALLOWED["cli"] = {"__about__", "advise", "describe", "errors", "registry", "report", "study"}
 ALLOWED["__main__"] = {"cli"}
 
 OTHERS = {"torch", "pluggy"}
@@ -65,9 +58,7 @@ EXTRAS: dict[str, set[str]] = {
     "history": {"matplotlib"},  # for its types
     "history_plot": {"matplotlib", "numpy"},
     "report": {"jinja2", "vl_convert"},
-    "jobs": {"numpy"},
-    "statistics": {"numpy", "scipy"},
-    "workers": {"tqdm"},
+    "study": {"numpy", "scipy", "tqdm"},
 }
 STANDARD = set(sys.stdlib_module_names)
 

@@ -14,9 +14,9 @@ import torch
 from playwright.sync_api import sync_playwright
 from torch import nn
 
+from mtl_axes import Study
 from mtl_axes.criterion import MultiTaskCriterion
-from mtl_axes.jobs import Outcome
-from mtl_axes.study import Study
+from mtl_axes.study.jobs import Outcome
 
 TARGET = Path(__file__).parents[1] / "images" / "report.png"
 LIFE = 125.0

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtl_axes.results import Results
-from mtl_axes.results import Run as Kept
 from mtl_axes.study import Outcome
+from mtl_axes.study.results import Results
+from mtl_axes.study.results import Run as Kept
 
 from .methods import TASKS, Cell
 
@@ -23,8 +23,8 @@ HEADER = (
 class Run:
     """What a finished run measured.
 
-    ``weights`` and ``losses`` are per step, ``norms`` at ``norm_steps``, which count from 0; ``selection`` pairs a step, from
-    1 on, with the RMSE of its checkpoint.
+    ``weights`` and ``losses`` are per step, ``norms`` at ``norm_steps``, which count from 0; ``selection`` pairs a step,
+    from 1 on, with the RMSE of its checkpoint.
     """
 
     rmse: float
@@ -46,7 +46,7 @@ class Run:
 
     def outcome(self) -> Outcome:
         """What a study keeps: the history has a row per step."""
-        steps = range(1, len(self.weights) + 1)
+        steps = list(range(1, len(self.weights) + 1))
         norms = {at + 1: row for at, row in zip(self.norm_steps, self.norms, strict=True)}
         chosen = dict(self.selection)
         history: dict[str, Sequence[float | None]] = {"step": steps, "selection": [chosen.get(step) for step in steps]}

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mtl_axes.study import Study
+from mtl_axes import Study
 
 Metrics = Mapping[str, float]
 

@@ -26,7 +26,7 @@ def drawn(advice: Advice, path: str | Path | None) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MtlAxesError(
-            "A picture of advice is drawn by matplotlib, which is not installed. pip install 'mtl_axes[examples]', or print "
+            "A picture of advice is drawn by matplotlib, which is not installed. pip install 'mtl_axes[report]', or print "
             "the advice."
         ) from error
     rows = max(len(advice.candidates), len(advice.costs), 4)

@@ -48,7 +48,7 @@ def study_code(
     options = {"tasks": list(tasks)}
     return "\n".join(
         [
-            "from mtl_axes.study import Study",
+            "from mtl_axes import Study",
             "",
             "# train(criterion, seed) is your own training; it returns what counts, as {'rmse': 12.3}",
             "Study(",
@@ -57,7 +57,8 @@ def study_code(
             "    seeds=5,",
             "    out='runs/advice',",
             "    metrics={'rmse': 'min'},",
-            "    baselines=('ended', 'tuned'),",
+            # One task has no weights to tune.
+            *(["    baselines=('ended', 'tuned'),"] if len(tasks) > 1 else []),
             *_argument("compose", options),
             ").run(train)",
         ]

@@ -162,8 +162,8 @@ class Guard:
         # Steps end by the clock, at which ranks differ: those that go on would wait for the others for ever.
         if isinstance(module, DistributedDataParallel) or type(module).__name__.startswith(("FSDP", "FullySharded")):
             raise DataError(
-                f"advise() should run a model of one process. Found {type(module).__name__}, which waits for other ranks. Call "
-                "it before the model is wrapped, or with what is inside the wrapper."
+                f"advise() should run a model of one process. Found {type(module).__name__}, which waits for other ranks. "
+                "Call it before the model is wrapped, or with what is inside the wrapper."
             )
         for part in module.modules():
             if part in self._modules:

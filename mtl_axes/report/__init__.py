@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtl_axes.report.content import content
-from mtl_axes.results import Results
+from mtl_axes.study.results import Results
 
 __all__ = ["write_report"]
 

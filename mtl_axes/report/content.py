@@ -10,10 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from mtl_axes.__about__ import version
-from mtl_axes.effects import Effect
 from mtl_axes.report.strategies import told
 from mtl_axes.report.thinning import histories, predictions, rounded
-from mtl_axes.results import Results
+from mtl_axes.study.effects import Effect
+from mtl_axes.study.results import Results
 
 __all__ = ["content"]
 

@@ -101,7 +101,7 @@ function drawInteraction() {
     mean,
     told: number(mean, scale) + (Number.isFinite(sd) ? ` ± ${number(sd, scale)}` : ""),
   }));
-  const x = { field: "inner", type: "nominal", sort: study.inner, title: "inner shape", axis: { labelAngle: study.inner.length > 4 ? -35 : 0, labelLimit: 110, labelOverlap: false }, scale: { padding: 0.3 } };
+  const x = { field: "inner", type: "nominal", sort: study.inner, title: "inner shape", axis: { labelAngle: study.inner.length > 4 ? -35 : 0, labelLimit: 110, labelOverlap: false }, scale: { padding: 0.5 } };
   const y = { field: "mean", type: "quantitative", title: `mean ${about.name} (${better(about)})`, scale: { zero: false }, axis: { tickCount: 5 } };
   const tooltip = [{ field: "outer", title: "outer" }, { field: "inner", title: "inner" }, { field: "told", title: "mean" }];
   return draw(place, `Mean ${about.name} over inner shapes, one line for each outer weighting.`, {

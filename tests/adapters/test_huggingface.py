@@ -26,6 +26,7 @@ from transformers import BertTokenizerFast, DataCollatorWithPadding, Trainer, Tr
 
 from mtl_axes import compose
 from mtl_axes.errors import DataError, GraphError, OptionError, StateError
+from mtl_axes.history import History
 
 pytestmark = [
     # Deprecated names that both major versions know, and what the Trainer does to itself.
@@ -287,17 +288,23 @@ def test_the_logged_losses_add_up_to_the_logged_loss(tmp_path: Path) -> None:
 
 
 def test_tensorboard_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event file that the Trainer's own callback writes has a curve per task, of training and of evaluation."""
+    """The event file that the Trainer's own callback writes has a curve per task, of training and of evaluation; with a
+    history also of the shares, and of the windows that were skipped: none, by the Trainer's cleaning up."""
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
     trainer = trainer_of(
         tmp_path, bert(), texts(), eval_dataset=texts(8, 1), report_to="tensorboard", max_steps=2, eval_strategy="steps"
     )
-    attach(trainer, composed()).train()
+    criterion = composed()
+    History(criterion)
+    attach(trainer, criterion).train()
     (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents*")}
     events = EventAccumulator(str(folder)).Reload()
     tags = events.Tags()["scalars"]
     assert {"train/mtl/loss/score", "train/mtl/weight/score", "train/mtl/norm/score", "eval/loss_score"} <= set(tags)
     assert len(events.Scalars("train/mtl/weight/score")) == 2
+    assert {"train/mtl/share/score", "train/mtl/floor/score"} <= set(tags)
+    assert [event.value for event in events.Scalars("train/mtl/skipped")] == [0, 0]
+    assert criterion.history.skipped == 0
 
 
 # Evaluation

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mtl_axes import MultiTaskCriterion, compose
 from mtl_axes.errors import GraphError, OptionError, StateError
+from mtl_axes.history import History
 
 pl = pytest.importorskip("lightning.pytorch")
 from lightning.fabric import Fabric  # noqa: E402
@@ -329,9 +330,11 @@ def test_the_loggers_see_means_by_task(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_norms_are_logged_whatever_the_probe(probe: str) -> None:
-    """A lagged probe's norms reach the log too, though a commit between two calls collects them."""
-    metrics = fit(Net(criterion_for("gaba", probe=probe)), trainer_for(accumulate_grad_batches=2)).callback_metrics
-    assert {"norm/rul", "norm/health"} <= set(metrics)
+    """A lagged probe's norms reach the log too, though a commit between two calls collects them; and what a history adds."""
+    criterion = criterion_for("gaba", probe=probe)
+    History(criterion)
+    metrics = fit(Net(criterion), trainer_for(accumulate_grad_batches=2)).callback_metrics
+    assert {"norm/rul", "norm/health", "share/rul", "floor/health", "skipped"} <= set(metrics)
 
 
 def test_several_criteria_are_kept_apart() -> None:

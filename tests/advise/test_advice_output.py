@@ -121,6 +121,6 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
         return before(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(MtlAxesError, match=r"pip install 'mtl_axes\[examples\]'"):
+    with pytest.raises(MtlAxesError, match=r"pip install 'mtl_axes\[report\]'"):
         found.plot()
     assert str(found)

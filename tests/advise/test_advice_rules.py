@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
+from pathlib import Path
 
 import pytest
-import torch
 from advised import Engine, engine_batches, linear, spread
 from torch import Tensor, nn
 
-from mtl_axes import compose
+from mtl_axes import MultiTaskCriterion, compose
 from mtl_axes.advise import Advice, advise
 
 
@@ -156,29 +157,34 @@ def test_a_regression_is_referred_to_the_inner_axis() -> None:
     assert "inner axis" not in rules(advise(compose(), Classes(), batches, candidates=[], seconds=30))
 
 
-def test_the_code_that_settles_it_runs_on_the_users_shapes() -> None:
-    """The study text is Python whose levels compose accepts with the user's tasks."""
-    criterion = compose("gaba", {"rul": {"name": "huber", "delta": 5.0}, "health": "focal"})
-    torch.manual_seed(0)
-    advice = advise(criterion, Engine(), engine_batches(), candidates=["gaba"], seconds=30)
-    compile(advice.code, "advice", "exec")
-    given: dict[str, object] = {}
+@pytest.mark.parametrize("situation", ["engine", "conflict", "three tasks beyond the floor", "one task"])
+def test_the_code_that_settles_it_is_a_study(situation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text runs as it is, with a training function of the user's, on the user's shapes and tasks."""
+    monkeypatch.chdir(tmp_path)
+    if situation == "engine":
+        criterion = compose("gaba", {"rul": {"name": "huber", "delta": 5.0}, "health": "focal"})
+        advice = advise(criterion, Engine(), engine_batches(), candidates=["gaba"], seconds=30)
+    elif situation == "conflict":
+        advice = linear(spread(at_cosine(-0.4, 3.0)))
+    elif situation == "one task":
+        advice = linear([[[3.0, 4.0]]] * 3)
+    else:
+        advice = linear(spread([[900.0, 0.0, 0.0], [0.5, 1.0, 0.0], [0.5, 0.0, 1.0]]), candidates=["gaba"])
+    seen: list[MultiTaskCriterion] = []
 
-    class Study:
-        def __init__(self, **options: object) -> None:
-            given.update(options)
+    def train(criterion: MultiTaskCriterion, seed: int) -> dict[str, float]:
+        seen.append(criterion)
+        return {"rmse": float(seed)}
 
-        def run(self, train: object) -> None:
-            given["train"] = train
-
-    program = advice.code.replace("from mtl_axes.study import Study", "")
-    exec(program, {"Study": Study, "train": print})
-    assert given["train"] is print
-    outer, inner, options = given["outer"], given["inner"], given["compose"]
-    assert isinstance(outer, list)
-    assert isinstance(inner, list)
-    assert isinstance(options, dict)
-    assert "gaba" in outer
-    for weighting in outer:
-        built = compose(weighting, inner[0], **options)
-        assert repr(built.shapes) == repr(criterion.shapes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what a training that trains nothing leaves open
+        exec(advice.code.replace(".run(train)", ".run(train, progress=False)"), {"train": train})
+    assert seen
+    assert {criterion.tasks for criterion in seen} == {advice.tasks}
+    if situation == "engine":
+        assert {repr(criterion.shapes) for criterion in seen} == {
+            repr(compose("fixed", {"rul": {"name": "huber", "delta": 5.0}, "health": "focal"}).shapes)
+        }
+        assert any("GABA" in repr(criterion) for criterion in seen)
+    if situation == "three tasks beyond the floor":
+        assert any("Fixed(weights={'a': 0.04" in repr(criterion) for criterion in seen)

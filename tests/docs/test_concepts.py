@@ -51,5 +51,6 @@ def test_the_pictures_are_those_of_the_program(concepts: ModuleType, tmp_path: P
 def test_a_curve_that_moves_shows(concepts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With other norms the first picture is another one."""
     monkeypatch.setattr(concepts, "NORMS", concepts.NORMS.new_tensor([3.0, 1.0]))
+    monkeypatch.setattr(concepts, "PICTURES", {"concepts_axes": concepts.two_axes})
     concepts.draw_all(tmp_path)
     assert difference(tmp_path / "concepts_axes.png", DOCS / "images" / "concepts_axes.png") > LETTERING

@@ -81,11 +81,12 @@ def test_nothing_comes_from_elsewhere(site: Path) -> None:
     """Scripts, styles, fonts and pictures of every page, and of its style sheets, are files of the site."""
     pages, sheets = sorted(site.rglob("*.html")), sorted(site.rglob("*.css"))
     assert len(pages) > 100 and sheets
-    foreign = {f"{page.name}: {address}" for page in pages for address in fetched(page.read_text()) if outside(address)}
+    needs = {page: set(fetched(page.read_text())) for page in pages}
+    foreign = {f"{page.name}: {address}" for page, addresses in needs.items() for address in addresses if outside(address)}
     foreign |= {f"{sheet.name}: {address}" for sheet in sheets for address in styled(sheet.read_text()) if outside(address)}
     assert foreign == set()
-    for page in pages:
-        for address in fetched(page.read_text()):
+    for page, addresses in needs.items():
+        for address in addresses:
             path = unquote(re.sub(r"[?#].*", "", address))
             assert not path or path.startswith("data:") or (page.parent / path).exists(), f"{page.name}: {address}"
 

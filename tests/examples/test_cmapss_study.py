@@ -24,8 +24,8 @@ from cmapss.runs import Run, runs_of
 from cmapss.simulator import SimulatedFleet
 from cmapss.train import Recipe, Training, prepare, train_run
 
-from mtl_axes.results import Results
-from mtl_axes.results import Run as KeptRun
+from mtl_axes.study.results import Results
+from mtl_axes.study.results import Run as KeptRun
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cmapss_grace.py"
 HEADER = "cell,outer,inner,subset,seed,rmse,nasa,health_accuracy,lambda_rul,lambda_health,seconds"

@@ -17,7 +17,7 @@ from mtl_axes.report import write_report
 from mtl_axes.report.content import content
 from mtl_axes.report.strategies import told
 from mtl_axes.report.thinning import MOST, histories, predictions
-from mtl_axes.results import Run
+from mtl_axes.study.results import Run
 
 
 @pytest.fixture(scope="module")

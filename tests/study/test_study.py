@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from training import Own
 from mtl_axes import MultiTaskCriterion, create
 from mtl_axes.errors import MtlAxesError, OptionError, StudyError
 from mtl_axes.history import History
-from mtl_axes.levels import label, tuned
-from mtl_axes.results import Results, Run
 from mtl_axes.study import Outcome, Study
+from mtl_axes.study.levels import label, tuned
+from mtl_axes.study.results import Results, Run
 
 TASKS = {"tasks": ["a", "b"]}
 quiet = {"progress": False}
@@ -106,7 +107,7 @@ def test_a_run_of_another_configuration_does_not_count(
 def test_another_version_or_training_function_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(tmp_path, seeds=1).run(training.repaired, **quiet)
     before = {path.name for path in (tmp_path / "runs").iterdir()}
-    monkeypatch.setattr("mtl_axes.study._VERSIONS", {"mtl_axes": "0.0", "torch": "0.0"})
+    monkeypatch.setattr("mtl_axes.study.grid._VERSIONS", {"mtl_axes": "0.0", "torch": "0.0"})
     assert len(small(tmp_path, seeds=1).run(training.repaired, **quiet).runs) == 1
     small(tmp_path, seeds=1).run(training.slow, **quiet)
     assert len({path.name for path in (tmp_path / "runs").iterdir()} - before) == 2
@@ -161,8 +162,21 @@ def test_a_failure_never_takes_the_place_of_a_finished_run(tmp_path: Path) -> No
     finished = Run("fixed", "mse", 1, {"rmse": 1.0}, config=job.config)
     job.save(finished)
     job.save(job.failed("too late"))
-    assert job.load() == pytest.approx(finished) or job.load().metrics == {"rmse": 1.0}  # type: ignore[union-attr]
+    kept = job.load()
+    assert kept is not None and kept.metrics == {"rmse": 1.0}
     assert job.run(training.fragile).error is None, "a run that another process has finished is not trained"
+
+
+def test_a_file_that_holds_another_run_does_not_count(tmp_path: Path) -> None:
+    """Whatever its name says: the configuration, the seed and the labels inside decide."""
+    job = small(tmp_path, seeds=[1])._job(("fixed", "mse"), 1, training.train)
+    good = Run("fixed", "mse", 1, {"rmse": 1.0}, config=job.config)
+    for other in ({"config": {**job.config, "study": {"lr": 0.1}}}, {"seed": 2}, {"inner": "huber"}):
+        job.save(replace(good, **other))
+        assert job.load() is None
+    job.save(good)
+    assert job.load() is not None
+    assert replace(job, metrics=("rmse", "mae")).load() is None, "a metric that the study asks for now was not measured"
 
 
 # What a training function may return
@@ -202,6 +216,13 @@ def test_what_a_study_cannot_use_is_a_failure_once_a_run_has_finished(tmp_path: 
     assert "missing: rmse" in str(results.failures[0].error)
 
 
+def test_failed_runs_do_not_count_as_finished_ones(tmp_path: Path) -> None:
+    """A function that at first raised and now forgets a metric is told so."""
+    small(tmp_path, seeds=[1]).run(training.fragile, **quiet)
+    with pytest.raises(StudyError, match="missing: rmse"):
+        small(tmp_path, seeds=[1]).run(returning({}), retry=True, **quiet)
+
+
 def test_numbers_of_every_kind_are_metrics(tmp_path: Path) -> None:
     """0-dim tensors, also with a graph, arrays' scalars, ints and bools; a value that is not finite is one, too."""
     import numpy as np
@@ -224,7 +245,7 @@ def test_a_history_of_the_training_function_takes_the_place_of_the_study_s(tmp_p
         return Outcome(training.train(own, seed).metrics, history)
 
     mine, columns = small(tmp_path).run(train, **quiet).runs
-    assert mine.history["step"] == list(range(1, training.STEPS + 1, 2))
+    assert mine.history["step"][:6] == [1, 3, 5, 7, 9, 11]
     assert columns.history == {"step": [1.0, 2.0], "weight/a": [None, 0.5]}
 
 
@@ -262,7 +283,8 @@ def test_the_constant_where_a_weighting_ended_is_its_mean_end_over_the_seeds(tmp
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()} == names
 
 
-def test_the_tuned_constant_is_chosen_on_the_other_seeds(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("direction", "sign"), [("min", 1.0), ("max", -1.0)])
+def test_the_tuned_constant_is_chosen_on_the_other_seeds(tmp_path: Path, direction: Any, sign: float) -> None:
     """Each seed takes the constant that was best on the others, and its figure is that of this constant with this seed."""
     table = {  # rmse of the constants by seed: each is the best of one seed
         "equal": (5.0, 5.0, 5.0),
@@ -276,14 +298,15 @@ def test_the_tuned_constant_is_chosen_on_the_other_seeds(tmp_path: Path) -> None
     def train(criterion: MultiTaskCriterion, seed: int) -> dict[str, float]:
         options = criterion.outer.options()
         name = "equal" if options.get("weights") is None else by_weights[json.dumps(options["weights"])]
-        return {"mae": 1.0, "rmse": table[name][seed] if "beta" not in options else -100.0}
+        return {"mae": 1.0, "rmse": sign * table[name][seed] if "beta" not in options else -100.0 * sign}
 
-    study = small(tmp_path, outer=["gaba"], seeds=3, baselines=["equal", "tuned"], metrics={"mae": None, "rmse": "min"})
+    metrics = {"mae": None, "rmse": direction}
+    study = small(tmp_path, outer=["gaba"], seeds=3, baselines=["equal", "tuned"], metrics=metrics)
     results = study.run(train, **quiet)
     assert results.outer == ("equal", "gaba", *[*table][1:], "tuned constant")
     rows = [run for run in results.runs if run.outer == "tuned constant"]
     # Best means of the others: 1.5 for seed 0, 4 for seed 1, 4.5 for seed 2.
-    assert [(run.seed, run.config["chosen"], run.metrics["rmse"]) for run in rows] == [
+    assert [(run.seed, run.config["chosen"], sign * run.metrics["rmse"]) for run in rows] == [
         (0, "a x 0.1", 9.0), (1, "a x 10", 8.0), (2, "a x 0.01", 9.0),
     ]  # fmt: skip
     assert "tuned constant" in results.constants
@@ -364,6 +387,10 @@ def test_only_the_cells_that_were_asked_for_are_trained(tmp_path: Path) -> None:
         ({"baselines": ["tuned"], "compose": {}}, r"known beforehand and a metric with a direction. Found tasks \[\]"),
         ({"baselines": ["tuned"], "metrics": {}}, r"and metrics {}."),
         ({"baselines": ["equal"], "outer": ["equal"]}, "other labels than the baselines. Found equal."),
+        (
+            {"baselines": ["ended"], "outer": {"dwa": "dwa", "constant where dwa ended": "fixed"}},
+            "other labels than the baselines. Found constant where dwa ended.",
+        ),
         ({"reference": ("gaba", "mse")}, r"`reference` should be one of the study's cells: \('fixed', 'mse'\)."),
         ({"cells": [("fixed", "huber")]}, r"Found \('fixed', 'huber'\)."),
         ({"cells": []}, "at least one"),

@@ -1,6 +1,6 @@
 """What a study measured: its runs as they lie on disk, and the questions that they answer.
 
-The numbers are computed by :mod:`mtl_axes.statistics`, which needs numpy and scipy (``pip install 'mtl_axes[study]'``) and
+The numbers are computed by :mod:`mtl_axes.study.statistics`, which needs numpy and scipy (``mtl_axes[study]``) and
 is imported where a method asks for them; docs/statistics.md says which number is for what.
 """
 
@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mtl_axes.effects import Direction, Effect, Summary
 from mtl_axes.errors import DataError, OptionError, UnknownNameError
+from mtl_axes.study.effects import Direction, Effect, Summary
 
 __all__ = ["STUDY_FILE", "Direction", "Effect", "Results", "Run", "Summary"]
 
@@ -148,7 +148,7 @@ class Results:
         Raises:
             UnknownNameError: no such metric.
         """
-        from mtl_axes import statistics
+        from mtl_axes.study import statistics
 
         self._check_metric(metric)
         told = []
@@ -251,7 +251,7 @@ class Results:
             UnknownNameError: no such metric.
             OptionError: the study does not say which direction of a metric is better.
         """
-        from mtl_axes import statistics
+        from mtl_axes.study import statistics
 
         signs = []
         for metric in (first, second):
@@ -280,7 +280,7 @@ class Results:
         Raises:
             UnknownNameError: no such metric.
         """
-        from mtl_axes import verdict
+        from mtl_axes.study import verdict
 
         return verdict.sentences(self, self.metric_names if metric is None else [metric])
 
@@ -291,7 +291,7 @@ class Results:
         Raises:
             UnknownNameError: no such metric.
         """
-        from mtl_axes import verdict
+        from mtl_axes.study import verdict
 
         names = self.metric_names if metric is None else [metric]
         return "\n\n".join(verdict.table(self, name) for name in names)
@@ -353,7 +353,7 @@ class Results:
 
     def _effects(self, metric: str, contrasts: Sequence[_Contrast]) -> list[Effect]:
         """One family of comparisons."""
-        from mtl_axes import statistics
+        from mtl_axes.study import statistics
 
         found = self._finite(metric)
         effects = []

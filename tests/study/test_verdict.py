@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from mtl_axes.results import Effect, Results, Run
+from mtl_axes.study.results import Effect, Results, Run
 
 LEVELS = (("fixed", "mse"), ("fixed", "huber"), ("gaba", "mse"), ("gaba", "huber"))
 

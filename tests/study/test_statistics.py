@@ -12,7 +12,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from mtl_axes import statistics
+from mtl_axes.study import statistics
 
 SCALES = (1e-200, 1e-9, 1.0, 1e9, 1e200)
 
@@ -150,6 +150,6 @@ def test_the_front_is_what_nobody_beats() -> None:
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without scipy the error says what to install."""
     monkeypatch.setitem(sys.modules, "scipy", None)
-    monkeypatch.delitem(sys.modules, "mtl_axes.statistics")
+    monkeypatch.delitem(sys.modules, "mtl_axes.study.statistics")
     with pytest.raises(ImportError, match=r'pip install "mtl_axes\[study\]"'):
-        importlib.import_module("mtl_axes.statistics")
+        importlib.import_module("mtl_axes.study.statistics")

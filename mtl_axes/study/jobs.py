@@ -22,7 +22,7 @@ from mtl_axes.composition import compose
 from mtl_axes.criterion import MultiTaskCriterion
 from mtl_axes.errors import MtlAxesError, StudyError
 from mtl_axes.history import History
-from mtl_axes.results import Run
+from mtl_axes.study.results import Run
 
 __all__ = ["End", "Job", "Outcome", "Train", "as_read", "described", "plain", "write_whole"]
 

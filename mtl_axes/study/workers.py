@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mtl_axes.errors import StudyError
-from mtl_axes.jobs import End, Job, Train
+from mtl_axes.study.jobs import End, Job, Train
 
 __all__ = ["Bar", "in_processes", "in_turn"]
 

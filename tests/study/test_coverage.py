@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mtl_axes import statistics
+from mtl_axes.study import statistics
 
 STUDIES = 2_000
 INNER, OUTER, INTERACTION = -1.0, 0.3, 0.5

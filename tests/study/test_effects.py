@@ -18,7 +18,7 @@ from statsmodels.stats.anova import AnovaRM
 from statsmodels.stats.multitest import multipletests
 
 from mtl_axes.errors import OptionError, UnknownNameError
-from mtl_axes.results import Results, Run
+from mtl_axes.study.results import Results, Run
 
 OUTER, INNER = ("fixed", "dwa", "gaba"), ("mse", "huber")
 

@@ -21,12 +21,12 @@ import torch
 from mtl_axes.__about__ import version
 from mtl_axes.composition import compose
 from mtl_axes.errors import MtlAxesError, OptionError, StudyError
-from mtl_axes.jobs import Job, Outcome, Train, as_read, described, write_whole
-from mtl_axes.levels import ended, levels, mean_ends, tuned
 from mtl_axes.options import check_number
-from mtl_axes.plan import Baseline, as_baselines, as_metrics, as_options, as_plain, as_seeds
-from mtl_axes.results import RUNS_FOLDER, STUDY_FILE, Direction, Results, Run
-from mtl_axes.workers import Bar, in_processes, in_turn
+from mtl_axes.study.jobs import Job, Outcome, Train, as_read, described, write_whole
+from mtl_axes.study.levels import ended, levels, mean_ends, tuned
+from mtl_axes.study.plan import Baseline, as_baselines, as_metrics, as_options, as_plain, as_seeds
+from mtl_axes.study.results import RUNS_FOLDER, STUDY_FILE, Direction, Results, Run
+from mtl_axes.study.workers import Bar, in_processes, in_turn
 
 __all__ = ["Baseline", "Outcome", "Study", "Train"]
 
@@ -100,7 +100,8 @@ class Study:
         given = levels("outer", outer)
         added: dict[str, Any] = {"equal": "fixed"} if "equal" in self.baselines else {}
         self._tuned = self._tuned_levels() if "tuned" in self.baselines else {}
-        taken = [label for label in given if label in {*added, *self._tuned, _TUNED}]
+        later = [_TUNED] * bool(self._tuned) + [_ENDED.format(label) for label in given if self._ends]
+        taken = [label for label in given if label in {*added, *self._tuned, *later}]
         if taken:
             raise OptionError(
                 "The levels of `outer` should have other labels than the baselines. Found "
@@ -140,14 +141,16 @@ class Study:
         settings = {"workers": workers, "threads": threads}
         grid = [self._job(cell, seed, train) for seed in self.seeds for cell in self.cells]
         self._write(grid)
-        missing = self._missing(grid, retry)
+        kept = [job.load() for job in grid]
+        missing = self._missing(grid, kept, retry)
         further = len([cell for cell in self.cells if cell[0] in self._adaptive]) * len(self.seeds) * self._ends
         with Bar(len(missing) + further * bool(missing), progress) as bar:
-            self._tell(grid, missing, bar)
-            self._train(missing, train, known=len(missing) < len(grid), bar=bar, **settings)
+            self._tell(kept, retry, bar)
+            known = any(run is not None and run.error is None for run in kept)
+            self._train(missing, train, known=known, bar=bar, **settings)
             more = self._ended_jobs(train) if self._ends else []
             self._write(grid + more)
-            missing = self._missing(more, retry)
+            missing = self._missing(more, [job.load() for job in more], retry)
             bar.plan(len(missing))
             self._train(missing, train, known=True, bar=bar, **settings)
         self._write(grid + more, self._tuned_rows(train))
@@ -243,21 +246,22 @@ class Study:
         return self.out / RUNS_FOLDER / f"{readable}-seed{seed}-{fingerprint}.json"
 
     @staticmethod
-    def _missing(jobs: Sequence[Job], retry: bool) -> list[Job]:
-        kept = [(job, job.load()) for job in jobs]
-        return [job for job, run in kept if run is None or (retry and run.error is not None)]
+    def _missing(jobs: Sequence[Job], kept: Sequence[Run | None], retry: bool) -> list[Job]:
+        pairs = zip(jobs, kept, strict=True)
+        return [job for job, run in pairs if run is None or (retry and run.error is not None)]
 
     @staticmethod
-    def _tell(jobs: Sequence[Job], missing: Sequence[Job], bar: Bar) -> None:
-        known = [run for run in (job.load() for job in jobs if job not in missing) if run is not None]
-        failed = sum(run.error is not None for run in known)
-        if len(known) > failed:
+    def _tell(kept: Sequence[Run | None], retry: bool, bar: Bar) -> None:
+        """Say what was done before."""
+        errors = [run.error for run in kept if run is not None]
+        failed = sum(error is not None for error in errors)
+        if len(errors) > failed:
             bar.say(
-                f"{len(known) - failed} of {len(jobs)} runs were finished before and are not repeated. Name what has "
+                f"{len(errors) - failed} of {len(kept)} runs were finished before and are not repeated. Name what has "
                 "changed in the training function in `config=`, or take another folder."
             )
-        if failed:
-            bar.say(f"{failed} of {len(jobs)} runs failed before and are not repeated; `retry=True` trains them again.")
+        if failed and not retry:
+            bar.say(f"{failed} of {len(kept)} runs failed before and are not repeated; `retry=True` trains them again.")
 
     @staticmethod
     def _train(jobs: Sequence[Job], train: Train, *, known: bool, workers: int, threads: int, bar: Bar) -> None:

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from mtl_axes.effects import FEW, MOST_SEEDS, Effect, number
+from mtl_axes.study.effects import FEW, MOST_SEEDS, Effect, number
 
 if TYPE_CHECKING:
-    from mtl_axes.results import Results
+    from mtl_axes.study.results import Results
 
 __all__ = ["sentences", "table"]
 

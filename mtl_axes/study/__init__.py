@@ -1,0 +1,11 @@
+"""Grid studies with honest statistics: what is trained, what is kept, and what it says."""
+
+from __future__ import annotations
+
+from mtl_axes.study.effects import Effect, Summary
+from mtl_axes.study.grid import Study
+from mtl_axes.study.jobs import Outcome, Train
+from mtl_axes.study.plan import Baseline
+from mtl_axes.study.results import Direction, Results, Run
+
+__all__ = ["Baseline", "Direction", "Effect", "Outcome", "Results", "Run", "Study", "Summary", "Train"]
