@@ -37,8 +37,8 @@ class TaskLoss:
 
     Attributes:
         task: its name.
-        kind: its kind, None for a loss computed elsewhere.
-        shape: ``repr`` of its inner shape, None for a loss computed elsewhere.
+        kind: its kind, None for a loss computed elsewhere, and for a task without a label in any batch.
+        shape: ``repr`` of its inner shape, None as for ``kind``.
         values: the loss in every batch; None where the task was absent or its loss not finite.
         absent: batches without a label of the task.
         not_finite: batches in which its loss, or its gradient, was NaN or infinite.

@@ -75,7 +75,8 @@ def _norms(axes: Axes, advice: Advice) -> None:
     if advice.ratio is not None:
         ratio = advice.ratio
         pair = f"{_short(ratio.largest)} / {_short(ratio.smallest)}"
-        axes.set_xlabel(f"{pair} = {sized(ratio.median)}; GABA's floor makes up for {sized(ratio.limit)}")
+        makes_up = f"; GABA's floor makes up for {sized(ratio.limit)}" if ratio.floor > 0 else ""
+        axes.set_xlabel(f"{pair} = {sized(ratio.median)}{makes_up}")
 
 
 def _cosines(axes: Axes, advice: Advice, figure: SubFigure) -> None:
