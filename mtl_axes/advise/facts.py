@@ -13,7 +13,7 @@ from mtl_axes.signals import Kind, Need
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Advice", "Candidate", "Cosine", "Cost", "Finding", "Norm", "Ratio", "Rule", "TaskLoss", "sized"]
+__all__ = ["Advice", "Candidate", "Cosine", "Cost", "Finding", "Norm", "Ratio", "Rule", "TaskLoss", "signed", "sized"]
 
 Rule = Literal[
     "one task",
@@ -315,6 +315,11 @@ def sized(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def signed(value: float) -> str:
+    """Return a cosine with its sign, which a value that is shown as zero does not have."""
+    return f"{value:+.2f}".replace("-0.00", "0.00").replace("+0.00", "0.00")
 
 
 def _known(values: tuple[float | None, ...]) -> list[float]:

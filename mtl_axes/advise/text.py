@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from mtl_axes.advise.facts import Advice, Candidate, Cost, Finding, Ratio, TaskLoss, sized
+from mtl_axes.advise.facts import Advice, Candidate, Cost, Finding, Ratio, TaskLoss, signed, sized
 
 __all__ = ["told"]
 
@@ -105,8 +105,8 @@ def _gradients(advice: Advice) -> str:
         sd = "" if cosine.sd is None else f" (sd {cosine.sd:.2f})"
         lines.append(
             _wrapped(
-                f"cosine {cosine.first}, {cosine.second}: {cosine.mean:+.2f}{sd}, negative in {cosine.conflicts or 0:.0%} "
-                "of the batches",
+                f"cosine {cosine.first}, {cosine.second}: {signed(cosine.mean or 0.0)}{sd}, negative in "
+                f"{cosine.conflicts or 0:.0%} of the batches",
                 "  ",
                 " " * 9,
             )

@@ -140,6 +140,11 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert (tmp_path / "advice.png").exists()
     assert main(["advise", "advised_program:prepared", "--primary", "c", "--seconds", "1"]) == 2
     assert "Found 'c'" in capsys.readouterr().err
+    for picture in ("advice.xyz", "no_folder/advice.png"):
+        assert main(["advise", "advised_program:prepared", "--seconds", "0.5", "--picture", picture]) == 2
+        out, err = capsys.readouterr()
+        assert out.startswith("Advice on"), "what was measured is told all the same"
+        assert "The picture could not be drawn" in err
     assert main(["advise", "advised_program:nothing"]) == 2
     assert "has no attribute 'nothing'" in capsys.readouterr().err
     assert main(["advise", "no_such_program_of_mine:f"]) == 2

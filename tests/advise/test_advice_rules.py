@@ -97,7 +97,7 @@ def test_two_batches_are_too_few() -> None:
     """Two batches never make a bound clear, and what is not known says so."""
     advice = linear(spread(at_cosine(0.4, 12.0), count=2))
     assert rules(advice) == ["adaptive", "more batches"]
-    assert any("2 of them have been seen" in text for text in advice.unknown)
+    assert any("only 2 of them were seen" in text for text in advice.unknown)
 
 
 def test_one_task_has_nothing_to_weigh() -> None:
@@ -241,3 +241,15 @@ def test_twenty_tasks_are_not_told_to_take_a_floor_they_cannot_have() -> None:
     assert advice.recommendation.rule == "adaptive"
     assert '{"name": "gaba", "floor": 0.0, "form": "inverse"}' in advice.recommendation.says
     assert "'name': 'gaba', 'floor': 0.0" in advice.code
+
+
+def test_equal_constants_on_unrelated_gradients_come_with_what_they_do() -> None:
+    """Who is told to begin with equal constants at a ratio of 12 is told, too, that one task then pulls 12 times as hard."""
+    assert "a pulls 12 times as hard as b" in linear(spread(at_cosine(0.01, 12.0))).recommendation.says
+
+
+def test_a_cosine_that_is_shown_as_zero_has_no_sign() -> None:
+    """A cosine of -0.001 is not told as a conflict of -0.00."""
+    text = str(linear(spread(at_cosine(-0.001, 3.0), noise=0.2)))
+    assert "cosine a, b: 0.00" in text
+    assert "-0.00" not in text
