@@ -158,8 +158,15 @@ def test_a_function_that_another_process_cannot_load_is_named(tmp_path: Path, mo
 def test_a_script_without_a_guard_is_told_what_it_lacks(tmp_path: Path) -> None:
     """Each worker begins by running the script, and would start workers itself."""
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
-    script = [sys.executable, str(SCRIPT.with_name("unguarded_study.py")), str(tmp_path)]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=LIMIT, env=environment, check=False)
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "import training\n"
+        "from mtl_axes import Study\n"
+        f"Study(['fixed'], ['mse'], 2, {str(tmp_path / 'out')!r}).run(training.train, workers=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=LIMIT, env=environment, check=False
+    )
     assert done.returncode == 1
     assert done.stderr.count('needs `if __name__ == "__main__":` around that call') == 1
-    assert not whole_files(tmp_path)
+    assert not whole_files(tmp_path / "out")
