@@ -113,11 +113,15 @@ def _advise(given: argparse.Namespace) -> int:
     try:
         advice = advise(criterion, model_or_step, batches, seconds=given.seconds, primary=given.primary)
         print(advice)
-        if given.picture is not None:
-            advice.plot(given.picture)
     except MtlAxesError as error:
         print(error, file=sys.stderr)
         return 2
+    if given.picture is not None:
+        try:
+            advice.plot(given.picture)
+        except (MtlAxesError, OSError, ValueError) as error:  # no matplotlib, no such folder, no such format
+            print(f"The picture could not be drawn: {error}", file=sys.stderr)
+            return 2
     return 0
 
 

@@ -61,7 +61,7 @@ def two_axes() -> Figure:
 
 
 def windows() -> Figure:
-    """Ten calls of a criterion with two calls per window, measured in every second one: a real run."""
+    """Twelve calls of a criterion with two calls per window, measured in every second one: a real run."""
     torch.manual_seed(0)
     trunk, first, second = nn.Linear(4, 8), nn.Linear(8, 1), nn.Linear(8, 1)
     criterion = compose({"name": "gaba", "warmup": 0, "beta": 0.5}, tasks=["a", "b"], accumulate=2, every=2)
@@ -78,7 +78,7 @@ def windows() -> Figure:
     for call, seen in enumerate(measured):
         colour, ink, text = (COLOURS[0], "w", "measured") if seen else (PALE, INK, "call")
         above.add_patch(Rectangle((call + 0.06, 0), 0.88, 0.8, facecolor=colour, edgecolor="none"))
-        above.text(call + 0.5, 0.4, text, ha="center", va="center", fontsize=8, color=ink)
+        above.text(call + 0.5, 0.4, text, ha="center", va="center", fontsize=7, color=ink)
         if call % 2:
             above.annotate("", (call + 1, -0.35), (call + 1, 0.8), arrowprops={"arrowstyle": "->", "color": INK})
             above.text(call, 1.0, f"window {call // 2}", ha="center", va="bottom", fontsize=9, color=INK)
@@ -89,14 +89,15 @@ def windows() -> Figure:
         values = [weight[task] for weight in weights]
         below.step(range(13), [*values, values[-1]], "--" if task else "-", where="post", color=COLOURS[task], label=name)
     for edge in range(0, 13, 2):
-        below.axvline(edge, color=PALE, linewidth=0.8)
+        below.axvline(edge, color=PALE, linewidth=0.8, zorder=0)
     below.set_xlim(0, 12)
     below.set_ylim(0, 1)
     below.set_xlabel("calls of the criterion", fontsize=9)
     below.set_ylabel("weight", fontsize=9)
     below.tick_params(labelsize=8)
     below.spines[["top", "right"]].set_visible(False)
-    below.legend(frameon=False, fontsize=8, loc="center right")
+    # Opaque: the edges of windows are not to run through its words.
+    below.legend(facecolor="w", edgecolor="none", framealpha=1, fontsize=8, loc="center right")
     return figure
 
 
@@ -109,7 +110,8 @@ def box(ax: Axes, left: float, low: float, width: float, height: float, text: st
 
 def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, style: str = "-") -> None:
     """Draw an arrow."""
-    ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "linestyle": style, "linewidth": 1.5})
+    # A filled head, as an open one would be dotted, too.
+    ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "linestyle": style, "linewidth": 1.5})
 
 
 def shared_and_probes() -> Figure:

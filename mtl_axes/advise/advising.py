@@ -11,7 +11,7 @@ from torch import nn
 
 from mtl_axes.advise.facts import Advice, Candidate, Cost
 from mtl_axes.advise.measuring import Observation, observe
-from mtl_axes.advise.rules import findings, floor_constants, unknowns
+from mtl_axes.advise.rules import findings, gaba_end, unknowns
 from mtl_axes.advise.settling import study_code
 from mtl_axes.advise.timing import PLAIN, methods, timed
 from mtl_axes.advise.trial import Step, Trial, untouched
@@ -94,7 +94,10 @@ def advise(
         costs: tuple[Cost, ...] = ()
         if not found.hooks:
             costs = timed(trial, guard, found, methods(trial, found, chosen), begin + seconds)
-    norms, cosines, ratio = found.norms(), found.cosines(), found.ratio(_floor(chosen))
+    norms, cosines = found.norms(), found.cosines()
+    spec, gaba = _gaba(chosen, len(found.tasks))
+    ratio = found.ratio(gaba.floor)
+    end = gaba_end(spec, gaba, ratio, norms) if ratio is not None else None
     losses = found.task_losses(trial.criterion.task_set)
     by_label = {cost.label: cost for cost in costs}
     plain = by_label.pop(PLAIN, None)
@@ -104,9 +107,7 @@ def advise(
     said = list(trial.notes)
     if found.hooks:
         said.append("What a step costs: a parameter has a hook that fires in the backward, as one that steps an optimizer.")
-    advised = findings(losses, norms, cosines, ratio, weighed, primary=primary, obstacle=found.obstacle)
-    beyond = ratio is not None and any(finding.rule == "beyond the floor" for finding in advised)
-    constants = floor_constants(ratio, weighed, found.tasks) if ratio is not None and beyond else {}
+    advised = findings(losses, norms, cosines, ratio, end, primary=primary, obstacle=found.obstacle)
     return Advice(
         tasks=found.tasks,
         primary=primary,
@@ -123,7 +124,7 @@ def advise(
         plain=None if plain is None else plain.seconds,
         findings=advised,
         unknown=(*said, *unknowns(timed=plain is not None, batches=len(found.losses), ratio=ratio)),
-        code=study_code(criterion, found.tasks, advised, constants),
+        code=study_code(criterion, found.tasks, advised, end),
     )
 
 
@@ -172,6 +173,9 @@ def _weighed(
     return tuple(weighed)
 
 
-def _floor(chosen: list[str | Mapping[str, Any]]) -> float:
-    given = [weighting for outer in chosen if isinstance(weighting := resolve("outer", outer), GABA)]
-    return (given[0] if given else GABA()).floor
+def _gaba(chosen: list[str | Mapping[str, Any]], count: int) -> tuple[str | Mapping[str, Any], GABA]:
+    """Return the GABA that is judged: the first whose floor this number of tasks can have; without a floor if none can."""
+    for outer in [*chosen, "gaba"]:
+        if isinstance(weighting := resolve("outer", outer), GABA) and weighting.floor * count < 1:
+            return outer, weighting
+    return {"name": "gaba", "floor": 0.0}, GABA(floor=0.0)

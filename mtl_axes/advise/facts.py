@@ -13,7 +13,7 @@ from mtl_axes.signals import Kind, Need
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Advice", "Candidate", "Cosine", "Cost", "Finding", "Norm", "Ratio", "Rule", "TaskLoss", "sized"]
+__all__ = ["Advice", "Candidate", "Cosine", "Cost", "Finding", "Norm", "Ratio", "Rule", "TaskLoss", "signed", "sized"]
 
 Rule = Literal[
     "one task",
@@ -37,8 +37,8 @@ class TaskLoss:
 
     Attributes:
         task: its name.
-        kind: its kind, None for a loss computed elsewhere.
-        shape: ``repr`` of its inner shape, None for a loss computed elsewhere.
+        kind: its kind, None for a loss computed elsewhere, and for a task without a label in any batch.
+        shape: ``repr`` of its inner shape, None as for ``kind``.
         values: the loss in every batch; None where the task was absent or its loss not finite.
         absent: batches without a label of the task.
         not_finite: batches in which its loss, or its gradient, was NaN or infinite.
@@ -315,6 +315,11 @@ def sized(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def signed(value: float) -> str:
+    """Return a cosine with its sign, which a value that is shown as zero does not have."""
+    return f"{value:+.2f}".replace("-0.00", "0.00").replace("+0.00", "0.00")
 
 
 def _known(values: tuple[float | None, ...]) -> list[float]:

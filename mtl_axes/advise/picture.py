@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtl_axes.advise.facts import Advice, sized
+from mtl_axes.advise.facts import Advice, signed, sized
 from mtl_axes.errors import MtlAxesError
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def _norms(axes: Axes, advice: Advice) -> None:
     if advice.ratio is not None:
         ratio = advice.ratio
         pair = f"{_short(ratio.largest)} / {_short(ratio.smallest)}"
-        axes.set_xlabel(f"{pair} = {sized(ratio.median)}; GABA's floor makes up for {sized(ratio.limit)}")
+        makes_up = f"; GABA's floor makes up for {sized(ratio.limit)}" if ratio.floor > 0 else ""
+        axes.set_xlabel(f"{pair} = {sized(ratio.median)}{makes_up}")
 
 
 def _cosines(axes: Axes, advice: Advice, figure: SubFigure) -> None:
@@ -93,7 +94,7 @@ def _cosines(axes: Axes, advice: Advice, figure: SubFigure) -> None:
         first, second = place[cosine.first], place[cosine.second]
         for row, column in ((first, second), (second, first)):
             matrix[row][column] = cosine.mean
-            told = f"{cosine.mean:+.2f}" + ("" if cosine.sd is None or small else f"\n± {cosine.sd:.2f}")
+            told = signed(cosine.mean) + ("" if cosine.sd is None or small else f"\n± {cosine.sd:.2f}")
             dark = abs(cosine.mean) > 0.6
             colour, size = "white" if dark else "black", 6 if small else 9
             axes.text(column, row, told, ha="center", va="center", fontsize=size, color=colour)
@@ -139,8 +140,11 @@ def _costs(axes: Axes, advice: Advice) -> None:
         return
     ratios = [ratio for _, ratio in shown]
     axes.barh(range(len(shown)), ratios, color="#9aa7b1")
+    over = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"}  # the line at 1 is not to cross it
     for row, ratio in enumerate(ratios):
-        axes.annotate(f"{ratio:.2f}", (ratio, row), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.annotate(
+            f"{ratio:.2f}", (ratio, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, bbox=over
+        )
     axes.axvline(1, color="black", linewidth=1, linestyle="--")
     axes.set_yticks(range(len(shown)), [_short(label, 28) for label, _ in shown])
     axes.invert_yaxis()

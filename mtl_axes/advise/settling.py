@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pprint
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mtl_axes.advise.facts import Finding, Rule
+from mtl_axes.advise.rules import End, inverse
 from mtl_axes.criterion import MultiTaskCriterion
 from mtl_axes.errors import MtlAxesError
 
@@ -23,22 +24,22 @@ _WORTH: dict[Rule, tuple[str, ...]] = {
 }
 
 
-def study_code(
-    criterion: MultiTaskCriterion, tasks: tuple[str, ...], found: Sequence[Finding], constants: Mapping[str, float]
-) -> str:
+def study_code(criterion: MultiTaskCriterion, tasks: tuple[str, ...], found: Sequence[Finding], end: End | None) -> str:
     """Return a program text: a Study of the weightings that the findings name, on the user's own shapes.
 
     Args:
         criterion: the user's.
         tasks: their names.
         found: the rules that hold.
-        constants: weights by task that do what GABA ends at; empty where it has more to do.
+        end: where GABA's weights go, and which GABA; None where no norms tell.
     """
     rules = [finding.rule for finding in found]
     outer: list[Any] = ["fixed"]
-    if constants:
-        outer.append({"name": "fixed", "weights": {task: float(f"{weight:.4g}") for task, weight in constants.items()}})
-    outer += [name for rule in rules for name in _WORTH.get(rule, ())]
+    if end is not None and "beyond the floor" in rules:
+        outer.append({"name": "fixed", "weights": {task: float(f"{weight:.4g}") for task, weight in end.weights.items()}})
+    outer += [end.outer if name == "gaba" and end is not None else name for rule in rules for name in _WORTH.get(rule, ())]
+    if end is not None and end.capped and "adaptive" in rules:
+        outer.append(inverse(end.outer))
     try:
         inner: Any = criterion.config()["inner"]
     except MtlAxesError:  # a shape that no name stands for

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from mtl_axes.advise.facts import Advice, Candidate, Cost, Finding, TaskLoss, sized
+from mtl_axes.advise.facts import Advice, Candidate, Cost, Finding, Ratio, TaskLoss, signed, sized
 
 __all__ = ["told"]
 
@@ -58,7 +58,7 @@ def _losses(advice: Advice) -> str:
         rows.append(
             [
                 _short(loss.task, 20),
-                loss.kind or "computed elsewhere",
+                loss.kind or ("no label seen" if loss.absent == len(loss.values) else "computed elsewhere"),
                 _short(loss.shape or "", 28),
                 sized(loss.mean),
                 sized(loss.sd),
@@ -96,14 +96,8 @@ def _gradients(advice: Advice) -> str:
     ratio = advice.ratio
     if ratio is not None:
         spread = f" ({sized(ratio.low)} to {sized(ratio.high)} over the batches)" if len(ratio.values) > 1 else ""
-        lines.append(
-            _wrapped(
-                f"ratio  {ratio.largest} / {ratio.smallest}: {sized(ratio.median)}{spread}, which is {sized(ratio.over)} "
-                f"times what GABA's floor of {ratio.floor:g} makes up for ({sized(ratio.limit)})",
-                "  ",
-                " " * 9,
-            )
-        )
+        told = f"ratio  {ratio.largest} / {ratio.smallest}: {sized(ratio.median)}{spread}"
+        lines.append(_wrapped(told + _over(ratio), "  ", " " * 9))
     pairs = [cosine for cosine in advice.cosines if cosine.mean is not None]
     # Of many pairs, those that conflict most.
     pairs.sort(key=lambda cosine: cosine.mean or 0.0)
@@ -111,8 +105,8 @@ def _gradients(advice: Advice) -> str:
         sd = "" if cosine.sd is None else f" (sd {cosine.sd:.2f})"
         lines.append(
             _wrapped(
-                f"cosine {cosine.first}, {cosine.second}: {cosine.mean:+.2f}{sd}, negative in {cosine.conflicts or 0:.0%} "
-                "of the batches",
+                f"cosine {cosine.first}, {cosine.second}: {signed(cosine.mean or 0.0)}{sd}, negative in "
+                f"{cosine.conflicts or 0:.0%} of the batches",
                 "  ",
                 " " * 9,
             )
@@ -120,6 +114,16 @@ def _gradients(advice: Advice) -> str:
     if len(pairs) > 6:
         lines.append(f"  and {len(pairs) - 6} pairs with larger cosines")
     return "\n".join(lines)
+
+
+def _over(ratio: Ratio) -> str:
+    """Return what the ratio is to GABA's floor: nothing without one, and below 1 no number that reads like a deficit."""
+    if ratio.floor == 0:
+        return ""
+    makes_up = f"GABA's floor of {ratio.floor:g} can make up for"
+    if ratio.over <= 1:
+        return f", within the {sized(ratio.limit)} that {makes_up}"
+    return f", which is {sized(ratio.over)} times what {makes_up} ({sized(ratio.limit)})"
 
 
 def _shown(advice: Advice) -> list[str]:

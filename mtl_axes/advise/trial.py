@@ -48,7 +48,10 @@ class Trial:
 
     def __init__(self, criterion: MultiTaskCriterion, model_or_step: nn.Module | Step) -> None:
         if not isinstance(criterion, MultiTaskCriterion):
-            raise DataError(f"advise() should be given a criterion, as compose() returns it. Found {criterion!r}.")
+            raise DataError(
+                "advise(criterion, model_or_step, batches) should be given a criterion first, as compose() returns it. "
+                f"Found {type(criterion).__name__}."
+            )
         self.notes: list[str] = []
         self._model: nn.Module | None = None
         self._step: Step | None = None
@@ -118,7 +121,14 @@ class Trial:
         """Return the task losses of a call, each with its graph."""
         tasks = self.criterion.task_set
         if call.losses is not None:
-            return tasks.scalars(call.losses)
+            try:
+                return tasks.scalars(call.losses)
+            except DataError as error:
+                # The usual slip: outputs by task, which look like losses by task.
+                raise DataError(
+                    f"{error} A step that returns one mapping returns losses; to hand over outputs, return "
+                    "(outputs, targets)."
+                ) from error
         given = call.options
         return tasks.losses(call.outputs, call.targets, given.get("mask"), given.get("sample_weight"), given.get("extra"))
 

@@ -42,5 +42,6 @@ def write_report(results: Results, path: str | Path) -> Path:
     path = Path(path)
     text = page(content(results))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    # Errors quote names of files that are no UTF-8; what cannot be encoded is written by its number, which JSON reads back.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path

@@ -49,7 +49,7 @@ function drawDifferences() {
     ...(narrow ? { labelExpr: "split(datum.label, ' × ')" } : {}),
   };
   const y = { field: "label", type: "nominal", sort: rows.map((row) => row.label), title: null, axis };
-  const title = `difference in ${about.name} (${better(about)})`;
+  const title = `difference in ${titled(about)}`;
   const inks = [colour("accent"), colour("muted")];
   const color = { field: "kind", type: "nominal", scale: { domain: kinds, range: inks }, legend: null };
   const what = families.find(([key]) => key === chosen.family)[2](about);
@@ -77,7 +77,7 @@ function drawDifferences() {
           fill: { field: "kind", type: "nominal", scale: { domain: kinds, range: [inks[0], colour("page")] }, legend: null },
           tooltip: [
             { field: "label", title: "" },
-            { field: "told", title: what },
+            { field: "told", title: "difference" },
             { field: "p", title: "p, corrected" },
             { field: "seeds", title: "seeds" },
           ],
@@ -102,7 +102,7 @@ function drawInteraction() {
     told: number(mean, scale) + (Number.isFinite(sd) ? ` ± ${number(sd, scale)}` : ""),
   }));
   const x = { field: "inner", type: "nominal", sort: study.inner, title: "inner shape", axis: { labelAngle: study.inner.length > 4 ? -35 : 0, labelLimit: 110, labelOverlap: false }, scale: { padding: 0.5 } };
-  const y = { field: "mean", type: "quantitative", title: `mean ${about.name} (${better(about)})`, scale: { zero: false }, axis: { tickCount: 5 } };
+  const y = { field: "mean", type: "quantitative", title: `mean ${titled(about)}`, scale: { zero: false }, axis: { tickCount: 5 } };
   const tooltip = [{ field: "outer", title: "outer" }, { field: "inner", title: "inner" }, { field: "told", title: "mean" }];
   return draw(place, `Mean ${about.name} over inner shapes, one line for each outer weighting.`, {
     height: 280,
@@ -143,8 +143,8 @@ function drawPareto() {
     }));
   if (!rows.length) return noChart(place, "No cell has a finite mean in both.");
   const axis = { tickCount: 5 };
-  const x = { field: "across", type: "quantitative", title: `${across.name} (${better(across)})`, scale: { zero: false, padding: 16 }, axis };
-  const y = { field: "up", type: "quantitative", title: `${up.name} (${better(up)})`, scale: { zero: false, padding: 16 }, axis };
+  const x = { field: "across", type: "quantitative", title: titled(across), scale: { zero: false, padding: 16 }, axis };
+  const y = { field: "up", type: "quantitative", title: titled(up), scale: { zero: false, padding: 16 }, axis };
   const kept = rows.filter((row) => row.kind === "front");
   const ends = rows.map((row) => row.across);
   const leftHalf = (rows.find((row) => row.name)?.across ?? 0) < (Math.min(...ends) + Math.max(...ends)) / 2;
@@ -159,11 +159,12 @@ function drawPareto() {
   return draw(place, `Mean ${up.name} against mean ${across.name}, one point for each cell.`, {
     height: 280,
     layer: [
-      {
+      // An empty line has no extent, of which Vega warns.
+      ...(kept.length ? [{
         data: { values: kept },
         mark: { type: "line", strokeWidth: 1.2, strokeDash: [4, 3], color: colour("accent"), aria: false },
         encoding: { x, y, order: { field: "across", type: "quantitative" } },
-      },
+      }] : []),
       {
         data: { values: rows },
         mark: { type: "point", size: 80, opacity: 1, strokeWidth: 2 },
@@ -174,7 +175,7 @@ function drawPareto() {
           fill: { condition: { test: "datum.kind === 'front'", value: colour("accent") }, value: colour("page") },
           tooltip: [
             { field: "label", title: "" },
-            { field: "told", title: `${across.name}, ${up.name}` },
+            { field: "told", title: "means" },
           ],
         },
       },

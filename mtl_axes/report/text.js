@@ -66,6 +66,11 @@ function probability(value) {
   return value < 0.001 ? "< 0.001" : value.toFixed(3);
 }
 
+/** The name of a metric as the title of an axis, which Vega-Lite writes into expressions: no newline, no backslash. */
+function titled(about) {
+  return `${about.name.replace(/\s+/g, " ").replaceAll("\\", "∖")} (${better(about)})`;
+}
+
 function better(about) {
   return { min: "lower is better", max: "higher is better" }[about.direction] ?? "no direction given";
 }

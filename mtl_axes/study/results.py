@@ -356,7 +356,7 @@ class Results:
     def to_csv(self, path: str | Path) -> None:
         """Write one line per run, failed ones too: outer, inner, seed, each metric, seconds, error."""
         names = self.metric_names
-        with Path(path).open("w", encoding="utf-8", newline="") as file:
+        with Path(path).open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["outer", "inner", "seed", *names, "seconds", "error"])
             for run in (*self.runs, *self.failures):

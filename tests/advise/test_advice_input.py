@@ -25,7 +25,7 @@ class Uncopied(Engine):
 
 
 BAD: dict[str, tuple[Callable[[], object], type[MtlAxesError], str]] = {
-    "criterion": (lambda: advise("gaba", Engine(), engine_batches()), DataError, "given a criterion.*Found 'gaba'"),
+    "criterion": (lambda: advise("gaba", Engine(), engine_batches()), DataError, "given a criterion.*Found str"),
     "model": (lambda: advise(compose(), 3, engine_batches()), DataError, "given a model, or a function.*Found int"),
     "copy": (
         lambda: advise(compose(), Uncopied(), engine_batches()),
@@ -140,6 +140,11 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert (tmp_path / "advice.png").exists()
     assert main(["advise", "advised_program:prepared", "--primary", "c", "--seconds", "1"]) == 2
     assert "Found 'c'" in capsys.readouterr().err
+    for picture in ("advice.xyz", "no_folder/advice.png"):
+        assert main(["advise", "advised_program:prepared", "--seconds", "0.5", "--picture", picture]) == 2
+        out, err = capsys.readouterr()
+        assert out.startswith("Advice on"), "what was measured is told all the same"
+        assert "The picture could not be drawn" in err
     assert main(["advise", "advised_program:nothing"]) == 2
     assert "has no attribute 'nothing'" in capsys.readouterr().err
     assert main(["advise", "no_such_program_of_mine:f"]) == 2
@@ -162,3 +167,22 @@ def test_modules_in_a_container_are_seen(tmp_path: Path) -> None:
     for name, value in norm.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(parameter.grad is None for parameter in [*norm.parameters(), *heads.parameters()])
+
+
+def test_outputs_alone_are_told_from_losses() -> None:
+    """A step that forgets the targets learns what to return; arguments in the wrong order are named without a repr."""
+    model, batches = Engine(), engine_batches()
+    with pytest.raises(DataError, match=r"return \(outputs, targets\)"):
+        advise(compose(), lambda batch: model(batch[0]), batches)
+    with pytest.raises(DataError, match=r"criterion first.*Found Engine\.$"):
+        advise(model, compose(), batches)  # type: ignore[arg-type]
+
+
+def test_a_task_that_never_has_a_label_is_not_called_computed_elsewhere() -> None:
+    """Its kind is not known, which is what the text says."""
+    batches = [(sensors, {**targets, "health": None}) for sensors, targets in engine_batches()]
+    text = str(
+        advise(compose("gaba", {"rul": "mse", "health": "cross_entropy"}), Engine(), batches, candidates=[], seconds=1)
+    )
+    assert "no label seen" in text
+    assert "computed elsewhere" not in text

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from advised import Engine, engine_batches, linear, spread
 from torch import Tensor, nn
 
@@ -96,7 +97,7 @@ def test_two_batches_are_too_few() -> None:
     """Two batches never make a bound clear, and what is not known says so."""
     advice = linear(spread(at_cosine(0.4, 12.0), count=2))
     assert rules(advice) == ["adaptive", "more batches"]
-    assert any("2 of them have been seen" in text for text in advice.unknown)
+    assert any("only 2 of them were seen" in text for text in advice.unknown)
 
 
 def test_one_task_has_nothing_to_weigh() -> None:
@@ -188,3 +189,67 @@ def test_the_code_that_settles_it_is_a_study(situation: str, tmp_path: Path, mon
         assert any("GABA" in repr(criterion) for criterion in seen)
     if situation == "three tasks beyond the floor":
         assert any("Fixed(weights={'a': 0.04" in repr(criterion) for criterion in seen)
+
+
+def test_two_large_gradients_of_three_are_not_beyond_the_floor() -> None:
+    """At norms (30, 30, 1) the published form gives weights (31, 31, 60) / 122, which no floor holds."""
+    rows = spread([[30.0, 0.0, 0.0], [3.0, 29.9, 0.0], [0.3, 0.3, 0.9]])
+    advice = linear(rows, candidates=["gaba"])
+    (own,) = [one for one in advice.candidates if one.label == "gaba"]
+    assert own.at_floor == ()
+    assert rules(advice) == ["adaptive"]
+    # What is left is the share of the largest pull over the smallest, as the candidate has it on the same batches.
+    left = max(own.shares.values()) / min(own.shares.values())
+    assert f"to pull {left:.3g} times as hard" in advice.recommendation.because
+    assert '{"name": "gaba", "form": "inverse"}' in advice.recommendation.says
+    assert "'form': 'inverse'" in advice.code
+
+
+def test_the_pull_that_is_left_is_that_of_the_weights_shown() -> None:
+    """Beyond the floor, too, the pull that is told is that of the constants that are told, also for three tasks."""
+    rows = spread([[900.0, 0.0, 0.0], [0.5, 1.0, 0.0], [0.5, 0.0, 1.0]])
+    advice = linear(rows, candidates=[])
+    assert advice.recommendation.rule == "beyond the floor"
+    size = 1.25**0.5
+    raw = (900 + size) / (2 * (900 + 2 * size))  # of b and c; the floor holds a, and all are divided by about 1.05
+    assert '"a": 0.0477, "b": 0.476, "c": 0.476' in advice.recommendation.says
+    left = 900 / size * 0.05 / raw
+    assert f"goes on to pull {left:.3g} times as hard" in advice.recommendation.because
+
+
+def test_a_gaba_without_a_floor_is_judged_and_recommended_as_it_is() -> None:
+    """Without a floor no ratio is beyond it; neither text nor study falls back to the default, whose floor would bind."""
+    criterion = compose({"name": "gaba", "floor": 0.0}, tasks=["a", "b"])
+    advice = linear(spread(at_cosine(0.4, 500.0)), criterion=criterion, candidates=[])
+    assert advice.recommendation.rule == "adaptive"
+    assert 'outer={"name": "gaba", "floor": 0.0}' in advice.recommendation.says
+    assert "'floor': 0.0" in advice.code
+    assert "inf" not in str(advice).replace("information", "")
+    assert "floor of 0" not in str(advice)
+
+
+def test_twenty_tasks_are_not_told_to_take_a_floor_they_cannot_have() -> None:
+    """A floor of 0.05 needs fewer than 20 tasks: GABA is judged and named without one."""
+    w = nn.Parameter(torch.ones(20, dtype=torch.float64))
+    names = [f"t{index}" for index in range(20)]
+
+    def step(factor: float) -> dict[str, Tensor]:
+        # Gradients e_i + 2 (1, ..., 1), of which the first is 15 times as long: cosines well above 0.05.
+        return {name: factor * (15 if name == "t0" else 1) * (w[index] + 2 * w.sum()) for index, name in enumerate(names)}
+
+    advice = advise(compose(tasks=names), step, [1.0, 1.01, 0.99, 1.02], candidates=["fixed"], seconds=30)
+    assert advice.recommendation.rule == "adaptive"
+    assert '{"name": "gaba", "floor": 0.0, "form": "inverse"}' in advice.recommendation.says
+    assert "'name': 'gaba', 'floor': 0.0" in advice.code
+
+
+def test_equal_constants_on_unrelated_gradients_come_with_what_they_do() -> None:
+    """Who is told to begin with equal constants at a ratio of 12 is told, too, that one task then pulls 12 times as hard."""
+    assert "a pulls 12 times as hard as b" in linear(spread(at_cosine(0.01, 12.0))).recommendation.says
+
+
+def test_a_cosine_that_is_shown_as_zero_has_no_sign() -> None:
+    """A cosine of -0.001 is not told as a conflict of -0.00."""
+    text = str(linear(spread(at_cosine(-0.001, 3.0), noise=0.2)))
+    assert "cosine a, b: 0.00" in text
+    assert "-0.00" not in text

@@ -125,6 +125,7 @@ def _predictions(
 
 
 HOSTILE = "<script>alert(1)</script>"
+AWKWARD = 'C:\\users\n" b\\"'
 
 
 def studies() -> dict[str, Results]:
@@ -146,6 +147,10 @@ def studies() -> dict[str, Results]:
             metrics={HOSTILE: "min", "<b>n</b>": "max"},
             failed=((HOSTILE, "</script><b>", 1),),
             title=HOSTILE,
+        ),
+        # Of two metrics without a direction nothing is dominated; a backslash, a quote and a newline are text, too.
+        "awkward": study(
+            {AWKWARD: "fixed", "gaba": "gaba"}, {"mse": "mse", "mae": "mae"}, 3, metrics={AWKWARD: None, "other": None}
         ),
         "many": plain(
             metrics={f"metric {index}": "min" for index in range(9)},

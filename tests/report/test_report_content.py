@@ -171,6 +171,16 @@ def test_values_that_are_not_finite_are_null(tmp_path: Path) -> None:
     assert data["cells"][0]["config"] == {"bound": "inf", "low": "-inf", "at": "nan"}
 
 
+def test_texts_that_are_no_unicode_are_written_by_number(tmp_path: Path) -> None:
+    """An error may quote the name of a file that is no UTF-8; the report is written, and its data still hold the text."""
+    runs = (Run("equal", "mse", 0, error="cannot read '\udcff.png'"),)
+    results = simulated.plain(runs=(), failures=runs)
+    path = write_report(results, tmp_path / "report.html")
+    assert embedded(path)["failures"][0]["error"].endswith("cannot read '\udcff.png'")
+    results.to_csv(tmp_path / "runs.csv")
+    assert "cannot read '\\udcff.png'" in (tmp_path / "runs.csv").read_text(encoding="utf-8")
+
+
 def test_the_page_holds_everything_and_no_address(tmp_path: Path) -> None:
     """Its policy names digests and nothing that could be loaded; no text of a study closes a script."""
     text = write_report(simulated.studies()["hostile"], tmp_path / "report.html").read_text()

@@ -330,6 +330,18 @@ def test_names_stay_text(open_report: Open) -> None:
     assert overflow(page) <= 0
 
 
+def test_names_that_no_expression_may_hold(open_report: Open) -> None:
+    """Backslashes, quotes and newlines in the names leave every plot and tooltip working."""
+    page = open_report("awkward")
+    for plot, says in (("#differences", "difference"), ("#pareto", "means")):
+        page.wait_for_selector(f"{plot} svg")
+        page.locator(plot).scroll_into_view_if_needed()
+        page.wait_for_timeout(100)
+        page.locator(f"{plot} svg g.mark-symbol path").last.hover()
+        page.wait_for_selector("#tooltip:visible")
+        assert says in page.locator("#tooltip").inner_text()
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
