@@ -31,8 +31,24 @@ Rule = Literal[
 """Names of the rules, in the order in which the first that holds becomes the recommendation."""
 
 
+class OverBatches:
+    """What has ``values``, one in every batch or None."""
+
+    values: tuple[float | None, ...]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the batches that have one; None without any."""
+        return _mean(self.values)
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation over the batches (n - 1); None below two of them."""
+        return _sd(self.values)
+
+
 @dataclass(frozen=True)
-class TaskLoss:
+class TaskLoss(OverBatches):
     """The loss of one task over the batches.
 
     Attributes:
@@ -57,19 +73,9 @@ class TaskLoss:
     target_range: tuple[float, float] | None
     exponent: float | None
 
-    @property
-    def mean(self) -> float | None:
-        """Mean over the batches that have one; None without any."""
-        return _mean(self.values)
-
-    @property
-    def sd(self) -> float | None:
-        """Standard deviation over the batches (n - 1); None below two of them."""
-        return _sd(self.values)
-
 
 @dataclass(frozen=True)
-class Norm:
+class Norm(OverBatches):
     """The L2 norm of one task's gradient on the shared parameters.
 
     Attributes:
@@ -83,16 +89,6 @@ class Norm:
     zeros: int
 
     @property
-    def mean(self) -> float | None:
-        """Mean over the batches that have one; None without any."""
-        return _mean(self.values)
-
-    @property
-    def sd(self) -> float | None:
-        """Standard deviation over the batches (n - 1); None below two of them."""
-        return _sd(self.values)
-
-    @property
     def signal_to_noise(self) -> float | None:
         """``mean / sd``; None where the sd is unknown or 0."""
         mean, sd = self.mean, self.sd
@@ -100,7 +96,7 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(OverBatches):
     """The cosine between the gradients of two tasks on the shared parameters.
 
     Attributes:
@@ -111,16 +107,6 @@ class Cosine:
     first: str
     second: str
     values: tuple[float | None, ...]
-
-    @property
-    def mean(self) -> float | None:
-        """Mean over the batches that have one; None without any."""
-        return _mean(self.values)
-
-    @property
-    def sd(self) -> float | None:
-        """Standard deviation over the batches (n - 1); None below two of them."""
-        return _sd(self.values)
 
     @property
     def conflicts(self) -> float | None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
+import building
 import pytest
 
 matplotlib = pytest.importorskip("matplotlib", reason="the pictures need matplotlib")
 import numpy as np  # noqa: E402
 from matplotlib import image  # noqa: E402
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = building.DOCS
 # Mean difference of the pixels, of 1: lettering that another version of a font draws; a curve that moves gives more.
 LETTERING = 0.004
 
@@ -21,15 +20,7 @@ LETTERING = 0.004
 @pytest.fixture(scope="module")
 def concepts() -> ModuleType:
     """The program that draws them."""
-    sys.path.insert(0, str(DOCS / "builder"))
-    try:
-        spec = importlib.util.spec_from_file_location("concepts", DOCS / "builder" / "concepts.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(DOCS / "builder"))
+    return building.program("concepts", "concepts.py")
 
 
 def difference(one: Path, other: Path) -> float:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
+import building
 import pytest
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = building.DOCS
 
 
 @pytest.fixture(scope="module")
 def builder() -> ModuleType:
     """The program that writes docs/reference."""
     pytest.importorskip("matplotlib")
-    sys.path.insert(0, str(DOCS / "builder"))
-    try:
-        spec = importlib.util.spec_from_file_location("reference_builder", DOCS / "builder" / "__main__.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(DOCS / "builder"))
+    return building.program("reference_builder", "__main__.py")
 
 
 def test_the_pages_are_up_to_date(builder: ModuleType) -> None:
