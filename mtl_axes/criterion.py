@@ -468,9 +468,9 @@ class MultiTaskCriterion(WideState):
         """Show every committed window to a :class:`mtl_axes.History`, and make it a part of the state. It calls this itself.
 
         Raises:
-            OptionError: the criterion has a history.
+            OptionError: the criterion has a history, which does not give way.
         """
-        if self.history is not None:
+        if self.history is not None and not self.history.gives_way:
             raise OptionError(
                 "A criterion should have one history. Found one already, and a second to record. Read `criterion.history`, "
                 "or compose the criterion anew."

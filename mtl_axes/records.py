@@ -36,8 +36,12 @@ class Records(nn.Module):
     Args:
         every: keep every n-th window, and the last one.
         capacity: rows at most. When there are more, every second one is dropped, and every second one kept from then on.
+
+    Attributes:
+        gives_way: True where another may take its place, of a criterion that has one only in case that nobody asks for it.
     """
 
+    gives_way = False
     # It has no parameters, buffers or modules, and is written in every step: past what a module does for those.
     __setattr__ = object.__setattr__  # type: ignore[assignment]
 

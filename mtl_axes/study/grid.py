@@ -25,6 +25,7 @@ from mtl_axes.errors import MtlAxesError, OptionError, StudyError
 from mtl_axes.options import check_number
 from mtl_axes.study.jobs import Job, Outcome, Train, as_read, described, write_whole
 from mtl_axes.study.levels import ended, levels, mean_ends, tuned
+from mtl_axes.study.levels import label as label_of
 from mtl_axes.study.plan import Baseline, as_baselines, as_metrics, as_options, as_plain, as_seeds
 from mtl_axes.study.results import CHOSEN, ENDED, RUNS_FOLDER, STUDY_FILE, TUNED, Direction, Results, Run
 from mtl_axes.study.workers import Bar, in_processes, in_turn
@@ -58,7 +59,7 @@ class Study:
             else the first level; and the first inner level.
         baselines: constant weights as further levels of the outer axis, each with every inner level.
 
-            - ``"equal"``: 1/K each.
+            - ``"equal"``: 1/K each. Where ``outer`` has ``"fixed"`` without weights, it is that level.
             - ``"ended"``: for every weighting that moves, and every inner level, the mean over its seeds of the weights in
               the last tenth of its runs. It changes, and is trained anew, when seeds are added.
             - ``"tuned"``: the first task at 0.01, 0.1, 10 and 100 times the weight of the second; of more than two tasks
@@ -99,7 +100,9 @@ class Study:
         self.options, self.config = as_options(compose), as_plain("config", config or {})
         self.inner = levels("inner", inner)
         given = levels("outer", outer)
-        added: dict[str, Any] = {"equal": "fixed"} if "equal" in self.baselines else {}
+        equal = next((label for label, level in given.items() if label_of("outer", level) == "fixed"), None)
+        self._equal = "equal" if equal is None else equal
+        added: dict[str, Any] = {"equal": "fixed"} if "equal" in self.baselines and equal is None else {}
         self._tuned = self._tuned_levels() if "tuned" in self.baselines else {}
         later = [TUNED] * bool(self._tuned) + [ENDED.format(label) for label in given if self._ends]
         taken = [label for label in given if label in {*added, *self._tuned, *later}]
@@ -195,7 +198,7 @@ class Study:
                 )
         wanted = [(outer, inner) for outer, inner in wanted]
         used = {inner for _, inner in wanted}
-        own = set(given)
+        own = set(given) - ({self._equal} if "equal" in self.baselines else set())
         return [
             (outer, inner)
             for outer in self.outer
@@ -205,7 +208,8 @@ class Study:
 
     def _reference(self, reference: Cell | None) -> Cell:
         if reference is None:
-            return self.cells[0]
+            equal = [cell for cell in self.cells if "equal" in self.baselines and cell[0] == self._equal]
+            return (equal or self.cells)[0]
         if not isinstance(reference, (tuple, list)) or tuple(reference) not in self.cells:
             raise OptionError(
                 f"`reference` should be one of the study's cells: {', '.join(map(repr, self.cells))}. Found {reference!r}."
@@ -342,16 +346,16 @@ class Study:
 
     def _write(self, jobs: Sequence[Job], further: Sequence[str] = ()) -> None:
         """Keep what the study is, so that its folder can be read without it."""
-        outer = [*self.outer, *[TUNED] * bool(self._tuned)]
-        if self._ends:
-            outer += [ENDED.format(label) for label in self._adaptive]
+        later = [TUNED] * bool(self._tuned) + [ENDED.format(label) for label in self._adaptive if self._ends]
         path = self.out / STUDY_FILE
         kept = {
-            "outer": outer,
+            "outer": [*self.outer, *later],
             "inner": [*self.inner],
             "seeds": self.seeds,
             "metrics": self.metrics,
             "reference": self.reference,
+            "constants": [*(label for label in self.outer if label not in self._adaptive), *later],
+            "baselines": [*self._tuned, *later],
             "runs": [job.path.name for job in jobs] + list(further),
             "about": {
                 "title": self.title,

@@ -38,13 +38,20 @@ class Outcome:
 
     Attributes:
         metrics: a number for each name.
-        history: a :class:`mtl_axes.History`, or its columns by name; None: that which the study keeps by itself.
+        history: a :class:`mtl_axes.History`, or its columns by name; None: that of
+            the criterion, which the study has given one of 512 rows; a History that the function makes takes its place.
         predictions: by task ``(predicted, true)``, two sequences or 1-d tensors of one length, for the report.
     """
 
     metrics: Mapping[str, float]
     history: History | Mapping[str, Any] | None = None
     predictions: Mapping[str, tuple[Any, Any]] | None = None
+
+
+class _OwnHistory(History):
+    """What a study records of a run; where the training function makes a History of the criterion, that takes its place."""
+
+    gives_way = True
 
 
 Train = Callable[[MultiTaskCriterion, int], Mapping[str, float] | Outcome]
@@ -140,7 +147,7 @@ class Job:
     def _trained(self, train: Train) -> Run:
         _seed(self.seed)
         criterion = self.criterion()
-        kept = History(criterion, capacity=_ROWS)
+        _OwnHistory(criterion, capacity=_ROWS)
         # Again: what a strategy draws while it is built should not decide how the model begins.
         _seed(self.seed)
         returned = train(criterion, self.seed)
@@ -150,7 +157,7 @@ class Job:
             self.inner,
             self.seed,
             metrics=_numbers(outcome.metrics, self.metrics),
-            history=_columns(kept if outcome.history is None else outcome.history),
+            history=_columns(criterion.history if outcome.history is None else outcome.history),
             predictions={task: _pair(task, given) for task, given in (outcome.predictions or {}).items()},
             config=self.config,
         )

@@ -27,6 +27,7 @@ RUNS_FOLDER = "runs"
 TUNED = "tuned constant"
 ENDED = "constant where {} ended"
 CHOSEN = "chosen"  # in the configuration of a run that the tuned constant copies: the level that it is a run of
+_LARGEST = 1e300  # a run whose metric is beyond it has diverged, as one whose metric is infinite: sums of several overflow
 _ROUNDING = 5e-7  # accuracies in float32 that all differ by 0.01 do so to within this; it is no spread between seeds
 
 
@@ -40,6 +41,11 @@ class _Contrast(NamedTuple):
     inner: tuple[str, ...]
     plus: tuple[Cell, ...]
     minus: tuple[Cell, ...]
+
+
+def _counts(value: float) -> bool:
+    """Whether a metric is one that means are taken of."""
+    return abs(value) <= _LARGEST  # not for NaN
 
 
 def _name(cell: Cell) -> str:
@@ -105,6 +111,9 @@ class Results:
         reference: the cell that others are compared with.
         runs: the finished runs.
         failures: the runs that failed.
+        constants: the levels of the outer axis whose weights never move.
+        baselines: of these, the ones that the study itself added to compare with, beside the equal one: tuned constants, and
+            those where runs ended.
         about: what the study says of itself, as plain data: ``title``, ``config``, ``versions``, ``created``.
     """
 
@@ -115,6 +124,8 @@ class Results:
     reference: tuple[str, str]
     runs: tuple[Run, ...]
     failures: tuple[Run, ...] = ()
+    constants: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -134,13 +145,9 @@ class Results:
         return list(dict.fromkeys([*self.metrics, *(name for run in self.runs for name in run.metrics)]))
 
     @property
-    def constants(self) -> list[str]:
-        """The levels of the outer axis that are constant weights: all of their runs, failed ones too, were of ``fixed``."""
-        names: dict[str, set[str | None]] = {}
-        for run in (*self.runs, *self.failures):
-            criterion = run.config.get("criterion") or {}
-            names.setdefault(run.outer, set()).add((criterion.get("outer") or {}).get("name"))
-        return [level for level in self.outer if names.get(level) == {"fixed"}]
+    def weightings(self) -> list[str]:
+        """The levels of the outer axis that the study is about: all but its baselines, and the reference's."""
+        return [level for level in self.outer if level not in self.baselines or level == self.reference[0]]
 
     @property
     def copies(self) -> list[str]:
@@ -184,8 +191,8 @@ class Results:
     def summary(self, metric: str) -> list[Summary]:
         """Return n, mean and standard deviation of a metric in every cell that was tried.
 
-        Values that are not finite, of runs that diverged, are counted and left out: the mean of a cell that has some is
-        better than the cell.
+        Values that are not finite or beyond 1e300, of runs that diverged, are counted and left out: the mean of a cell that
+        has some is better than the cell.
 
         Raises:
             UnknownNameError: no such metric.
@@ -196,7 +203,7 @@ class Results:
         told = []
         for cell in self._tried():
             values = list(self.values(metric, *cell).values())
-            finite = [value for value in values if math.isfinite(value)]
+            finite = [value for value in values if _counts(value)]
             mean, sd = statistics.mean_and_sd(finite)
             told.append(Summary(*cell, len(finite), float(mean), float(sd), len(values) - len(finite)))
         return told
@@ -226,9 +233,9 @@ class Results:
         number.
 
         The average is taken within each seed, over the levels of the other axis in which both have a finite value with some
-        seed, and over the seeds in which they have one with all of these levels. Inner levels are not averaged over the
-        tuned constant, whose runs are those of other levels and count once. A level that was tried with no level of the
-        other axis that the reference's was tried with is left out.
+        seed, and over the seeds in which they have one with all of these levels. Inner levels are averaged over the
+        :attr:`weightings`, and not over the baselines, whose weights nobody chose to train with. A level that was tried with
+        no level of the other axis that the reference's was tried with is left out.
 
         Args:
             metric: its name.
@@ -275,13 +282,13 @@ class Results:
 
     def interactions(self, metric: str) -> list[Effect]:
         """Return the interaction of every pair of levels with the reference's levels, where all four cells were tried,
-        corrected for their number. The tuned constant, whose runs are those of other levels, is left out.
+        corrected for their number. The baselines, whose weights nobody chose to train with, are left out.
 
         Raises:
             UnknownNameError: no such metric.
         """
         outer, inner = self.reference
-        pairs = [(b, d) for b in self.outer if b != outer and b not in self.copies for d in self.inner if d != inner]
+        pairs = [(b, d) for b in self.weightings if b != outer for d in self.inner if d != inner]
         crossed = [self._crossed((outer, b), (inner, d)) for b, d in pairs]
         tried = set(self._tried())
         return self._effects(metric, [contrast for contrast in crossed if {*contrast.plus, *contrast.minus} <= tried])
@@ -388,7 +395,7 @@ class Results:
         found: dict[Cell, dict[int, float]] = {}
         for run in self.runs:
             value = run.metrics.get(metric, math.nan)
-            if math.isfinite(value):
+            if _counts(value):
                 found.setdefault(run.cell, {})[run.seed] = value
         return found
 
@@ -399,8 +406,7 @@ class Results:
             shared = tuple(inner for inner in self.inner if {(base, inner), (level, inner)} <= known)
             plus, minus = tuple((level, inner) for inner in shared), tuple((base, inner) for inner in shared)
             return _Contrast(level, base, "outer", (base, level), shared, plus, minus)
-        own = [outer for outer in self.outer if outer not in self.copies]
-        shared = tuple(outer for outer in own if {(outer, base), (outer, level)} <= known)
+        shared = tuple(outer for outer in self.weightings if {(outer, base), (outer, level)} <= known)
         plus, minus = tuple((outer, level) for outer in shared), tuple((outer, base) for outer in shared)
         return _Contrast(level, base, "inner", shared, (base, level), plus, minus)
 
@@ -490,5 +496,7 @@ class Results:
             reference=tuple(kept["reference"]),
             runs=tuple(runs),
             failures=tuple(failures),
+            constants=tuple(kept["constants"]),
+            baselines=tuple(kept["baselines"]),
             about=kept["about"],
         )

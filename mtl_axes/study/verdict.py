@@ -77,7 +77,8 @@ def _missing(results: Results) -> list[str]:
 
 
 def _constants(results: Results) -> list[str]:
-    levels = results.constants
+    tried = {run.outer for run in (*results.runs, *results.failures)}
+    levels = [level for level in results.constants if level in tried]
     if not levels:
         return []
     names = (
@@ -107,9 +108,9 @@ def _differences(results: Results, metric: str) -> list[str]:
         told += _best(results, metric) + _cells(results.compare(metric))
     base = results.reference
     told += _told(outer, f"{metric}, outer axis against {base[0]}", results.inner)
-    told += _told(inner, f"{metric}, inner axis against {base[1]}", [o for o in results.outer if o not in results.copies])
+    told += _told(inner, f"{metric}, inner axis against {base[1]}", results.weightings)
     best, constants = results.best_constant(metric), results.constants
-    if best is not None and (constants != [base[0]] or best != base[0]):
+    if best is not None and (list(constants) != [base[0]] or best != base[0]):
         how = (
             "chosen for each seed on the others"
             if best in results.copies

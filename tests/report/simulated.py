@@ -78,6 +78,7 @@ def study(
         reference=(next(iter(outer)), next(iter(inner))),
         runs=tuple(runs),
         failures=tuple(failures),
+        constants=tuple(label for label, level in outer.items() if level in ("fixed", {"name": "fixed"})),
         about={
             "title": title,
             "created": "2026-11-20T08:15:30+00:00",

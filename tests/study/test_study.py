@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 import training
 from training import Own
 
-from mtl_axes import MultiTaskCriterion, create
+from mtl_axes import MultiTaskCriterion, compose, create
 from mtl_axes.errors import DataError, MtlAxesError, OptionError, StudyError
 from mtl_axes.history import History
 from mtl_axes.study import Outcome, Study
@@ -251,20 +251,23 @@ def test_numbers_of_every_kind_are_metrics(tmp_path: Path) -> None:
 
 
 def test_a_history_of_the_training_function_takes_the_place_of_the_study_s(tmp_path: Path) -> None:
-    """Columns as they are; or a History of another criterion, as one whose place of measurement must be named."""
+    """Columns as they are; a History of another criterion, as one whose place of measurement must be named; one of the
+    criterion that is passed in, returned or not."""
 
-    def train(criterion: MultiTaskCriterion, seed: int) -> Outcome:
-        if seed:
+    def train(criterion: MultiTaskCriterion, seed: int) -> Outcome | Mapping[str, float]:
+        if seed == 0:
             return Outcome({"rmse": 1.0}, history={"step": (1, 2), "weight/a": [None, 0.5]})
-        from mtl_axes import compose
-
-        own = compose(**criterion.config())
+        own = compose(**criterion.config()) if seed == 1 else criterion
         history = History(own, every=2)
-        return Outcome(training.train(own, seed).metrics, history)
+        if seed == 2:
+            with pytest.raises(OptionError, match="A criterion should have one history"):
+                History(own)
+        metrics = training.train(own, seed).metrics
+        return Outcome(metrics, history) if seed == 1 else metrics
 
-    mine, columns = small(tmp_path).run(train, **quiet).runs
-    assert mine.history["step"][:6] == [1, 3, 5, 7, 9, 11]
+    columns, *mine = small(tmp_path, seeds=3).run(train, **quiet).runs
     assert columns.history == {"step": [1.0, 2.0], "weight/a": [None, 0.5]}
+    assert [run.history["step"][:6] for run in mine] == [[1, 3, 5, 7, 9, 11]] * 2
 
 
 # Constants
@@ -274,7 +277,17 @@ def test_equal_weights_are_the_reference_where_they_are_a_baseline(tmp_path: Pat
     results = small(tmp_path, outer=["gaba"], baselines=["equal"]).run(training.train, **quiet)
     assert results.outer == ("equal", "gaba") and results.reference == ("equal", "mse")
     assert {weight for run in results.runs if run.outer == "equal" for weight in run.history["weight/a"]} == {0.5}
-    assert results.constants == ["equal"]
+    assert results.constants == ("equal",) and results.baselines == ()
+
+
+def test_equal_weights_that_are_a_level_are_not_trained_twice(tmp_path: Path) -> None:
+    """Whatever they are called, they are the baseline, with every inner level that the cells have."""
+    outer = {"gaba": "gaba", "even": {"name": "fixed"}, "uneven": {"name": "fixed", "weights": {"a": 0.2, "b": 0.8}}}
+    study = small(tmp_path, outer=outer, inner=["mse", "mae"], baselines=["equal"], cells=[("gaba", "mae")])
+    results = study.run(training.train, **quiet)
+    assert results.outer == ("gaba", "even", "uneven") and results.reference == ("even", "mae")
+    assert results.cells == [("gaba", "mae"), ("even", "mae")]
+    assert results.constants == ("even", "uneven") and results.baselines == ()
 
 
 def test_the_constant_where_a_weighting_ended_is_its_mean_end_over_the_seeds(tmp_path: Path) -> None:
@@ -294,7 +307,8 @@ def test_the_constant_where_a_weighting_ended_is_its_mean_end_over_the_seeds(tmp
         assert constant[0].history["weight/a"] == pytest.approx([weights["a"]] * training.STEPS)
         ends[inner] = weights["a"]
     assert ends["mse"] != ends["mae"]
-    assert results.constants == ["fixed", "constant where gaba ended"]
+    assert results.constants == ("fixed", "constant where gaba ended")
+    assert results.baselines == ("constant where gaba ended",)
     names = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     again = study.run(training.train, **quiet)
     assert figures(again) == figures(results)
@@ -327,7 +341,8 @@ def test_the_tuned_constant_is_chosen_on_the_other_seeds(tmp_path: Path, directi
     assert [(run.seed, run.config["chosen"], sign * run.metrics["rmse"]) for run in rows] == [
         (0, "a x 0.1", 9.0), (1, "a x 10", 8.0), (2, "a x 0.01", 9.0),
     ]  # fmt: skip
-    assert "tuned constant" in results.constants
+    assert results.constants == ("equal", *[*table][1:], "tuned constant")
+    assert results.baselines == results.constants[1:]
     assert figures(study.run(train, **quiet)) == figures(results)
     assert len(list((tmp_path / "runs").iterdir())) == 6 * 3 + 3
 
@@ -405,15 +420,15 @@ def test_only_the_cells_that_were_asked_for_are_trained(tmp_path: Path) -> None:
     """Baselines come with the inner levels of these cells."""
     study = small(
         tmp_path,
-        outer=["fixed", "gaba", "dwa"],
+        outer=["dwa", "gaba", "gradnorm"],
         inner=["mse", "huber", "mae"],
         seeds=1,
-        cells=[("gaba", "huber"), ("fixed", "mse")],
+        cells=[("gaba", "huber"), ("dwa", "mse")],
         baselines=["equal"],
-        reference=("fixed", "mse"),
+        reference=("gaba", "huber"),
     )
     results = study.run(training.train, **quiet)
-    assert results.cells == [("equal", "mse"), ("equal", "huber"), ("fixed", "mse"), ("gaba", "huber")]
+    assert results.cells == [("equal", "mse"), ("equal", "huber"), ("dwa", "mse"), ("gaba", "huber")]
 
 
 # What is refused before the first run

@@ -21,14 +21,12 @@ def study(
     values: Mapping[tuple[str, str], list[float]], direction: str | None = "min", failures: tuple[Run, ...] = ()
 ) -> Results:
     """One metric by cell and seed."""
-    runs = tuple(
-        Run(*cell, seed, {"rmse": value}, config={"criterion": {"outer": {"name": cell[0]}}})
-        for cell, found in values.items()
-        for seed, value in enumerate(found)
-    )
+    runs = tuple(Run(*cell, seed, {"rmse": value}) for cell, found in values.items() for seed, value in enumerate(found))
     outer, inner = (tuple(dict.fromkeys(cell[axis] for cell in values)) for axis in (0, 1))
     seeds = tuple(range(max(map(len, values.values()))))
-    return Results(outer, inner, seeds, {"rmse": direction}, ("fixed", "mse"), runs, failures)  # type: ignore[dict-item]
+    constants = tuple(level for level in outer if level == "fixed")
+    known: dict[str, Any] = {"rmse": direction}
+    return Results(outer, inner, seeds, known, ("fixed", "mse"), runs, failures, constants)
 
 
 def effect(differences: list[float], direction: str | None = "min") -> Effect:
@@ -162,15 +160,15 @@ def large(spread: float = 0.3, best: str = "rul x 10") -> Results:
     runs = []
     for seed in range(5):
         for level in outer:
-            name = level if level in ADAPTIVE else "fixed"
             chosen = {"chosen": best} if level == "tuned constant" else {}
             for shape in ("mse", "huber"):
                 value = better.get(level, 0.0) + spread * generator.normal()
-                config = {"criterion": {"outer": {"name": name}}, **chosen}
                 metrics = {"rmse": 14.0 + seed - value, "auc": 0.1 * value + 0.01 * seed}
-                runs.append(Run(level, shape, seed, metrics, config=config))
+                runs.append(Run(level, shape, seed, metrics, config=chosen))
     directions: dict[str, Any] = {"rmse": "min", "auc": "max"}
-    return Results(outer, ("mse", "huber"), (0, 1, 2, 3, 4), directions, ("fixed", "mse"), tuple(runs))
+    added = tuple(level for level in outer if level not in ("fixed", *ADAPTIVE))
+    made = (tuple(runs), (), ("fixed", *added), added)
+    return Results(outer, ("mse", "huber"), (0, 1, 2, 3, 4), directions, ("fixed", "mse"), *made)
 
 
 def test_a_grid_of_real_size_is_told_in_what_can_be_read() -> None:
@@ -217,13 +215,16 @@ def test_the_best_constant_has_a_value_in_every_run() -> None:
     assert not any("best constant" in sentence for sentence in replace(results, metrics={"auc": None}).verdict("auc"))
 
 
-def test_the_copies_of_the_tuned_constant_count_once() -> None:
-    """Its runs are those of other levels: inner shapes are not averaged over it, it has no interactions, and it is not the
-    best cell; its own level is compared like any other."""
+def test_baselines_are_compared_with_and_not_averaged_over() -> None:
+    """Inner shapes are averaged over the weightings that the study is about, which the reference's is one of, and
+    interactions are theirs; the baselines are levels of the outer axis like any other. The tuned constant, whose runs are
+    those of other levels, is not the best cell."""
     results = large()
     (effect,) = results.main_effect("rmse", "inner")
-    assert "tuned constant" not in effect.outer and len(effect.outer) == 11
-    assert not any("tuned constant" in effect.label for effect in results.interactions("rmse"))
+    assert effect.outer == ("fixed", *ADAPTIVE)
+    assert [effect.label for effect in results.interactions("rmse")] == [f"{name} x huber" for name in ADAPTIVE]
+    (other,) = replace(results, reference=("rul x 10", "mse")).main_effect("rmse", "inner")
+    assert other.outer == ("fixed", *ADAPTIVE, "rul x 10")
     assert "tuned constant" in [effect.label for effect in results.main_effect("rmse", "outer")]
     raised = [
         replace(run, metrics={"rmse": 0.0 + run.seed}) if run.outer == "tuned constant" else run for run in results.runs
