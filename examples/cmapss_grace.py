@@ -38,6 +38,10 @@ from mtl_axes import Study
 from mtl_axes.errors import MtlAxesError
 
 STEPS, SIMULATED_STEPS, QUICK_STEPS = 600, 450, 160
+BASELINES = {
+    "tuned": "constants: RUL at 0.01, 0.1, 10 and 100 times the weight of health",
+    "ended": "constants where each adaptive weighting ended",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,6 +92,7 @@ def _run(options: argparse.Namespace) -> int:
         metrics={"rmse": "min", "nasa": "min", "health_accuracy": "max"},
         reference=cells[0].labels,
         cells=[cell.labels for cell in cells],
+        baselines=options.baselines,
         compose={"tasks": TASKS},
         config={"subset": name, **training.config()},
         title=f"GRACE on C-MAPSS: {heading}",
@@ -98,6 +103,8 @@ def _run(options: argparse.Namespace) -> int:
         f"      {len(fleet.train)} training engines, {len(fleet.test)} test engines, {len(prepared.train)} windows to fit on"
     )
     print(f"runs: {len(cells)} cells x seeds {' '.join(map(str, seeds))}, {steps} steps each, {options.workers} worker(s)")
+    for baseline in options.baselines:
+        print(f"      and {BASELINES[baseline]}")
     for line in _protocol_lines(options.protocol):
         print(line)
     results = study.run(training, workers=options.workers, retry=True)
@@ -148,6 +155,9 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="OUTER:INNER",
         help="compare these with cell A instead of the grid: gaba:huber uncertainty:mse 'gaba(beta=0.9):huber(delta=5)'",
+    )
+    parser.add_argument(
+        "--baselines", nargs="+", choices=tuple(BASELINES), default=(), help="further constants, for verdict and report"
     )
     parser.add_argument(
         "--seeds", nargs="+", type=_whole(0), help="default 0 1 (simulated), 0 1 2 (real files); each also draws the split"

@@ -162,6 +162,19 @@ def test_other_methods_with_options_are_compared_with_cell_a(tmp_path: Path, cap
     assert float(learned["lambda_rul"]) != 0.5, "the weighting's parameters must have been in the optimizer"
 
 
+def test_further_constants_are_in_the_verdict_and_not_in_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--methods", "gaba:mse", "--seeds", "0", "1", "--baselines", "tuned", "ended"]
+    assert cmapss_grace.main([*TINY, "--steps", "3", "--workers", "1", "--out", str(tmp_path), *arguments]) == 0
+    assert [row["cell"] for row in rows(tmp_path)] == ["A", "C"] * 2
+    said = capsys.readouterr().out
+    assert "and constants: RUL at 0.01, 0.1, 10 and 100 times" in said
+    assert "against the best constant (tuned constant" in said and "against the constants where they ended" in said
+    weights = [run.history["weight/rul"][-1] for run in Results.load(tmp_path).runs if run.outer == "rul x 0.1"]
+    assert weights == pytest.approx([1 / 11] * 2)
+
+
 def test_a_run_that_diverges_is_named_and_the_others_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     diverging = "fixed(weights={'rul': 1e38, 'health': 1e38}):mse"
     arguments = [*TINY, "--workers", "1", "--out", str(tmp_path), "--methods", diverging, "fixed:mae"]
