@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import hashlib
+import inspect
 import json
 import math
 import platform
@@ -134,11 +135,11 @@ class Study:
             threads: torch's threads in each run, also with one worker. The last digits may depend on it.
 
         Raises:
-            StudyError: ``train`` does not return what the study needs, and no run has yet; or it cannot be handed to another
-                process.
+            StudyError: ``train`` is no function of a criterion and a seed; it does not return what the study needs, and no
+                run has yet; it cannot be handed to another process.
             KeyboardInterrupt: after the workers have stopped; finished runs are kept.
         """
-        if not callable(train):
+        if not callable(train) or not _takes_two(train):
             raise StudyError(f"`train` should be a function of a criterion and a seed. Found {train!r}.")
         check_number("workers", workers, low=1, integer=True)
         check_number("threads", threads, low=1, integer=True)
@@ -377,6 +378,17 @@ def _created(path: Path) -> str | None:
         return str(json.loads(path.read_text(encoding="utf-8"))["about"]["created"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _takes_two(train: Train) -> bool:
+    """Whether it can be called with a criterion and a seed, as far as that shows."""
+    try:
+        inspect.signature(train).bind(None, 0)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature that Python can see
+        return True
+    return True
 
 
 def _name(train: Any) -> str:

@@ -493,8 +493,15 @@ def test_every_criterion_is_built_before_the_first_run(tmp_path: Path, options: 
 def test_options_of_a_run_are_checked(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(MtlAxesError, match="should be an integer in"):
         small(tmp_path).run(training.train, **options)
-    with pytest.raises(StudyError, match="`train` should be a function"):
-        small(tmp_path).run(None, **quiet)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("train", [None, lambda criterion: {}, lambda criterion, seed, loader: {}, Own])
+def test_what_cannot_be_called_with_a_criterion_and_a_seed_is_no_training_function(tmp_path: Path, train: Any) -> None:
+    with pytest.raises(StudyError, match="`train` should be a function of a criterion and a seed"):
+        small(tmp_path).run(train, **quiet)
+    assert not (tmp_path / "study.json").exists()
+    for good in (lambda criterion, seed, loader=None: {"rmse": 1.0}, lambda *given: {"rmse": 1.0}, partial(max, key=len)):
+        small(tmp_path, seeds=1).run(good, **quiet)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
