@@ -30,6 +30,7 @@ def content(results: Results) -> dict[str, Any]:
         "created": _moment(str(about.get("created") or "")),
         "outer": list(results.outer),
         "inner": list(results.inner),
+        "baselines": [index for index, level in enumerate(results.outer) if level not in results.weightings],
         "seeds": list(results.seeds),
         "reference": _cell(results, results.reference),
         "metrics": [_metric(results, name) for name in results.metric_names],

@@ -12,7 +12,7 @@ function buildGrid() {
     element(
       "tr",
       {},
-      element("th", { scope: "row" }, name),
+      element("th", { scope: "row" }, name, study.baselines.includes(outer) ? element("span", { class: "aside" }, "baseline") : null),
       study.inner.map((_, inner) => element("td", { role: "gridcell", "data-outer": outer, "data-inner": inner })),
     ),
   );
@@ -183,11 +183,13 @@ function axisReading(about, axis) {
       );
     })
     .filter(Boolean);
+  // No inner shape is averaged over the constants that the study added to compare with.
+  const rest = axis === 1 && study.baselines.length ? " but baselines" : "";
   const what = axis === 1 ? "only the inner shape changes" : "only the outer weighting changes";
   const where = axis === 1 ? "row" : "column";
   return [
     element("h3", {}, `Same ${other}: ${kept}`),
-    element("p", {}, `In this ${where} ${what}. `, main ? `Over all ${where}s, ${main.words}` : `${base} is what the others are compared with.`),
+    element("p", {}, `In this ${where} ${what}. `, main ? `Over all ${where}s${rest}, ${main.words}` : `${base} is what the others are compared with.`),
     rows.length
       ? element(
           "table",
@@ -195,7 +197,7 @@ function axisReading(about, axis) {
           element(
             "thead",
             {},
-            element("tr", {}, [`minus ${base}`, `this ${where}`, `all ${where}s`].map((text) => element("th", { scope: "col" }, text))),
+            element("tr", {}, [`minus ${base}`, `this ${where}`, `all ${where}s${rest}`].map((text) => element("th", { scope: "col" }, text))),
           ),
           element("tbody", {}, rows),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,7 @@ def studies() -> dict[str, Results]:
     ]
     return {
         "usual": study(),
+        "baselines": replace(study(), baselines=("gaba",)),
         "plain": plain(),
         "unfinished": plain(runs=()),
         "diverged": plain(outer=("equal", "gaba"), seeds=(0, 1, 2), runs=tuple(diverged)),

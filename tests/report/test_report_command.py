@@ -24,7 +24,10 @@ def folder(tmp_path: Path) -> Path:
     for index, run in enumerate(runs):
         (tmp_path / RUNS_FOLDER / f"{index}.json").write_text(run.to_json())
     kept = {
-        **{name: getattr(results, name) for name in ("outer", "inner", "seeds", "metrics", "reference", "about")},
+        **{
+            name: getattr(results, name)
+            for name in ("outer", "inner", "seeds", "metrics", "reference", "constants", "baselines", "about")
+        },
         "runs": [f"{index}.json" for index in range(len(runs))],
     }
     (tmp_path / STUDY_FILE).write_text(json.dumps(kept))

@@ -199,6 +199,20 @@ def test_toggles_read_off_one_axis(open_report: Open) -> None:
     assert "Same inner: asymmetric" in page.locator("#reading").inner_text()
 
 
+def test_baselines_are_marked_and_not_averaged_over(open_report: Open) -> None:
+    """The row says what it is, and what an inner shape does is read off without it."""
+    page = open_report("baselines")
+    heads = page.locator(".grid tbody th").all_inner_texts()
+    assert [head.splitlines() for head in heads] == [["equal"], ["uncertainty"], ["gaba", "baseline"]]
+    cell(page, 1, 1).click()
+    page.get_by_role("button", name="Same outer").click()
+    (effect, _) = simulated.studies()["baselines"].main_effect("rmse", "inner")
+    assert effect.outer == ("equal", "uncertainty")
+    told = page.locator("#reading").inner_text()
+    assert "Over all rows but baselines, " + effect.in_words().removeprefix("rmse: ") in told
+    assert page.locator("#reading thead th").last.inner_text() == "all rows but baselines"
+
+
 def test_the_grid_by_keyboard(open_report: Open) -> None:
     """One tab stop; arrows, Home and End move within the edges, Enter and Space choose, and focus stays."""
     page = open_report()
