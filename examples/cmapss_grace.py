@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError(
             f"`--seeds` should name every seed once. Found {' '.join(map(str, options.seeds))}. Leave the repeated ones out."
         )
-    seeds = options.seeds or ([0] if options.quick else [0, 1] if simulated else [0, 1, 2])
+    seeds = options.seeds or ([0] if options.quick else [0, 1] if simulated else [0, 1, 2, 3, 4])
     steps = options.steps or (QUICK_STEPS if options.quick else SIMULATED_STEPS if simulated else STEPS)
     _check_out(options.out)
     if simulated:
@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         "--baselines", nargs="+", choices=tuple(BASELINES), default=(), help="further constants, for verdict and report"
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=_whole(0), help="default 0 1 (simulated), 0 1 2 (real files); each also draws the split"
+        "--seeds", nargs="+", type=_whole(0), help="default 0 1 (simulated), 0 to 4 (real files); each also draws the split"
     )
     parser.add_argument("--steps", type=_whole(1), help="optimizer steps per run (default 450 simulated, 600 real)")
     parser.add_argument(
