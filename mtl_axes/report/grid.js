@@ -83,12 +83,12 @@ function paintGrid() {
       failed ? `▲ ${failed} failed` : null,
       found?.not_finite ? `▲ ${found.not_finite} not finite` : null,
     ].filter(Boolean);
-    const value = !found || found.n + found.not_finite === 0 ? "no value" : number(found.mean, scale);
+    const value = !found ? "not run" : found.n + found.not_finite ? number(found.mean, scale) : "no value";
     fill(
       place,
       element("span", { class: "mean" }, value),
       spread ? element("span", { class: "spread" }, spread) : null,
-      element("span", { class: "count" }, `n = ${found?.n ?? 0}`),
+      found ? element("span", { class: "count" }, `n = ${found.n}`) : null,
       marks.map((mark) => element("span", { class: "count mark" }, mark)),
     );
     place.setAttribute(
@@ -96,7 +96,7 @@ function paintGrid() {
       [
         label(cell),
         about ? `${about.name} ${value} ${spread ? spread.replace("±", "plus or minus") : ""}`.trim() : null,
-        plural(found?.n ?? 0, "seed"),
+        found ? plural(found.n, "seed") : null,
         ...marks.map((mark) => mark.replace("▲ ", "")),
       ]
         .filter(Boolean)

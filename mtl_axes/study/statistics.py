@@ -2,7 +2,7 @@
 
 The functions of differences take leading axes too, so that a thousand simulated studies are one call. Differences that are
 fewer than two, or all equal, have no spread to judge by: what needs one is NaN for them. How often the intervals hold the
-true mean is measured by ``python -m benchmarks.coverage`` and in ``tests/statistics``.
+true mean is measured by ``python -m benchmarks.coverage`` and in ``tests/study``.
 """
 
 from __future__ import annotations

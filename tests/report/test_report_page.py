@@ -361,6 +361,7 @@ def test_names_that_no_expression_may_hold(open_report: Open) -> None:
     [
         ("plain", "There is nothing to compare"),
         ("unfinished", "No run has finished"),
+        ("unfinished", "not run"),
         ("diverged", "2 not finite"),
         ("many", "metric 8"),
     ],
