@@ -17,6 +17,7 @@ from mtl_axes.errors import DataError, MtlAxesError, OptionError, StateError
 from mtl_axes.explain import explain, mean_cost, often
 from mtl_axes.inner import InnerShape, TargetWeight
 from mtl_axes.logs import Call, LossLog, Steadiness, Tally
+from mtl_axes.options import steady_repr
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Measurement, Probe, Shared, Tape, probe_config
 from mtl_axes.records import Held, Records
@@ -797,23 +798,31 @@ class MultiTaskCriterion(WideState):
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [{"params": parameters, "weight_decay": 0.0, **options}] if parameters else []
 
-    def config(self) -> dict[str, Any]:
+    def config(self, *, strict: bool = True) -> dict[str, Any]:
         """Return a plain dict such that ``compose(**config)`` builds the same criterion, without its state and ``shared``.
+
+        Args:
+            strict: False to be told of a strategy for which no name stands as ``{"class": repr}``: to show and to compare,
+                and not to build from.
 
         Raises:
             MtlAxesError: a strategy is not registered, so that no name stands for it; one built from an object has none.
         """
         tasks, window = self.task_set, self.window
+
+        def named(axis: Axis, strategy: OuterWeighting | InnerShape) -> Any:
+            return _or_repr(strategy, lambda: _named(axis, strategy), strict=strict)
+
         inner: Any
         if tasks.default is not None:
-            inner = _named("inner", tasks.default)
+            inner = named("inner", tasks.default)
         else:
-            inner = {name: _named("inner", shape) for name, shape in tasks.given.items()}
+            inner = {name: named("inner", shape) for name, shape in tasks.given.items()}
         return {
-            "outer": _named("outer", self.outer),
+            "outer": named("outer", self.outer),
             "inner": inner,
             "tasks": list(tasks.names) or None,
-            "probe": probe_config(self.probe),
+            "probe": _or_repr(self.probe, lambda: probe_config(self.probe), strict=strict),
             "every": window.every,
             "accumulate": window.accumulate,
             "normalise": self.normalise,
@@ -862,6 +871,15 @@ def _lineage(outer: OuterWeighting) -> str:
     """Return the class of a weighting, with that of the one it is a stage of: ``Ema(InverseNorm)``."""
     base, name = outer.options().get("base"), type(outer).__name__
     return f"{name}({_lineage(base)})" if isinstance(base, OuterWeighting) else name
+
+
+def _or_repr(value: object, config: Callable[[], Any], *, strict: bool) -> Any:
+    try:
+        return config()
+    except MtlAxesError:
+        if strict:
+            raise
+        return {"class": steady_repr(value)}
 
 
 def _named(axis: Axis, strategy: OuterWeighting | InnerShape | TargetWeight) -> dict[str, Any]:

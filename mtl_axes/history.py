@@ -19,7 +19,7 @@ __all__ = ["History"]
 
 
 class History(Records):
-    """Records what a criterion does, window by window, without waiting for the device.
+    """Records what a criterion does, window by window, with hardly ever a wait for the device.
 
     A row is a committed window, and ``step`` its number, as in ``criterion.report``: a training call, with ``accumulate=1``
     and a probe of the same step; otherwise the calls between two optimizer steps, with means over them, once the next call
@@ -27,9 +27,9 @@ class History(Records):
     ``after_step()``. What ``criterion.step(skipped=True)`` drops has no row; it is counted.
 
     Values stay on the device until there are 64 rows, which come to the host in one transfer: on CUDA asynchronously, and
-    the run does not wait for it. Rows are bounded: when there are more than ``capacity``, every second one is dropped, and
-    from then on every second window kept, so that they span the whole run. The last window is always there. A norm or a
-    cosine of a window that is not kept is in the next row, unless a newer one is.
+    the run does not wait for it. Rows are bounded: when there are more than ``capacity``, every second one is dropped, for
+    which the run waits once, and from then on every second window kept, so that they span the whole run. The last window is
+    always there. A norm or a cosine of a window that is not kept is in the next row, unless a newer one is.
 
     From here on the history is a part of the criterion: of its ``state_dict()``, its copies and its pickles. A resumed run
     has one history, whether the state is loaded before or after this object is made. A state with a history loads into a

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from typing import Any
 
 from torch import nn
 
 from mtl_axes.errors import OptionError
 
-__all__ = ["check_choice", "check_number", "constructor_options", "constructor_repr", "read_options"]
+__all__ = ["check_choice", "check_number", "constructor_options", "constructor_repr", "read_options", "steady_repr"]
 
 
 def check_number(
@@ -68,3 +69,8 @@ def constructor_repr(strategy: object) -> str:
     options = strategy.options() if hasattr(strategy, "options") else read_options(strategy)
     inside = ", ".join(f"{name}={value!r}" for name, value in options.items())
     return f"{type(strategy).__name__}({inside})"
+
+
+def steady_repr(value: object) -> str:
+    """Return the repr of an object without its address, which is another one in every process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))

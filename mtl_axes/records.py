@@ -165,28 +165,19 @@ class Records(nn.Module):
             self._pieces = pieces = [joined(pieces)]
         return joined([*pieces, *self._last()])
 
-    def latest(self) -> Rows:
-        """Return the rows of the windows since the last call of it. Reads the device."""
-        pieces = [rows for rows in self._last() if rows.step > self._told]
-        for piece in reversed(self._settle()):
-            new = piece.at(piece.step > self._told)
-            pieces.insert(0, new)
-            if len(new.step) < len(piece.step):
-                break
-        rows = joined(pieces)
-        self._told = self._step or self._told
-        return rows
-
     def news(self) -> dict[str, float]:
         """Return means of ``share/TASK``, ``cosine/A/B`` and ``floor/TASK`` over the rows since the last call; ``skipped``.
 
         ``criterion.log_dict()`` asks for it, so that trainers log it. Reads the device.
         """
-        rows = self.latest()
-        if not len(rows.step):
+        rows = self.rows()
+        since = int((rows.step <= self._told).sum())
+        self._told = self._step or self._told
+        if since == len(rows.step):
             return {}
         means: dict[str, float] = {}
-        for name, values in rows.by_name(self.tasks).items():
+        # Of all rows: where tasks are measured in turn, a share takes norms from before.
+        for name, values in rows.by_name(self.tasks, since).items():
             known = [value for value in values if math.isfinite(value)]
             if name.startswith(("share/", "cosine/", "floor/")) and known:
                 means[name] = sum(known) / len(known)

@@ -71,8 +71,8 @@ class Rows(NamedTuple):
         values[:, _NORM] = newest(self.values[:, _NORM])
         return Rows(self.step[kept], self.skipped[kept], values, newest(self.cosines))
 
-    def by_name(self, tasks: tuple[str, ...]) -> dict[str, list[float]]:
-        """Return the columns of :meth:`mtl_axes.History.columns`, not finite where there is no value."""
+    def by_name(self, tasks: tuple[str, ...], since: int = 0) -> dict[str, list[float]]:
+        """Return the columns of :meth:`mtl_axes.History.columns` from a row on, not finite where there is no value."""
         table = {"step": self.step}
         losses, weights, norms, floored = self.values.unbind(1)
         for kind, values in (
@@ -87,7 +87,8 @@ class Rows(NamedTuple):
         # No columns at all where none were measured.
         table |= dict(zip(pairs, self.cosines.unbind(1), strict=False))
         table["skipped"] = self.skipped
-        return {name: column.tolist() for name, column in table.items() if not len(column) or column.isfinite().any()}
+        cut = {name: column[since:] for name, column in table.items()}
+        return {name: column.tolist() for name, column in cut.items() if not len(column) or column.isfinite().any()}
 
 
 class Block(NamedTuple):

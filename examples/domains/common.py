@@ -37,7 +37,7 @@ def main(
     Args:
         title: what the study asks.
         train: ``train(criterion, seed, steps=...)`` -> metrics on data that were not trained on. A function of its module.
-        trivial: ``trivial(seed)`` -> the same metrics for predictions that look at no input: what has to be beaten.
+        trivial: ``trivial(seed)`` -> the same metrics for predictions that take no training: what has to be beaten.
         outer: weightings by label, the reference first.
         inner: shapes by label, the reference first.
         metrics: "min" or "max" by name, the one that matters most first.

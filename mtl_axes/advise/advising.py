@@ -46,7 +46,8 @@ def advise(
 
     Nothing of yours is changed. A model is copied together with the criterion. A function runs your own model: parameters,
     buffers and gradients of every module that it calls are put back at the end, also after an error, and so are the states
-    of torch's, Python's and NumPy's random numbers. Only an iterator that is used up by reading it stays where it is.
+    of torch's, Python's and NumPy's random numbers, and the generator of a DataLoader. Only an iterator that is used up by
+    reading it stays where it is, and lazy modules that a function runs stay as they have become.
 
     Args:
         criterion: as for training. Its shapes are used, its ``shared=``, and its weighting beside the candidates; its state
@@ -83,7 +84,7 @@ def advise(
     check_number("steps", steps, low=1, integer=True)
     chosen = _candidates(candidates)
     trial = Trial(criterion, model_or_step)
-    with untouched() as guard:
+    with untouched(batches) as guard:
         found = observe(trial, guard, batches, steps, begin + _MEASURED * seconds)
         if primary is not None and primary not in found.tasks:
             near = near_names(primary, found.tasks)

@@ -28,7 +28,7 @@ Rule = Literal[
     "more batches",
     "inner axis",
 ]
-"""Names of the rules, in the order in which the first that holds becomes the recommendation."""
+"""Names of the rules. Of those that hold the first is the recommendation: what is broken before what is weighed."""
 
 
 class OverBatches:
@@ -192,7 +192,7 @@ class Candidate:
     Attributes:
         label: its name, with options where they were given.
         reads: ``"losses"``, ``"norms"`` or ``"gramian"``; None where it could not be built.
-        first: by task, its weights right after these batches.
+        first: by task, its weights right after these batches; of one that is learned, before them.
         weights: by task, where its weights go as the batches come again and again: the mean over the last pass.
         shares: by task, ``lambda_i n_i / sum_j |lambda_j n_j|`` with the mean norms; empty without norms.
         windows: steps until the weights stayed within 0.1 %; None where they had not in the steps that were tried, and

@@ -9,7 +9,6 @@ from typing import Any
 from mtl_axes.advise.facts import Finding, Rule
 from mtl_axes.advise.rules import End, inverse
 from mtl_axes.criterion import MultiTaskCriterion
-from mtl_axes.errors import MtlAxesError
 
 __all__ = ["study_code"]
 
@@ -40,12 +39,8 @@ def study_code(criterion: MultiTaskCriterion, tasks: tuple[str, ...], found: Seq
     outer += [end.outer if name == "gaba" and end is not None else name for rule in rules for name in _WORTH.get(rule, ())]
     if end is not None and end.capped and "adaptive" in rules:
         outer.append(inverse(end.outer))
-    try:
-        inner: Any = criterion.config()["inner"]
-    except MtlAxesError:  # a shape that no name stands for
-        inner = "mse"
-    if not inner:
-        inner = "mse"
+    inner: Any = criterion.config(strict=False)["inner"] or "mse"
+    nameless = _nameless(inner) or any(map(_nameless, inner.values() if isinstance(inner, dict) else ()))
     options = {"tasks": list(tasks)}
     return "\n".join(
         [
@@ -54,7 +49,8 @@ def study_code(criterion: MultiTaskCriterion, tasks: tuple[str, ...], found: Seq
             "# train(criterion, seed) is your own training; it returns what counts, as {'rmse': 12.3}",
             "Study(",
             *_argument("outer", outer),
-            *_argument("inner", [inner]),
+            *(["    # your own shapes: no name stands for them, and mse is in their place"] if nameless else []),
+            *_argument("inner", ["mse" if nameless else inner]),
             "    seeds=5,",
             "    out='runs/advice',",
             "    metrics={'rmse': 'min'},",
@@ -64,6 +60,10 @@ def study_code(criterion: MultiTaskCriterion, tasks: tuple[str, ...], found: Seq
             ").run(train)",
         ]
     )
+
+
+def _nameless(shape: Any) -> bool:
+    return isinstance(shape, dict) and isinstance(shape.get("class"), str)
 
 
 def _argument(name: str, value: object) -> list[str]:

@@ -222,8 +222,10 @@ class Guard:
 
 
 @contextlib.contextmanager
-def untouched() -> Iterator[Guard]:
-    """Within this context random numbers are drawn, and modules run that the guard watches, without a trace."""
+def untouched(batches: object) -> Iterator[Guard]:
+    """Within this context random numbers are drawn, also for the order of the batches, and modules run that the guard
+    watches, without a trace."""
+    orders = {generator: generator.get_state() for generator in _generators(batches)}
     numpy = sys.modules.get("numpy")
     drawn = numpy.random.get_state() if numpy is not None else None
     before = random.getstate()
@@ -235,8 +237,19 @@ def untouched() -> Iterator[Guard]:
         finally:
             guard.put_back()
             random.setstate(before)
+            for generator, state in orders.items():
+                generator.set_state(state)
             if numpy is not None:
                 numpy.random.set_state(drawn)
+
+
+def _generators(batches: object) -> Iterator[torch.Generator]:
+    """Yield what a DataLoader and its samplers draw from."""
+    sampler = getattr(batches, "batch_sampler", None)
+    for part in (batches, getattr(batches, "sampler", None), sampler, getattr(sampler, "sampler", None)):
+        generator = getattr(part, "generator", None)
+        if isinstance(generator, torch.Generator):
+            yield generator
 
 
 def _form(found: object) -> str:

@@ -19,7 +19,7 @@ def write_report(results: Results, path: str | Path) -> Path:
 
     The file holds the grid of both axes, each cell's formulas, options, seeds, histories and predictions, the effects with
     their intervals, and what reproduces the study. Histories and predictions are thinned, so that a study of 8 x 8 cells and
-    10 seeds stays under 5 MB; numbers are written with 4 to 6 significant digits.
+    10 seeds stays under 5 MB; metrics are written with 6 significant digits, what is drawn with 4.
 
     Args:
         results: what the study measured.

@@ -76,7 +76,7 @@ class Effect:
         p_adjusted: the same after Holm's correction for the comparisons that it was made with.
         family: how many these were.
         seeds_needed: with how many seeds an effect of exactly this size has an 80 % chance of p < 0.05; None where n < 2,
-            where sd = 0, and where the mean is 0.
+            where sd = 0, and where the mean is below a millionth of sd.
     """
 
     label: str

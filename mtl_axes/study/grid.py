@@ -24,7 +24,7 @@ from mtl_axes.__about__ import version
 from mtl_axes.composition import compose
 from mtl_axes.errors import MtlAxesError, OptionError, StudyError
 from mtl_axes.options import check_number
-from mtl_axes.study.jobs import Job, Outcome, Train, as_read, described, write_whole
+from mtl_axes.study.jobs import Job, Outcome, Train, as_read, write_whole
 from mtl_axes.study.levels import ended, levels, mean_ends, tuned
 from mtl_axes.study.levels import label as label_of
 from mtl_axes.study.plan import Baseline, as_baselines, as_metrics, as_options, as_plain, as_seeds
@@ -230,12 +230,14 @@ class Study:
             ) from error
         if criterion.outer.moves and outer not in self._adaptive:
             self._adaptive.append(outer)
-        return described(criterion)
+        return criterion.config(strict=False)
 
     def _job(self, cell: Cell, seed: int, train: Train, level: Any = None) -> Job:
         """A run of a cell of the grid; or, with a level, of a weighting that the grid does not have."""
         pair = (self.outer[cell[0]] if level is None else level, self.inner[cell[1]])
-        criterion = self._configs[cell] if level is None else described(compose(*copy.deepcopy(pair), **self._fresh()))
+        criterion = (
+            self._configs[cell] if level is None else compose(*copy.deepcopy(pair), **self._fresh()).config(strict=False)
+        )
         config = as_read(
             {"criterion": criterion, "study": self.config, "train": _name(train), "seed": seed, "versions": _VERSIONS}
         )

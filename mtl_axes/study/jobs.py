@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import random
-import re
 import secrets
 import time
 import traceback
@@ -20,11 +19,12 @@ from torch import Tensor
 
 from mtl_axes.composition import compose
 from mtl_axes.criterion import MultiTaskCriterion
-from mtl_axes.errors import MtlAxesError, StudyError
+from mtl_axes.errors import StudyError
 from mtl_axes.history import History
+from mtl_axes.options import steady_repr
 from mtl_axes.study.results import Run
 
-__all__ = ["End", "Job", "Outcome", "Train", "as_read", "described", "plain", "write_whole"]
+__all__ = ["End", "Job", "Outcome", "Train", "as_read", "write_whole"]
 
 # Rows of the history that a study keeps of a run by itself.
 _ROWS = 512
@@ -163,29 +163,6 @@ class Job:
         )
 
 
-def described(criterion: MultiTaskCriterion) -> dict[str, Any]:
-    """Return what a criterion was built from as plain data: its ``config()``, or reprs of strategies without a name."""
-    try:
-        return criterion.config()
-    except MtlAxesError:
-        tasks, window = criterion.task_set, criterion.window
-        return {
-            "outer": {"class": plain(criterion.outer)},
-            "inner": {"class": plain(tasks.default if tasks.default is not None else dict(tasks.given))},
-            "tasks": list(tasks.names) or None,
-            "probe": plain(criterion.probe),
-            "every": window.every,
-            "accumulate": window.accumulate,
-            "normalise": criterion.normalise,
-            "reduction": tasks.reduction,
-        }
-
-
-def plain(value: Any) -> str:
-    """Return the repr of an object without its address, which is another one in every process."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-
-
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader sees all of it or none, whenever the process or the machine stops, and whoever else
     writes it."""
@@ -244,7 +221,7 @@ def _number(name: object, value: Any) -> float:
             return float(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError):  # the last from a tensor of several elements
         pass
-    raise _MisuseError(f"The metric `{name}` should be a number. Found {plain(value)[:200]}.")
+    raise _MisuseError(f"The metric `{name}` should be a number. Found {steady_repr(value)[:200]}.")
 
 
 def _columns(history: Any) -> dict[str, list[float | None]]:
@@ -256,7 +233,8 @@ def _columns(history: Any) -> dict[str, list[float | None]]:
         }
     except (AttributeError, TypeError, ValueError) as error:
         raise _MisuseError(
-            f"The history of an Outcome should be a History, or lists of numbers by name. Found {plain(history)[:200]}."
+            "The history of an Outcome should be a History, or lists of numbers by name. Found "
+            f"{steady_repr(history)[:200]}."
         ) from error
     if len({len(values) for values in columns.values()}) > 1:
         lengths = ", ".join(f"{name} {len(values)}" for name, values in columns.items())
@@ -272,7 +250,7 @@ def _pair(task: str, given: Any) -> dict[str, list[float]]:
     except (TypeError, ValueError) as error:
         raise _MisuseError(
             f"The predictions of `{task}` should be (predicted, true), each a sequence of numbers or a 1-d tensor. Found "
-            f"{plain(given)[:200]}."
+            f"{steady_repr(given)[:200]}."
         ) from error
     if len(predicted) != len(true):
         raise _MisuseError(
@@ -283,5 +261,5 @@ def _pair(task: str, given: Any) -> dict[str, list[float]]:
 
 def as_read(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration as JSON gives it back: a tuple as a list, an object as its repr."""
-    kept: dict[str, Any] = json.loads(json.dumps(config, default=plain))
+    kept: dict[str, Any] = json.loads(json.dumps(config, default=steady_repr))
     return kept

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from mtl_axes import MultiTaskCriterion, compose
 from mtl_axes.advise import Advice, advise
+from mtl_axes.inner import MSE
+from mtl_axes.outer import Fixed
 
 
 def rules(advice: Advice) -> list[str]:
@@ -158,6 +160,24 @@ def test_a_regression_is_referred_to_the_inner_axis() -> None:
     assert "inner axis" not in rules(advise(compose(), Classes(), batches, candidates=[], seconds=30))
 
 
+class Nameless(Fixed):
+    """A weighting that is not registered."""
+
+
+class NamelessShape(MSE):
+    """A shape that is not registered."""
+
+
+def test_the_code_has_the_users_shapes_also_beside_a_weighting_without_a_name() -> None:
+    """Where a shape has no name either, mse is in its place, which the code says."""
+    shapes = {"rul": "huber", "health": "focal"}
+    advice = advise(compose(Nameless(), shapes), Engine(), engine_batches(), candidates=[], seconds=30)
+    assert "'huber'" in advice.code and "'focal'" in advice.code and "mse is in their place" not in advice.code
+    advice = advise(compose("gaba", NamelessShape()), Engine(), engine_batches(), candidates=[], seconds=30)
+    assert "# your own shapes: no name stands for them, and mse is in their place" in advice.code
+    assert "inner=['mse']" in advice.code
+
+
 @pytest.mark.parametrize("situation", ["engine", "conflict", "three tasks beyond the floor", "one task"])
 def test_the_code_that_settles_it_is_a_study(situation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The text runs as it is, with a training function of the user's, on the user's shapes and tasks."""
@@ -182,6 +202,8 @@ def test_the_code_that_settles_it_is_a_study(situation: str, tmp_path: Path, mon
         exec(advice.code.replace(".run(train)", ".run(train, progress=False)"), {"train": train})
     assert seen
     assert {criterion.tasks for criterion in seen} == {advice.tasks}
+    if situation == "conflict":
+        assert {"PCGrad", "UPGrad"} <= {type(criterion.outer).__name__ for criterion in seen}
     if situation == "engine":
         assert {repr(criterion.shapes) for criterion in seen} == {
             repr(compose("fixed", {"rul": {"name": "huber", "delta": 5.0}, "health": "focal"}).shapes)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from advised import Engine, engine_batches
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from mtl_axes import MultiTaskCriterion, compose
 from mtl_axes.advise import advise
@@ -59,6 +60,20 @@ def everything(model: Engine, criterion: MultiTaskCriterion) -> bytes:
         random_state[1:],
     ]
     return pickle.dumps(plain)
+
+
+def test_the_order_of_the_next_epoch_does_not_change() -> None:
+    """A DataLoader shuffles by a generator of its own, which advice reads batches with and puts back."""
+    generator = torch.Generator().manual_seed(5)
+    data = torch.randn(24, 3)
+    loader = DataLoader(data, batch_size=8, shuffle=True, generator=generator)
+    before, weight = generator.get_state(), nn.Parameter(torch.ones(3))
+    advice = advise(
+        compose(tasks=["a", "b"]), lambda rows: {"a": (rows @ weight).square().mean(), "b": weight.sum()}, loader,
+        candidates=[], seconds=30,
+    )  # fmt: skip
+    assert advice.batches == 3
+    assert torch.equal(generator.get_state(), before)
 
 
 def noisy(model: Engine) -> Callable[[Batch], tuple[dict[str, Tensor], dict[str, Tensor]]]:

@@ -265,6 +265,13 @@ def test_a_log_tells_what_was_recorded_since_the_last() -> None:
     assert logged["skipped"] == 1
     assert {name.partition("/")[0] for name in logged} == {"loss", "weight", "norm", "share", "floor", "skipped"}
     assert training.criterion.log_dict() == {}
+    turns, history = attached({**GABA, "warmup": 0}, probe={"name": "exact", "rotate": True})
+    turns.advance(6)
+    turns.criterion.log_dict()
+    logged, columns = turns.advance(1).criterion.log_dict(), history.columns()
+    # One row measured one task, and the shares are of the norms that were measured last.
+    assert [columns[f"norm/{task}"][-1] is None for task in TASKS].count(False) == 1
+    assert logged["share/rul"] == pytest.approx(columns["share/rul"][-1])
     upgrad, _ = attached("upgrad", every=2, capacity=2)
     upgrad.advance(9)
     assert {f"cosine/rul/{other}" for other in ("health", "wear")} < upgrad.criterion.log_dict().keys()

@@ -229,6 +229,25 @@ def test_config_of_an_unregistered_strategy() -> None:
         compose(inner=Cubic()).config()
 
 
+def test_a_config_that_is_not_strict_tells_of_a_strategy_without_a_name() -> None:
+    """Its repr stands for it, without an address; what has a name has it, and where all have one it is the same config."""
+
+    class Holding(OuterWeighting):
+        def __init__(self, held: object) -> None:
+            super().__init__()
+            self.held = held
+
+        def forward(self, signals: Signals, /) -> torch.Tensor:
+            return self.current.clone()
+
+    told = compose(Holding(object()), {"a": Cubic(), "b": "mse"}, missing="ignore").config(strict=False)
+    assert told["outer"] == {"class": "Holding(held=<object object>)"}
+    assert told["inner"] == {"a": {"class": "Cubic(power=3.0)"}, "b": {"name": "mse"}}
+    assert told["missing"] == "ignore"
+    named = compose("gaba", "huber", probe="lagged", every=2)
+    assert named.config(strict=False) == named.config()
+
+
 def test_config_of_a_strategy_built_from_an_object() -> None:
     """To register the class of one that wraps an object would not help, also where a stage wraps it; a list is no object."""
 

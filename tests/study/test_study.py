@@ -234,6 +234,13 @@ def test_what_a_study_cannot_use_is_a_failure_once_a_run_has_finished(tmp_path: 
     assert "missing: rmse" in str(results.failures[0].error)
 
 
+def test_options_of_the_criterion_count_also_where_a_strategy_has_no_name(tmp_path: Path) -> None:
+    """A finished run with other options is not taken for the same run."""
+    for options in ({}, {"missing": "ignore"}, {"eval_weights": "current"}, {"missing": "ignore"}):
+        small(tmp_path, outer=[Own()], seeds=1, compose={**TASKS, **options}).run(training.train, **quiet)
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
 def test_failed_runs_do_not_count_as_finished_ones(tmp_path: Path) -> None:
     """A function that at first raised and now forgets a metric is told so."""
     small(tmp_path, seeds=[1]).run(training.fragile, **quiet)
