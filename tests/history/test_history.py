@@ -52,12 +52,12 @@ def reported(training: Training, calls: int) -> Columns:
     return {name: values for name, values in columns.items() if any(value is not None for value in values)}
 
 
-def assert_equal(found: Columns, expected: Columns) -> None:
+def assert_equal(found: Columns, expected: Columns, *, rel: float = 1e-5, least: float = 1e-7) -> None:
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         assert [value is None for value in found[name]] == [value is None for value in values], name
         numbers, expected_numbers = ([value for value in of if value is not None] for of in (found[name], values))
-        assert numbers == pytest.approx(expected_numbers, rel=1e-5, abs=1e-7), name
+        assert numbers == pytest.approx(expected_numbers, rel=rel, abs=least), name
 
 
 @pytest.mark.parametrize("outer", [GABA, "dwa", "uncertainty", "upgrad"], ids=str)
@@ -272,11 +272,9 @@ def test_a_run_on_cuda_has_the_columns_of_one_on_the_host(outer: Any) -> None:
             criterion(model(inputs.to(device)), {name: part.to(device) for name, part in targets.items()}).backward()
         return history.columns()
 
-    found, expected = columns("cuda"), columns("cpu")
+    found = columns("cuda")
     assert found["step"] == list(range(1, 201))
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        assert found[name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+    assert_equal(found, columns("cpu"), rel=1e-4, least=1e-6)
 
 
 def test_columns_become_a_table(tmp_path: Path) -> None:
