@@ -13,7 +13,7 @@ import torch
 from advised import Engine, engine_batches, linear, spread
 from torch import nn
 
-from mtl_axes import compose
+from mtl_axes import OuterWeighting, Signals, compose
 from mtl_axes.advise import Advice, advise
 from mtl_axes.errors import MtlAxesError
 
@@ -39,6 +39,13 @@ def many_tasks() -> Advice:
     return advise(compose(tasks=names), step, batches, candidates=SOME, primary=names[8], seconds=30)
 
 
+class Nameless(OuterWeighting):
+    """A weighting that is not registered, and so is no candidate."""
+
+    def forward(self, signals: Signals, /) -> torch.Tensor:
+        return torch.ones_like(signals.losses)
+
+
 SITUATIONS = {
     "imbalance": lambda: advise(compose("gaba", "failure_biased"), Engine(), engine_batches(), candidates=SOME, seconds=30),
     "balanced": lambda: linear(spread([[1.0, 0.2, 0.0], [0.8, 0.9, 0.1], [0.3, 0.4, 0.8]]), candidates=SOME),
@@ -46,6 +53,9 @@ SITUATIONS = {
     "one task": lambda: linear([[[1.0, 0.5]]] * 3, candidates=SOME),
     "not measured": lambda: linear([[[math.nan, 0.0], [math.nan, 1.0]]] * 2, candidates=SOME),
     "nothing pulls": lambda: linear([[[0.0, 0.0], [0.0, 0.0]]] * 3, candidates=SOME),
+    "no candidates": lambda: linear(
+        spread([[1.0, 0.2], [0.8, 0.9]]), criterion=compose(Nameless(), tasks=["a", "b"]), candidates=[]
+    ),
     "many tasks": many_tasks,
 }
 
@@ -58,8 +68,20 @@ def advice(request: pytest.FixtureRequest) -> Advice:
 
 
 def test_the_text_fits_into_a_terminal(advice: Advice) -> None:
-    """No line is longer than 100 columns, and every section that has something to say is there."""
+    """No line is longer than 100 columns, and a section is there exactly where it has something to say, in this order."""
     text = str(advice)
+    sections = {
+        "Losses": True,
+        "Gradients on the shared part": bool(advice.norms),
+        "Were losses and gradients to stay as they are": bool(advice.candidates),
+        "A step here (forward, criterion, backward), over that of the plain weighted sum": True,
+        "What this does not know": True,
+        "To settle it": True,
+    }
+    # A heading stands at the left, without the colon of a finding.
+    headings = [line for line in text.splitlines() if line in sections]
+    assert headings == [heading for heading, there in sections.items() if there]
+    assert text.count("\nRecommendation [") == 1 and text.count("\nAlso [") == len(advice.findings) - 1
     assert max(map(len, text.splitlines())) <= 100
     joined = " ".join(text.split())
     assert joined.startswith("Advice on")

@@ -133,6 +133,23 @@ def test_a_loss_that_is_not_finite_is_named() -> None:
     assert advice.norms[1].values[1] is not None
 
 
+def test_a_gradient_that_is_not_finite_is_named() -> None:
+    """A finite loss whose gradient is NaN counts as one that is not finite, and has no norm in that batch."""
+    weight = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+    def step(scale: float) -> dict[str, Tensor]:
+        # The slope of the square root at 0 is infinite, and that of its argument is 0.
+        return {"a": 5 + (scale * weight).square().sum().sqrt(), "b": 5 + weight.sum()}
+
+    advice = advise(compose(tasks=["a", "b"]), step, [1.0, 0.0, 1.0], candidates=["gaba"], seconds=30)
+    assert advice.recommendation.rule == "loss not finite"
+    assert "loss or gradient of a NaN or infinite in 1 of 3 batches" in advice.recommendation.because
+    assert [loss.not_finite for loss in advice.losses] == [1, 0]
+    assert advice.losses[0].values[1] == 5.0
+    assert advice.norms[0].values == pytest.approx((1.0, None, 1.0))
+    assert advice.norms[1].values == pytest.approx((2**0.5,) * 3)
+
+
 def test_all_losses_not_finite_leave_only_that() -> None:
     """Where no batch has a finite loss there is nothing to measure, and no number is made up."""
     advice = linear([[[math.nan, 0.0], [math.nan, 1.0]]] * 3, candidates=["fixed", "gaba"])

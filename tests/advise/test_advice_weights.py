@@ -109,7 +109,8 @@ def test_the_users_own_weighting_is_a_candidate() -> None:
 
 
 def test_what_needs_the_losses_after_a_step_is_told_so() -> None:
-    """FAMO's weights are those of its start, and the note says why."""
-    found = candidate("famo", [[4.0, 0.0], [0.0, 1.0]])
+    """FAMO's weights are those of its start, the inverse losses, and the note says why."""
+    found = candidate("famo", [[40.0, 0.0], [0.0, -20.0]])  # losses of 9 and 3
     assert "after each step" in found.note
-    assert found.weights["a"] == pytest.approx(found.weights["b"], rel=0.3)
+    assert found.weights == pytest.approx({"a": 0.25, "b": 0.75})
+    assert found.first == pytest.approx(found.weights)

@@ -22,7 +22,8 @@ from cmapss.model import TwoHeads, WeightAverage
 from cmapss.report import floored_from, gaba_floor, in_words, table
 from cmapss.runs import Run, runs_of
 from cmapss.simulator import SimulatedFleet
-from cmapss.train import Recipe, Training, prepare, train_run
+from cmapss.train import Recipe, Training, batches, prepare, train_run
+from cmapss.windows import CHANNELS
 
 from mtl_axes.study.results import Results
 from mtl_axes.study.results import Run as KeptRun
@@ -230,6 +231,30 @@ def test_the_ruler_measures_what_autograd_measures() -> None:
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
         assert ruler.report is not None and ruler.report.norms is not None
         torch.testing.assert_close(ruler.report.norms[at], norm, rtol=1e-4, atol=0)
+
+
+def test_the_norms_of_a_run_begin_with_those_of_its_first_batch(tmp_path: Path) -> None:
+    """What train_run records at its first step is what autograd gives on the same seed's model and batch."""
+    SimulatedFleet("FD001", train_engines=4, test_engines=3).write(tmp_path)
+    prepared, recipe = prepare(load_fleet(tmp_path, "FD001"), 1, "honest"), Recipe(steps=2, evaluations=1)
+    made = train_run(GRID[1].criterion(), 1, prepared, recipe)
+    torch.manual_seed(1)
+    windows = prepared.train
+    mean_rul = float(windows.rul.mean())
+    model = TwoHeads(CHANNELS, mean_rul=mean_rul, rul_scale=recipe.rul_scale, dropout=recipe.dropout)
+    which = next(batches(windows, recipe, 1))[0]
+    rul, health = torch.from_numpy(windows.rul[which]), torch.from_numpy(windows.health[which])
+    outputs = model(torch.from_numpy(windows.inputs(which)))
+    weight = 1 + (1 - rul / 125).clamp(0, 1)
+    losses = [
+        (weight * (outputs["rul"] - rul) ** 2).mean(),
+        torch.nn.functional.cross_entropy(outputs["health"], health),
+    ]
+    assert made.norm_steps == [0]
+    assert made.losses[0] == pytest.approx([loss.item() for loss in losses], rel=1e-5)
+    for loss, found in zip(losses, made.norms[0], strict=True):
+        gradients = torch.autograd.grad(loss, list(model.trunk.parameters()), retain_graph=True)
+        assert found == pytest.approx(torch.cat([gradient.flatten() for gradient in gradients]).norm().item(), rel=1e-4)
 
 
 def test_the_weight_average_follows_the_model_slower_and_slower() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,14 +69,24 @@ def test_lines_are_the_columns() -> None:
 
 
 def test_the_floor_and_skipped_windows_are_marked() -> None:
-    """Where a floor holds a weight it says so, with the value; skipped windows are counted beside the losses."""
+    """A band lies where a floor holds a weight, and only there, with the value at its end; skipped windows are counted
+    beside the losses."""
     training, history = attached(GABA)
     training.advance(12, skip=(5, 6))
     shown, columns = panels(history.plot()), history.columns()
     held = [task for task in ("rul", "health", "wear") if any(columns[f"floor/{task}"])]
     assert held
-    (note, *_) = texts(shown[WEIGHT])
-    assert note.startswith("held by the floor: 0.")
+    bands = [line for line in shown[WEIGHT].lines if line.get_linewidth() == 7]
+    ends = []
+    for task, band in zip(held, bands, strict=True):
+        rows = zip(columns["step"], columns[f"weight/{task}"], columns[f"floor/{task}"], strict=True)
+        expected = [(step, weight) for step, weight, floor in rows if floor == 1]
+        assert 0 < len(expected) < len(columns["step"])
+        drawn = [(step, weight) for step, weight in zip(*band.get_data(), strict=True) if not math.isnan(weight)]
+        assert drawn == expected
+        ends.append(f"held by the floor: {expected[-1][1]:.3g}")
+    # Tasks that one floor holds have one weight, and one note.
+    assert texts(shown[WEIGHT]) == list(dict.fromkeys(ends))
     assert "| 2 skipped" in texts(shown[LOSS])
     training, history = attached("fixed")
     training.advance(3)

@@ -41,7 +41,8 @@ def through_a_file(state: Any) -> Any:
 @cases
 def test_a_resumed_run_has_the_history_of_the_whole_one(case: str, order: str) -> None:
     """Saved, read with weights_only=True, loaded into a fresh criterion before or after its history is made, and gone on
-    with: columns and state equal those of the uninterrupted run bit for bit."""
+    with: columns and state equal those of the uninterrupted run bit for bit, and so does what it logs next, which is of the
+    windows since."""
     outer, options, kept, saved_after = CASES[case]
     whole = Training(outer, **options)
     expected = History(whole.criterion, **kept)
@@ -52,9 +53,13 @@ def test_a_resumed_run_has_the_history_of_the_whole_one(case: str, order: str) -
     resumed.load(state)
     history = history or History(resumed.criterion, **kept)
     assert history.columns() == expected.columns()
+    whole.criterion.log_dict()
     for training in (whole, resumed):
         training.advance(12, skip=(saved_after + 3,))
     assert history.columns() == expected.columns()
+    logged = whole.criterion.log_dict()
+    assert logged.keys() >= {"loss/rul", "weight/rul", "skipped"}
+    assert resumed.criterion.log_dict() == logged
     assert equal(resumed.criterion.state_dict(), whole.criterion.state_dict())
     steps = history.columns()["step"]
     assert steps == sorted(set(steps))

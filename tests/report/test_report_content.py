@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import simulated
 
@@ -17,6 +18,7 @@ from mtl_axes.report import write_report
 from mtl_axes.report.content import content
 from mtl_axes.report.strategies import told
 from mtl_axes.report.thinning import MOST, histories, predictions
+from mtl_axes.study import statistics
 from mtl_axes.study.results import Run
 
 
@@ -56,26 +58,41 @@ def test_the_numbers_are_those_of_the_results(usual: Any) -> None:
                 assert (effect["mean"], effect["low"], effect["high"]) == pytest.approx(
                     (expected.mean, *expected.interval), rel=1e-4
                 )
+                assert (effect["p"], effect["clear"]) == (
+                    pytest.approx(expected.p_adjusted, rel=1e-3),
+                    expected.p_adjusted < 0.05,
+                )
+                assert (effect["n"], effect["seeds_needed"]) == (expected.n, expected.seeds_needed)
+                assert dict(effect["differences"]) == pytest.approx(dict(expected.differences), rel=1e-3)
+                place = [results.outer.index(expected.outer[-1]), results.inner.index(expected.inner[-1])]
+                assert effect["cell"] == (None if key in ("outer", "inner") else place)
+                assert effect["against"] == expected.against
                 assert f"{name}: {effect['words']}" == expected.in_words()
     front = {(results.outer[outer], results.inner[inner]) for outer, inner in shown["fronts"]["0,1"]}
     assert front == set(results.pareto("rmse", "nasa"))
 
 
 def test_a_row_is_compared_within_itself(usual: Any) -> None:
-    """A row is compared with its own cell in the reference's column, a column with its own cell in the reference's row."""
+    """A row is compared with its own cell in the reference's column, a column with its own cell in the reference's row; each
+    is a family of its own, in which p is corrected."""
     results, shown = usual
     about = shown["metrics"][0]
-    for index, level in enumerate(results.outer):
-        expected = {
-            effect.label: effect.mean for effect in results.compare("rmse", (level, "mse")) if effect.outer[-1] == level
-        }
-        assert {effect["label"]: effect["mean"] for effect in about["rows"][index]} == pytest.approx(expected, rel=1e-5)
-        assert len(expected) == 2
-    for index, shape in enumerate(results.inner):
-        expected = {
-            effect.label: effect.mean for effect in results.compare("rmse", ("equal", shape)) if effect.inner[-1] == shape
-        }
-        assert {effect["label"]: effect["mean"] for effect in about["columns"][index]} == pytest.approx(expected, rel=1e-5)
+    lines = [
+        *((about["rows"][at], (level, "mse"), "outer") for at, level in enumerate(results.outer)),
+        *((about["columns"][at], ("equal", shape), "inner") for at, shape in enumerate(results.inner)),
+    ]
+    assert len(lines) == len(about["rows"]) + len(about["columns"]) == 6
+    for line, base, axis in lines:
+        level = base[axis == "inner"]
+        effects = [effect for effect in results.compare("rmse", base) if getattr(effect, axis)[-1] == level]
+        assert len(effects) == 2
+        assert [effect["label"] for effect in line] == [effect.label for effect in effects]
+        corrected = statistics.holm(np.array([effect.p for effect in effects]))
+        for effect, expected, p in zip(line, effects, corrected, strict=True):
+            assert effect["mean"] == pytest.approx(expected.mean, rel=1e-5)
+            assert (effect["p"], effect["clear"]) == (pytest.approx(p, rel=1e-3), p < 0.05)
+            assert (effect["n"], effect["seeds_needed"]) == (expected.n, expected.seeds_needed)
+            assert effect["cell"] == [results.outer.index(expected.outer[-1]), results.inner.index(expected.inner[-1])]
 
 
 def test_a_study_of_8_x_8_x_10_stays_under_5_mb(tmp_path: Path) -> None:
@@ -123,10 +140,11 @@ def test_short_histories_stay_whole() -> None:
 
 
 def test_predictions_are_thinned_over_the_range_of_true_values() -> None:
-    """The smallest and the largest true values stay, pairs stay pairs, and what is not finite is left out."""
+    """The smallest and the largest true values stay, pairs stay pairs, and what is not finite is left out, also where it is
+    the first or the last of the samples, which are always kept."""
     true = [float(index % 1000) for index in range(3000)]
     predicted = [value + 1 for value in true]
-    predicted[5] = math.nan
+    predicted[0], predicted[-1] = math.nan, math.inf
     run = Run("equal", "mse", 0, predictions={"rul": {"predicted": predicted, "true": true}})
     (kept,) = predictions([run])
     shown, truth = kept["rul"]
@@ -153,11 +171,26 @@ def test_nested_strategies_and_shared_shapes() -> None:
     assert all(entry["summary"] for entry in entries)
 
 
-@pytest.mark.parametrize("config", [{}, {"outer": {"name": "of_a_plugin", "k": 2}}, {"outer": "nowhere", "inner": None}])
-def test_strategies_that_are_not_known(config: dict[str, Any]) -> None:
-    """A report is made without a configuration, and with strategies that are not installed here."""
-    for entry in told(config):
-        assert entry["summary"] == "Not registered where this report was made."
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({}, []),
+        ({"outer": {"name": "of_a_plugin", "k": 2}}, ["of_a_plugin"]),
+        ({"outer": "nowhere", "inner": None}, ["nowhere"]),
+    ],
+)
+def test_strategies_that_are_not_known(config: dict[str, Any], names: list[str]) -> None:
+    """Of strategies that are not installed here a report has the names and says so; without a configuration it has none."""
+    entries = told(config)
+    assert [entry["name"] for entry in entries] == names
+    assert {entry["summary"] for entry in entries} <= {"Not registered where this report was made."}
+
+
+def test_a_report_is_made_of_runs_without_a_configuration(tmp_path: Path) -> None:
+    """Runs that have kept none are shown, with no strategy."""
+    data = embedded(write_report(simulated.plain(), tmp_path / "report.html"))
+    assert data["cells"] == [{"cell": [0, 0], "strategies": [], "config": {}}]
+    assert data["runs"][0]["metrics"] == {"score": 1.25}
 
 
 def test_values_that_are_not_finite_are_null(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mtl_axes import MultiTaskCriterion, compose, create
 from mtl_axes.errors import DataError, MtlAxesError, OptionError, StudyError
 from mtl_axes.history import History
 from mtl_axes.study import Outcome, Study
-from mtl_axes.study.levels import label, tuned
+from mtl_axes.study.levels import label, mean_ends, tuned
 from mtl_axes.study.results import Results, Run
 
 TASKS = {"tasks": ["a", "b"]}
@@ -37,8 +37,14 @@ def figures(results: Results) -> list[tuple[str, str, int, dict[str, float]]]:
 
 def test_a_study_trains_every_pair_with_every_seed_and_keeps_what_was_measured(tmp_path: Path) -> None:
     """Every cell and seed has one run with metrics, history and predictions, and the folder gives all of it back."""
+    returned: list[Outcome] = []
+
+    def train(criterion: MultiTaskCriterion, seed: int) -> Outcome:
+        returned.append(training.train(criterion, seed))
+        return returned[-1]
+
     study = small(tmp_path, outer=["fixed", {"name": "gaba", "warmup": 2}], inner=["mse", "huber"], title="Two axes")
-    results = study.run(training.train, **quiet)
+    results = study.run(train, **quiet)
     assert [run[:3] for run in figures(results)] == [
         (outer, inner, seed) for seed in (0, 1) for outer in ("fixed", "gaba(warmup=2)") for inner in ("mse", "huber")
     ]
@@ -49,7 +55,11 @@ def test_a_study_trains_every_pair_with_every_seed_and_keeps_what_was_measured(t
         assert run.history["step"] == list(range(1, training.STEPS + 1)) and len(run.history["weight/a"]) == training.STEPS
         assert len(run.predictions["a"]["predicted"]) == len(run.predictions["a"]["true"]) == 64
         assert run.config["criterion"]["outer"]["name"] == run.outer.split("(")[0]
-    assert figures(Results.load(tmp_path)) == figures(results)
+    for run, outcome in zip(Results.load(tmp_path).runs, returned, strict=True):
+        assert run.metrics == {name: float(value) for name, value in outcome.metrics.items()}
+        assert outcome.predictions is not None
+        predicted, true = outcome.predictions["a"]
+        assert run.predictions == {"a": {"predicted": predicted.tolist(), "true": true}}
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()], "no half-written file may stay"
 
 
@@ -68,12 +78,16 @@ def test_runs_are_seeded_and_have_a_criterion_of_their_own(tmp_path: Path) -> No
 
 
 def test_a_weighting_that_is_given_as_an_object_is_copied_for_each_run(tmp_path: Path) -> None:
-    """Neither a run nor the next one changes the object, and all runs begin with the same weights."""
+    """Neither a run nor the next one changes the object: the second run is that of its seed alone with a new object."""
     weighting = create("outer", "gaba", warmup=0, beta=0.5)
-    results = small(tmp_path, outer=[weighting, Own(power=2.0)], seeds=1).run(training.train, **quiet)
+    results = small(tmp_path / "two", outer=[weighting, Own(power=2.0)], seeds=2).run(training.train, **quiet)
     assert not weighting.bound and results.outer == ("gaba(beta=0.5, warmup=0)", "Own(power=2.0)")
     assert results.runs[1].history["weight/a"] == [2.0] * training.STEPS
-    assert [run.config["criterion"]["outer"].get("name") for run in results.runs] == ["gaba", None]
+    assert [run.config["criterion"]["outer"].get("name") for run in results.runs] == ["gaba", None] * 2
+    fresh = create("outer", "gaba", warmup=0, beta=0.5)
+    (alone,) = small(tmp_path / "one", outer=[fresh], seeds=[1]).run(training.train, **quiet).runs
+    second = results.runs[2]
+    assert (second.seed, second.metrics, second.history) == (1, alone.metrics, alone.history)
 
 
 def test_finished_runs_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +271,13 @@ def test_numbers_of_every_kind_are_metrics(tmp_path: Path) -> None:
     assert run.metrics == {"rmse": 1.5, "b": 2.0, "c": 3.0, "d": 1.0, "e": math.inf}
 
 
+def test_predictions_are_kept_by_value(tmp_path: Path) -> None:
+    """A tensor and a list of one length, each as numbers under its own name."""
+    given = Outcome({"rmse": 1.0}, predictions={"a": (torch.tensor([1.0, 2.0]), [3.0, 4.0])})
+    (run,) = small(tmp_path, seeds=1).run(returning(given), **quiet).runs
+    assert run.predictions == {"a": {"predicted": [1.0, 2.0], "true": [3.0, 4.0]}}
+
+
 def test_a_history_of_the_training_function_takes_the_place_of_the_study_s(tmp_path: Path) -> None:
     """Columns as they are; a History of another criterion, as one whose place of measurement must be named; one of the
     criterion that is passed in, returned or not."""
@@ -275,6 +296,23 @@ def test_a_history_of_the_training_function_takes_the_place_of_the_study_s(tmp_p
     columns, *mine = small(tmp_path, seeds=3).run(train, **quiet).runs
     assert columns.history == {"step": [1.0, 2.0], "weight/a": [None, 0.5]}
     assert [run.history["step"][:6] for run in mine] == [[1, 3, 5, 7, 9, 11]] * 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_threads_are_those_of_each_run_and_of_nothing_else(tmp_path: Path, workers: int) -> None:
+    """In each run torch has as many threads as were asked for, one if nobody asked; afterwards as many as before."""
+    before = torch.get_num_threads()
+    for options, expected in (({"threads": before + 1}, before + 1), ({}, 1)):
+        results = small(tmp_path / str(expected)).run(training.threads, workers=workers, **options, **quiet)
+        assert [run.metrics["rmse"] for run in results.runs] == [expected] * 2
+        assert torch.get_num_threads() == before
+
+
+def test_threads_are_given_back_where_a_study_stops(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(StudyError, match="missing: rmse"):
+        small(tmp_path).run(returning({}), threads=before + 1, **quiet)
+    assert torch.get_num_threads() == before
 
 
 # Constants
@@ -320,6 +358,31 @@ def test_the_constant_where_a_weighting_ended_is_its_mean_end_over_the_seeds(tmp
     again = study.run(training.train, **quiet)
     assert figures(again) == figures(results)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()} == names
+
+
+def test_the_end_of_a_run_is_the_mean_over_its_last_tenth() -> None:
+    """Of 30 steps the last three, of those in which there is a weight; of fewer than ten the last."""
+    steps = [float(step) for step in range(30)]
+    history = {"step": steps, "weight/a": steps, "weight/b": [None, *steps[:29]], "loss/a": steps, "weight/c": [None] * 30}
+    assert mean_ends(Run("gaba", "mse", 0, history=history)) == {"a": 28.0, "b": 27.5}
+    assert mean_ends(Run("gaba", "mse", 0, history={"weight/a": [0.5, 0.25]})) == {"a": 0.25}
+
+
+def test_constants_where_a_weighting_ended_are_trained_anew_when_seeds_are_added(tmp_path: Path) -> None:
+    """With a third seed the mean end is another one, and the runs of all three seeds have it."""
+
+    def weights(seeds: int) -> list[dict[str, float]]:
+        study = small(tmp_path, outer=[{"name": "gaba", "warmup": 0, "beta": 0.8}], baselines=["ended"], seeds=seeds)
+        runs = [run for run in study.run(training.train, **quiet).runs if run.outer.startswith("constant where")]
+        assert [run.seed for run in runs] == list(range(seeds))
+        for run in runs:
+            constant = run.config["criterion"]["outer"]["weights"]["a"]
+            assert run.history["weight/a"] == pytest.approx([constant] * training.STEPS)
+        return [run.config["criterion"]["outer"]["weights"] for run in runs]
+
+    two, three = weights(2), weights(3)
+    assert two == [two[0]] * 2 and three == [three[0]] * 3
+    assert two[0] != three[0]
 
 
 @pytest.mark.parametrize(("direction", "sign"), [("min", 1.0), ("max", -1.0)])

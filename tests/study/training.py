@@ -48,6 +48,11 @@ def draw(criterion: MultiTaskCriterion, seed: int) -> dict[str, float]:
     return {"torch": torch.rand(()), "numpy": np.random.rand(), "random": random.random()}
 
 
+def threads(criterion: MultiTaskCriterion, seed: int) -> dict[str, float]:
+    """How many threads torch has."""
+    return {"rmse": torch.get_num_threads()}
+
+
 def slow(criterion: MultiTaskCriterion, seed: int) -> dict[str, float]:
     """A run that lasts long enough to be killed."""
     time.sleep(0.3)
