@@ -22,7 +22,7 @@ def photograph(page: Path, target: Path) -> None:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        view = browser.new_page(viewport={"width": 1000, "height": 1050})
+        view = browser.new_page(viewport={"width": 1000, "height": 1400})
         view.goto(page.as_uri())
         view.screenshot(path=target)
         browser.close()

@@ -292,8 +292,8 @@ def _inner(losses: Sequence[TaskLoss]) -> list[Finding]:
             "axis: asymmetric, quantile, failure_biased. No weight per task does it.",
             "what errors cost is not in the gradients; only you know",
             f"{_BOOK}, chapter 23, section 4",
-            "weak: in this project's runs failure_biased lowered the mean NASA score of all four subsets of C-MAPSS, and beyond "
-            "the noise of 5 seeds on one",
+            "weak: in this project's runs failure_biased lowered the mean NASA score of all four subsets of C-MAPSS, and "
+            "beyond the noise of 5 seeds on one",
         )
     ]
 
