@@ -38,8 +38,8 @@ class Outcome:
 
     Attributes:
         metrics: a number for each name.
-        history: a :class:`mtl_axes.History`, or its columns by name; None: that of
-            the criterion, which the study has given one of 512 rows; a History that the function makes takes its place.
+        history: a :class:`mtl_axes.History`, or its columns by name. None: that of the criterion, to which the study has
+            given one of 512 rows; a History that the function makes of it takes its place.
         predictions: by task ``(predicted, true)``, two sequences or 1-d tensors of one length, for the report.
     """
 

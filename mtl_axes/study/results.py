@@ -111,7 +111,7 @@ class Results:
         reference: the cell that others are compared with.
         runs: the finished runs.
         failures: the runs that failed.
-        constants: the levels of the outer axis whose weights never move.
+        constants: the levels of the outer axis with runs whose weights never move.
         baselines: of these, the ones that the study itself added to compare with, beside the equal one: tuned constants, and
             those where runs ended.
         about: what the study says of itself, as plain data: ``title``, ``config``, ``versions``, ``created``.
@@ -496,7 +496,8 @@ class Results:
             reference=tuple(kept["reference"]),
             runs=tuple(runs),
             failures=tuple(failures),
-            constants=tuple(kept["constants"]),
+            # Where runs ended is not known before they have.
+            constants=tuple(level for level in kept["constants"] if any(run.outer == level for run in (*runs, *failures))),
             baselines=tuple(kept["baselines"]),
             about=kept["about"],
         )

@@ -77,8 +77,7 @@ def _missing(results: Results) -> list[str]:
 
 
 def _constants(results: Results) -> list[str]:
-    tried = {run.outer for run in (*results.runs, *results.failures)}
-    levels = [level for level in results.constants if level in tried]
+    levels = results.constants
     if not levels:
         return []
     names = (

@@ -325,6 +325,24 @@ def test_equal_weights_are_the_reference_where_they_are_a_baseline(tmp_path: Pat
     assert results.constants == ("equal",) and results.baselines == ()
 
 
+def test_constants_that_are_not_trained_yet_are_none(tmp_path: Path) -> None:
+    """In a study that was stopped before its second part what was trained is told, and the best constant is one of that."""
+    study, done = small(tmp_path, outer=["fixed", "gaba"], baselines=["ended"]), []
+
+    def train(criterion: MultiTaskCriterion, seed: int) -> Outcome:
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        done.append(seed)
+        return training.train(criterion, seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        study.run(train, **quiet)
+    results = study.results()
+    assert results.constants == ("fixed",) and results.best_constant("rmse") == "fixed"
+    assert "constant where gaba ended" in results.outer
+    assert "constant where gaba ended" not in " ".join(results.verdict())
+
+
 def test_equal_weights_that_are_a_level_are_not_trained_twice(tmp_path: Path) -> None:
     """Whatever they are called, they are the baseline, with every inner level that the cells have."""
     outer = {"gaba": "gaba", "even": {"name": "fixed"}, "uneven": {"name": "fixed", "weights": {"a": 0.2, "b": 0.8}}}
