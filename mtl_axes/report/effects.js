@@ -24,7 +24,7 @@ function drawDifferences() {
   if (!effects.length) return noChart(place, "There is nothing to compare: one cell, or no seed with a value in both.");
   const scale = usualSpread(about);
   const kinds = ["distinguishable", "not distinguishable"];
-  const name = (effect) => effect.label.replace(" x ", " × ");
+  const name = (effect) => (effect.cell ? label(effect.cell) : effect.label);
   const rows = effects.map((effect) => ({
     label: name(effect),
     mean: effect.mean,

@@ -97,7 +97,7 @@ def tuned(tasks: Sequence[str]) -> dict[str, Any]:
         else [(task, factor) for task in tasks for factor in _FACTORS]
     )
     return {
-        f"{task} x {factor:g}": _constant(
+        f"{task} times {factor:g}": _constant(
             {other: (factor if other == task else 1.0) / (factor + len(tasks) - 1) for other in tasks}
         )
         for task, factor in pairs

@@ -172,7 +172,7 @@ def test_further_constants_are_in_the_verdict_and_not_in_the_table(
     said = capsys.readouterr().out
     assert "and constants: RUL at 0.01, 0.1, 10 and 100 times" in said
     assert "against the best constant (tuned constant" in said and "against the constants where they ended" in said
-    weights = [run.history["weight/rul"][-1] for run in Results.load(tmp_path).runs if run.outer == "rul x 0.1"]
+    weights = [run.history["weight/rul"][-1] for run in Results.load(tmp_path).runs if run.outer == "rul times 0.1"]
     assert weights == pytest.approx([1 / 11] * 2)
 
 

@@ -139,6 +139,7 @@ def studies() -> dict[str, Results]:
     return {
         "usual": study(),
         "baselines": replace(study(), baselines=("gaba",)),
+        "crossed": study({"equal": "fixed", "a x b": "gaba"}, {"mse": "mse", "mae": "mae"}, 3),
         "plain": plain(),
         "unfinished": plain(runs=()),
         "diverged": plain(outer=("equal", "gaba"), seeds=(0, 1, 2), runs=tuple(diverged)),

@@ -213,6 +213,14 @@ def test_baselines_are_marked_and_not_averaged_over(open_report: Open) -> None:
     assert page.locator("#reading thead th").last.inner_text() == "all rows but baselines"
 
 
+def test_a_label_with_an_x_in_it_stays_one_label(open_report: Open) -> None:
+    """Plots name a cell by its two labels, also where one of them looks like two."""
+    page = open_report("crossed")
+    times = "\N{MULTIPLICATION SIGN}"
+    until(page, f"document.querySelector('#differences svg').textContent.includes('a x b {times} mse')")
+    assert f"a {times} b" not in page.locator("#differences").text_content()
+
+
 def test_the_grid_by_keyboard(open_report: Open) -> None:
     """One tab stop; arrows, Home and End move within the edges, Enter and Space choose, and focus stays."""
     page = open_report()

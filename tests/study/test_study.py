@@ -408,9 +408,9 @@ def test_the_tuned_constant_is_chosen_on_the_other_seeds(tmp_path: Path, directi
     """Each seed takes the constant that was best on the others, and its figure is that of this constant with this seed."""
     table = {  # rmse of the constants by seed: each is the best of one seed
         "equal": (5.0, 5.0, 5.0),
-        "a x 0.01": (0.0, 9.0, 9.0),
-        "a x 0.1": (9.0, 1.0, 2.0),
-        "a x 10": (8.0, 8.0, 0.0),
+        "a times 0.01": (0.0, 9.0, 9.0),
+        "a times 0.1": (9.0, 1.0, 2.0),
+        "a times 10": (8.0, 8.0, 0.0),
         "a x 100": (7.0, 7.0, 7.0),
     }
     by_weights = {json.dumps(level["weights"]): name for name, level in tuned(["a", "b"]).items()}
@@ -427,7 +427,7 @@ def test_the_tuned_constant_is_chosen_on_the_other_seeds(tmp_path: Path, directi
     rows = [run for run in results.runs if run.outer == "tuned constant"]
     # Best means of the others: 1.5 for seed 0, 4 for seed 1, 4.5 for seed 2.
     assert [(run.seed, run.config["chosen"], sign * run.metrics["rmse"]) for run in rows] == [
-        (0, "a x 0.1", 9.0), (1, "a x 10", 8.0), (2, "a x 0.01", 9.0),
+        (0, "a times 0.1", 9.0), (1, "a times 10", 8.0), (2, "a times 0.01", 9.0),
     ]  # fmt: skip
     assert results.constants == ("equal", *[*table][1:], "tuned constant")
     assert results.baselines == results.constants[1:]
@@ -453,7 +453,7 @@ def test_a_constant_that_fails_leaves_the_tuned_one_in_place(tmp_path: Path) -> 
     results = small(tmp_path, outer=["gaba"], seeds=3, baselines=["tuned"]).run(train, **quiet)
     rows = {run.seed: run.config["chosen"] for run in results.runs if run.outer == "tuned constant"}
     failed = {run.seed: run.config["chosen"] for run in results.failures if run.outer == "tuned constant"}
-    assert rows == {0: "a x 0.1", 2: "a x 0.1"} and failed == {1: "a x 10"}
+    assert rows == {0: "a times 0.1", 2: "a times 0.1"} and failed == {1: "a times 10"}
     assert "a x 100" in results.constants and "a x 100" not in {effect.label for effect in results.against_constants("rmse")}
 
 
@@ -477,8 +477,8 @@ def test_another_file_of_that_name_is_no_study(tmp_path: Path, text: str) -> Non
 
 def test_more_tasks_are_tuned_one_at_a_time() -> None:
     levels = tuned(["a", "b", "c"])
-    assert [*levels] == ["a x 0.1", "a x 10", "b x 0.1", "b x 10", "c x 0.1", "c x 10"]
-    assert levels["b x 10"]["weights"] == pytest.approx({"a": 1 / 12, "b": 10 / 12, "c": 1 / 12})
+    assert [*levels] == ["a times 0.1", "a times 10", "b times 0.1", "b times 10", "c times 0.1", "c times 10"]
+    assert levels["b times 10"]["weights"] == pytest.approx({"a": 1 / 12, "b": 10 / 12, "c": 1 / 12})
     assert all(sum(level["weights"].values()) == pytest.approx(1) for level in levels.values())
 
 

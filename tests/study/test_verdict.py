@@ -148,15 +148,15 @@ def test_the_verdict_of_an_interaction() -> None:
 
 
 ADAPTIVE = ("gaba", "dwa", "imtl")
-TUNED = ("rul x 0.01", "rul x 0.1", "rul x 10", "rul x 100")
+TUNED = ("rul times 0.01", "rul times 0.1", "rul times 10", "rul times 100")
 
 
-def large(spread: float = 0.3, best: str = "rul x 10") -> Results:
+def large(spread: float = 0.3, best: str = "rul times 10") -> Results:
     """Three adaptive weightings with all baselines, two shapes, five seeds and two metrics; gaba and one constant are
     better than all others, by as much in both metrics."""
     generator = np.random.default_rng(0)
     outer = ("fixed", *ADAPTIVE, *TUNED, "tuned constant", *(f"constant where {name} ended" for name in ADAPTIVE))
-    better = {"gaba": 2.0, best: 1.0, "tuned constant": 1.0, "rul x 0.01": -3.0}
+    better = {"gaba": 2.0, best: 1.0, "tuned constant": 1.0, "rul times 0.01": -3.0}
     runs = []
     for seed in range(5):
         for level in outer:
@@ -187,16 +187,18 @@ def test_adaptive_weightings_are_told_against_the_best_constant_alone() -> None:
     """That is the tuned constant for the metric that it was chosen by, and for others the best on the same seeds, which is
     said; and the constants where their own runs ended. Each is a family of its own."""
     results = large()
-    assert results.best_constant("rmse") == "tuned constant" and results.best_constant("auc") == "rul x 10"
+    assert results.best_constant("rmse") == "tuned constant" and results.best_constant("auc") == "rul times 10"
     best, ended = results.against_constants("auc", "best"), results.against_constants("rmse", "ended")
-    assert [(effect.label, effect.against, effect.family) for effect in best] == [(n, "rul x 10", 3) for n in ADAPTIVE]
+    assert [(effect.label, effect.against, effect.family) for effect in best] == [(n, "rul times 10", 3) for n in ADAPTIVE]
     assert [(e.label, e.against, e.family) for e in ended] == [(n, f"constant where {n} ended", 3) for n in ADAPTIVE]
     assert len(results.against_constants("rmse")) == 27
     told = "\n".join(results.verdict())
     how = r"rmse, adaptive weightings against the best constant \(tuned constant, chosen for each seed on the others\): "
     assert re.search(how + r"better: gaba -[01]\.\d+ \(.*\); worse: ", told)
-    how = r"auc, adaptive weightings against the best constant \(rul x 10, chosen on these same seeds, which favours it\): "
-    assert re.search(how + r"better: gaba \+0\.1\d+ \(.*\); worse: ", told)
+    how = (
+        r"auc, adaptive weightings against the best constant \(rul times 10, chosen on these same seeds, which favours it\)"
+    )
+    assert re.search(how + r": better: gaba \+0\.1\d+ \(.*\); worse: ", told)
     assert "rmse, adaptive weightings against the constants where they ended: better: gaba -" in told
     with pytest.raises(OptionError, match='`which` should be "all", "best" or "ended"'):
         results.against_constants("rmse", "tuned")  # type: ignore[arg-type]
@@ -206,11 +208,11 @@ def test_the_best_constant_has_a_value_in_every_run() -> None:
     """One that diverged with a seed is not the best, whatever its mean; without a direction there is none."""
     results = large()
     runs = [
-        replace(run, metrics={"rmse": math.inf, "auc": math.nan}) if (run.outer, run.seed) == ("rul x 10", 3) else run
+        replace(run, metrics={"rmse": math.inf, "auc": math.nan}) if (run.outer, run.seed) == ("rul times 10", 3) else run
         for run in results.runs
     ]
     best = replace(results, runs=tuple(runs)).best_constant("auc")
-    assert best in results.constants and best != "rul x 10"
+    assert best in results.constants and best != "rul times 10"
     assert replace(results, metrics={"rmse": "min", "auc": None}).best_constant("auc") is None
     assert not any("best constant" in sentence for sentence in replace(results, metrics={"auc": None}).verdict("auc"))
 
@@ -223,8 +225,8 @@ def test_baselines_are_compared_with_and_not_averaged_over() -> None:
     (effect,) = results.main_effect("rmse", "inner")
     assert effect.outer == ("fixed", *ADAPTIVE)
     assert [effect.label for effect in results.interactions("rmse")] == [f"{name} x huber" for name in ADAPTIVE]
-    (other,) = replace(results, reference=("rul x 10", "mse")).main_effect("rmse", "inner")
-    assert other.outer == ("fixed", *ADAPTIVE, "rul x 10")
+    (other,) = replace(results, reference=("rul times 10", "mse")).main_effect("rmse", "inner")
+    assert other.outer == ("fixed", *ADAPTIVE, "rul times 10")
     assert "tuned constant" in [effect.label for effect in results.main_effect("rmse", "outer")]
     raised = [
         replace(run, metrics={"rmse": 0.0 + run.seed}) if run.outer == "tuned constant" else run for run in results.runs
