@@ -411,7 +411,7 @@ def test_the_tuned_constant_is_chosen_on_the_other_seeds(tmp_path: Path, directi
         "a times 0.01": (0.0, 9.0, 9.0),
         "a times 0.1": (9.0, 1.0, 2.0),
         "a times 10": (8.0, 8.0, 0.0),
-        "a x 100": (7.0, 7.0, 7.0),
+        "a times 100": (7.0, 7.0, 7.0),
     }
     by_weights = {json.dumps(level["weights"]): name for name, level in tuned(["a", "b"]).items()}
 
@@ -454,7 +454,9 @@ def test_a_constant_that_fails_leaves_the_tuned_one_in_place(tmp_path: Path) -> 
     rows = {run.seed: run.config["chosen"] for run in results.runs if run.outer == "tuned constant"}
     failed = {run.seed: run.config["chosen"] for run in results.failures if run.outer == "tuned constant"}
     assert rows == {0: "a times 0.1", 2: "a times 0.1"} and failed == {1: "a times 10"}
-    assert "a x 100" in results.constants and "a x 100" not in {effect.label for effect in results.against_constants("rmse")}
+    assert "a times 100" in results.constants and "a times 100" not in {
+        effect.label for effect in results.against_constants("rmse")
+    }
 
 
 def test_weights_that_nobody_recorded_are_missed(tmp_path: Path) -> None:
