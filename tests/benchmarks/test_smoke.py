@@ -20,7 +20,7 @@ try:
 except SystemExit as missing:  # what the command itself says where its extra is not installed
     pytest.skip(str(missing), allow_module_level=True)
 
-from benchmarks import gpu, memory, ranks, steps
+from benchmarks import gpu, history, memory, ranks, steps
 from benchmarks.methods import PLAIN, Run, methods, quiet, row
 from benchmarks.models import Workload, cnn_bilstm, large_transformer, mlp, transformer
 from benchmarks.profiling import peak_bytes
@@ -185,6 +185,16 @@ def test_the_large_model_is_large_and_trains_in_bfloat16() -> None:
         run = row(name).build(workload)
         run()
         assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
+
+
+def test_histories_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every weighting has a row, beside the one that shows the noise."""
+    threads = torch.get_num_threads()
+    assert history.main(["--quick"]) == 0
+    torch.set_num_threads(threads)
+    rows = [line.split(" | ")[2:4] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [name for name, _ in rows] == ["noise", *history.OUTER]
+    assert all(float(ratio) > 0 for _, ratio in rows)
 
 
 def test_ranks_are_simulated_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
