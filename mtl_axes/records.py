@@ -65,7 +65,9 @@ class Records(nn.Module):
         self._sent: list[Block] = []
         self._pieces: list[Rows] = []
         self._count = 0
+        # What is told of, and the norms (K,) that were measured last until there; None where no row is told of.
         self._told = 0
+        self._norms: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -165,22 +167,31 @@ class Records(nn.Module):
             self._pieces = pieces = [joined(pieces)]
         return joined([*pieces, *self._last()])
 
+    def latest(self) -> Rows:
+        """Return the rows of the windows since the last call of it. Reads the device."""
+        pieces = [rows for rows in self._last() if rows.step > self._told]
+        for piece in reversed(self._settle()):
+            new = piece.at(piece.step > self._told)
+            pieces.insert(0, new)
+            if len(new.step) < len(piece.step):
+                break
+        self._told = self._step or self._told
+        return joined(pieces)
+
     def news(self) -> dict[str, float]:
         """Return means of ``share/TASK``, ``cosine/A/B`` and ``floor/TASK`` over the rows since the last call; ``skipped``.
 
         ``criterion.log_dict()`` asks for it, so that trainers log it. Reads the device.
         """
-        rows = self.rows()
-        since = int((rows.step <= self._told).sum())
-        self._told = self._step or self._told
-        if since == len(rows.step):
+        rows = self.latest()
+        if not len(rows.step):
             return {}
         means: dict[str, float] = {}
-        # Of all rows: where tasks are measured in turn, a share takes norms from before.
-        for name, values in rows.by_name(self.tasks, since).items():
+        for name, values in rows.by_name(self.tasks, self._norms).items():
             known = [value for value in values if math.isfinite(value)]
             if name.startswith(("share/", "cosine/", "floor/")) and known:
                 means[name] = sum(known) / len(known)
+        self._norms = rows.last_norms(self._norms)
         return {**means, "skipped": float(self.skipped)}
 
     def _last(self) -> Iterable[Rows]:
@@ -232,7 +243,8 @@ class Records(nn.Module):
         self._pieces, self._count = [rows], len(rows.step)
         self._tail = None if tail is None else row_of(tail)
         if len(self):
-            self._told = int((rows if tail is None else tail).step[-1])
+            kept = rows if tail is None else joined([rows, tail])
+            self._told, self._norms = int(kept.step[-1]), kept.last_norms()
         while len(self) > self.capacity:
             self._thin()
 

@@ -71,15 +71,24 @@ class Rows(NamedTuple):
         values[:, _NORM] = newest(self.values[:, _NORM])
         return Rows(self.step[kept], self.skipped[kept], values, newest(self.cosines))
 
-    def by_name(self, tasks: tuple[str, ...], since: int = 0) -> dict[str, list[float]]:
-        """Return the columns of :meth:`mtl_axes.History.columns` from a row on, not finite where there is no value."""
+    def last_norms(self, before: Tensor | None = None) -> Tensor:
+        """Return the norms (K,) that were measured last, those before these rows for what they have not measured."""
+        return _carried(self.values[:, _NORM], before)[-1]
+
+    def by_name(self, tasks: tuple[str, ...], before: Tensor | None = None) -> dict[str, list[float]]:
+        """Return the columns of :meth:`mtl_axes.History.columns`, not finite where there is no value.
+
+        Args:
+            tasks: their names.
+            before: (K,) norms that were measured last before these rows, for shares where tasks are measured in turn.
+        """
         table = {"step": self.step}
         losses, weights, norms, floored = self.values.unbind(1)
         for kind, values in (
             ("loss", losses),
             ("weight", weights),
             ("norm", norms),
-            ("share", _shares(losses, weights, norms)),
+            ("share", _shares(losses, weights, norms, before)),
             ("floor", floored),
         ):
             table |= {f"{kind}/{task}": column for task, column in zip(tasks, values.unbind(1), strict=True)}
@@ -87,8 +96,7 @@ class Rows(NamedTuple):
         # No columns at all where none were measured.
         table |= dict(zip(pairs, self.cosines.unbind(1), strict=False))
         table["skipped"] = self.skipped
-        cut = {name: column[since:] for name, column in table.items()}
-        return {name: column.tolist() for name, column in cut.items() if not len(column) or column.isfinite().any()}
+        return {name: column.tolist() for name, column in table.items() if not len(column) or column.isfinite().any()}
 
 
 class Block(NamedTuple):
@@ -190,16 +198,18 @@ def joined(pieces: list[Rows]) -> Rows:
     return Rows(step, skipped, values, torch.cat(cosines))
 
 
-def _shares(losses: Tensor, weights: Tensor, norms: Tensor) -> Tensor:
+def _shares(losses: Tensor, weights: Tensor, norms: Tensor, before: Tensor | None) -> Tensor:
     """Return what each task has of the weighted norms, (n, K) each; NaN in rows that measured none."""
     here = ~losses.isnan()
-    pulls = torch.where(here, weights.abs() * _carried(norms), 0.0)
+    pulls = torch.where(here, weights.abs() * _carried(norms, before), 0.0)
     shares = pulls / pulls.sum(1, keepdim=True)
     return torch.where(here & ~norms.isnan().all(1, keepdim=True), shares, math.nan)
 
 
-def _carried(values: Tensor) -> Tensor:
-    """Return values (n, K) with each gap filled by what was there last."""
+def _carried(values: Tensor, before: Tensor | None) -> Tensor:
+    """Return values (n, K) with each gap filled by what was there last, at first by what was ``before`` (K,)."""
+    if before is not None:
+        return _carried(torch.cat([before[None], values]), None)[1:]
     known = ~values.isnan()
     places = torch.where(known, torch.arange(len(values))[:, None], 0).cummax(0).values
     return values.gather(0, places)

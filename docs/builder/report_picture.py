@@ -8,13 +8,13 @@ takes a picture of the upper part of its report, with playwright and Chromium. G
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from playwright.sync_api import sync_playwright
+from browser import photograph
 from torch import nn
 
 from mtl_axes import Study
@@ -22,6 +22,7 @@ from mtl_axes.criterion import MultiTaskCriterion
 from mtl_axes.study.jobs import Outcome
 
 TARGET = Path(__file__).parents[1] / "images" / "report.png"
+SIZE = (1280, 1560)
 LIFE = 125.0
 
 
@@ -74,25 +75,20 @@ def train(criterion: MultiTaskCriterion, seed: int) -> Outcome:
     )
 
 
-def photograph(page: Path, target: Path) -> None:
-    """Take a picture of the upper part of a report, with the last cell of GABA chosen and the weighting held."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        view = browser.new_page(viewport={"width": 1280, "height": 1560})
-        view.goto(page.as_uri())
-        row = view.locator("tr", has=view.get_by_role("rowheader", name="gaba", exact=True))
-        row.locator("[role=gridcell]").last.click()
-        view.get_by_role("button", name="Same outer").click()
-        view.wait_for_selector("#series svg")
-        view.evaluate("window.scrollTo(0, 0)")
-        view.screenshot(path=target)
-        browser.close()
+def hold_gaba(view: Any) -> None:
+    """Choose the last cell of GABA, hold the weighting, and see that the cell's curves are drawn."""
+    row = view.locator("tr", has=view.get_by_role("rowheader", name="gaba", exact=True))
+    row.locator("[role=gridcell]").last.click()
+    view.get_by_role("button", name="Same outer").click()
+    view.wait_for_selector("#series svg")
+    view.evaluate("window.scrollTo(0, 0)")
 
 
 def main() -> None:
     """Run the study, write its report, take the picture."""
     if len(sys.argv) > 1:
-        photograph(*(Path(name).resolve() for name in sys.argv[1:]))
+        page, target = (Path(name).resolve() for name in sys.argv[1:])
+        photograph(page, target, SIZE, hold_gaba)
         return
     with tempfile.TemporaryDirectory() as name:
         study = Study(
@@ -108,7 +104,7 @@ def main() -> None:
             title="Remaining life of a simulated fleet",
         )
         study.run(train)
-        photograph(study.report(), TARGET)
+        photograph(study.report(), TARGET, SIZE, hold_gaba)
 
 
 if __name__ == "__main__":

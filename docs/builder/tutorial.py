@@ -12,20 +12,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from browser import CHROMIUM, photograph
+
 DOCS = Path(__file__).parents[1]
-CHROMIUM = "/usr/bin/chromium"
-
-
-def photograph(page: Path, target: Path) -> None:
-    """Take a picture of the upper part of a page, in a real browser."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        view = browser.new_page(viewport={"width": 1000, "height": 1400})
-        view.goto(page.as_uri())
-        view.screenshot(path=target)
-        browser.close()
 
 
 def main() -> None:
@@ -36,8 +25,8 @@ def main() -> None:
         Path("page.py").write_text(program)
         runpy.run_path("page.py", run_name="__main__")
         shutil.copy("history.png", DOCS / "images" / "tutorial_history.png")
-        if Path(CHROMIUM).exists():
-            photograph(Path("report.html").resolve(), DOCS / "images" / "tutorial_report.png")
+        if CHROMIUM is not None:
+            photograph(Path("report.html").resolve(), DOCS / "images" / "tutorial_report.png", (1000, 1400))
         os.chdir(DOCS)
 
 

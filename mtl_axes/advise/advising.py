@@ -108,7 +108,7 @@ def advise(
     said = list(trial.notes)
     if found.hooks:
         said.append("What a step costs: a parameter has a hook that fires in the backward, as one that steps an optimizer.")
-    if unseen := [loss.task for loss in losses if loss.absent == len(loss.values)]:
+    if unseen := [loss.task for loss in losses if loss.unlabelled]:
         said.append(f"Anything of {', '.join(unseen)}: no batch had a label of it, and the steps were timed without it.")
     advised = findings(losses, norms, cosines, ratio, end, primary=primary, obstacle=found.obstacle)
     return Advice(

@@ -73,6 +73,11 @@ class TaskLoss(OverBatches):
     target_range: tuple[float, float] | None
     exponent: float | None
 
+    @property
+    def unlabelled(self) -> bool:
+        """Whether no batch had a label of the task."""
+        return self.absent == len(self.values)
+
 
 @dataclass(frozen=True)
 class Norm(OverBatches):

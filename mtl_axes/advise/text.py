@@ -58,7 +58,7 @@ def _losses(advice: Advice) -> str:
         rows.append(
             [
                 _short(loss.task, 20),
-                loss.kind or ("no label seen" if loss.absent == len(loss.values) else "computed elsewhere"),
+                loss.kind or ("no label seen" if loss.unlabelled else "computed elsewhere"),
                 _short(loss.shape or "", 28),
                 sized(loss.mean),
                 sized(loss.sd),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import hashlib
 import inspect
@@ -21,10 +20,9 @@ from typing import Any
 import torch
 
 from mtl_axes.__about__ import version
-from mtl_axes.composition import compose
 from mtl_axes.errors import MtlAxesError, OptionError, StudyError
 from mtl_axes.options import check_number
-from mtl_axes.study.jobs import Job, Outcome, Train, as_read, write_whole
+from mtl_axes.study.jobs import Job, Outcome, Train, as_read, composed, write_whole
 from mtl_axes.study.levels import ended, levels, mean_ends, tuned
 from mtl_axes.study.levels import label as label_of
 from mtl_axes.study.plan import Baseline, as_baselines, as_metrics, as_options, as_plain, as_seeds
@@ -101,9 +99,12 @@ class Study:
         self.options, self.config = as_options(compose), as_plain("config", config or {})
         self.inner = levels("inner", inner)
         given = levels("outer", outer)
-        equal = next((label for label, level in given.items() if label_of("outer", level) == "fixed"), None)
-        self._equal = "equal" if equal is None else equal
-        added: dict[str, Any] = {"equal": "fixed"} if "equal" in self.baselines and equal is None else {}
+        # The label of the equal weights that are a baseline: of a level that is given, or of one that is added.
+        self._equal: str | None = None
+        added: dict[str, Any] = {}
+        if "equal" in self.baselines:
+            found = [label for label, level in given.items() if label_of("outer", level) == "fixed"]
+            self._equal, added = (found[0], {}) if found else ("equal", {"equal": "fixed"})
         self._tuned = self._tuned_levels() if "tuned" in self.baselines else {}
         later = [TUNED] * bool(self._tuned) + [ENDED.format(label) for label in given if self._ends]
         taken = [label for label in given if label in {*added, *self._tuned, *later}]
@@ -199,7 +200,7 @@ class Study:
                 )
         wanted = [(outer, inner) for outer, inner in wanted]
         used = {inner for _, inner in wanted}
-        own = set(given) - ({self._equal} if "equal" in self.baselines else set())
+        own = set(given) - {self._equal}
         return [
             (outer, inner)
             for outer in self.outer
@@ -209,8 +210,7 @@ class Study:
 
     def _reference(self, reference: Cell | None) -> Cell:
         if reference is None:
-            equal = [cell for cell in self.cells if "equal" in self.baselines and cell[0] == self._equal]
-            return (equal or self.cells)[0]
+            return next((cell for cell in self.cells if cell[0] == self._equal), self.cells[0])
         if not isinstance(reference, (tuple, list)) or tuple(reference) not in self.cells:
             raise OptionError(
                 f"`reference` should be one of the study's cells: {', '.join(map(repr, self.cells))}. Found {reference!r}."
@@ -221,7 +221,7 @@ class Study:
         """Build a criterion of a cell, note whether its weights move, and return its configuration."""
         outer, inner = cell
         try:
-            criterion = compose(*copy.deepcopy((self.outer[outer], self.inner[inner])), **copy.deepcopy(self.options))
+            criterion = composed(self.outer[outer], self.inner[inner], self.options)
         except (MtlAxesError, TypeError) as error:
             hint = "" if "tasks" in self.options else ' The names of the tasks go into `compose={"tasks": [...]}`.'
             raise StudyError(
@@ -235,17 +235,12 @@ class Study:
     def _job(self, cell: Cell, seed: int, train: Train, level: Any = None) -> Job:
         """A run of a cell of the grid; or, with a level, of a weighting that the grid does not have."""
         pair = (self.outer[cell[0]] if level is None else level, self.inner[cell[1]])
-        criterion = (
-            self._configs[cell] if level is None else compose(*copy.deepcopy(pair), **self._fresh()).config(strict=False)
-        )
+        criterion = self._configs[cell] if level is None else composed(*pair, self.options).config(strict=False)
         config = as_read(
             {"criterion": criterion, "study": self.config, "train": _name(train), "seed": seed, "versions": _VERSIONS}
         )
         path = self._path(cell, seed, config)
         return Job(*cell, seed, pair, self.options, tuple(self.metrics), config, path)
-
-    def _fresh(self) -> dict[str, Any]:
-        return copy.deepcopy(self.options)
 
     def _path(self, cell: Cell, seed: int, config: Any) -> Path:
         """Where a run is kept. The name ends in a fingerprint of all that the run depends on: no two runs share a file."""
@@ -309,7 +304,7 @@ class Study:
         return jobs
 
     def _tuned_levels(self) -> dict[str, Any]:
-        tasks = compose("fixed", copy.deepcopy(next(iter(self.inner.values()))), **self._fresh()).tasks
+        tasks = composed("fixed", next(iter(self.inner.values())), self.options).tasks
         if len(tasks) < 2 or not any(self.metrics.values()):
             raise OptionError(
                 'The baseline "tuned" needs two tasks or more that are known beforehand and a metric with a direction. '

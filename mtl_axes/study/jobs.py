@@ -24,7 +24,7 @@ from mtl_axes.history import History
 from mtl_axes.options import steady_repr
 from mtl_axes.study.results import Run
 
-__all__ = ["End", "Job", "Outcome", "Train", "as_read", "write_whole"]
+__all__ = ["End", "Job", "Outcome", "Train", "as_read", "composed", "write_whole"]
 
 # Rows of the history that a study keeps of a run by itself.
 _ROWS = 512
@@ -104,10 +104,6 @@ class Job:
         """What messages call it."""
         return f"{self.outer} x {self.inner}, seed {self.seed}"
 
-    def criterion(self) -> MultiTaskCriterion:
-        """Return a fresh criterion; strategies that were given as objects are copied."""
-        return compose(*copy.deepcopy(self.levels), **copy.deepcopy(dict(self.options)))
-
     def load(self) -> Run | None:
         """Return the run that is kept; None where its file is not there, not whole, of another configuration, or without a
         metric that the study asks for."""
@@ -146,7 +142,7 @@ class Job:
 
     def _trained(self, train: Train) -> Run:
         _seed(self.seed)
-        criterion = self.criterion()
+        criterion = composed(*self.levels, self.options)
         _OwnHistory(criterion, capacity=_ROWS)
         # Again: what a strategy draws while it is built should not decide how the model begins.
         _seed(self.seed)
@@ -257,6 +253,11 @@ def _pair(task: str, given: Any) -> dict[str, list[float]]:
             f"The predictions of `{task}` should be as many as its true values. Found {len(predicted)} and {len(true)}."
         )
     return {"predicted": predicted, "true": true}
+
+
+def composed(outer: Any, inner: Any, options: Mapping[str, Any]) -> MultiTaskCriterion:
+    """Return a fresh criterion; strategies that were given as objects are copied."""
+    return compose(*copy.deepcopy((outer, inner)), **copy.deepcopy(dict(options)))
 
 
 def as_read(config: Mapping[str, Any]) -> dict[str, Any]:

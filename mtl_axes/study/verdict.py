@@ -109,7 +109,7 @@ def _differences(results: Results, metric: str) -> list[str]:
     told += _told(outer, f"{metric}, outer axis against {base[0]}", results.inner)
     told += _told(inner, f"{metric}, inner axis against {base[1]}", results.weightings)
     best, constants = results.best_constant(metric), results.constants
-    if best is not None and (list(constants) != [base[0]] or best != base[0]):
+    if best is not None and (constants != (base[0],) or best != base[0]):
         how = (
             "chosen for each seed on the others"
             if best in results.copies
