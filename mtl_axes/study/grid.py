@@ -226,7 +226,7 @@ class Study:
             hint = "" if "tasks" in self.options else ' The names of the tasks go into `compose={"tasks": [...]}`.'
             raise StudyError(
                 f"Every cell should be one that `compose` can build. Found {outer} x {inner}, of which it says: "
-                f"{error}{hint}"
+                f"{str(error).rstrip('.')}.{hint}"
             ) from error
         if criterion.outer.moves and outer not in self._adaptive:
             self._adaptive.append(outer)
