@@ -421,8 +421,8 @@ class _TaskMeans:
             return
         here = {task: label[:kept] for task, label in here.items()}
         predictions = {task: prediction[:kept] for task in here if (prediction := output_of[task]) is not None}
-        found = self._criterion.task_set.losses(predictions, here, None, None, None)
-        values = found.values()
+        found = self._criterion._tasks.losses(predictions, here, None, None, None)
+        values = found.values
         counts = [
             values.new_tensor(here[task].numel() if task in here else 0) if count is None else count.to(values)
             for task, count in zip(tasks, found.counts, strict=True)

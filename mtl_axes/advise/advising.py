@@ -99,7 +99,7 @@ def advise(
     spec, gaba = _gaba(chosen, len(found.tasks))
     ratio = found.ratio(gaba.floor)
     end = gaba_end(spec, gaba, ratio, norms) if ratio is not None else None
-    losses = found.task_losses(trial.criterion.task_set)
+    losses = found.task_losses(trial.criterion._tasks)
     by_label = {cost.label: cost for cost in costs}
     plain = by_label.pop(PLAIN, None)
     if plain is not None:
@@ -167,7 +167,7 @@ def _shortest(own: dict[str, Any]) -> str | dict[str, Any]:
 def _weighed(
     trial: Trial, found: Observation, chosen: list[str | Mapping[str, Any]], deadline: float
 ) -> tuple[Candidate, ...]:
-    infos, norms = trial.criterion.task_set.infos(), found.norms()
+    infos, norms = trial.criterion._tasks.infos(), found.norms()
     weighed = []
     for number, outer in enumerate(chosen):
         now = time.perf_counter()
