@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mtl_axes._text import first_of
 from mtl_axes.errors import DataError
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Probe, Shared, SharedPart
@@ -130,17 +131,15 @@ def _unreached(part: SharedPart, model: nn.Module) -> list[str]:
     missed = [
         name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in part.reached
     ]
-    lines = [f"no task {len(missed)} trainable parameters are reached by no task: {_shortened(missed)}"] if missed else []
-    return lines + ([f"frozen  {len(frozen)} parameters: {_shortened(frozen)}"] if frozen else [])
+    lines = (
+        [f"no task {len(missed)} trainable parameters are reached by no task: {first_of(missed, _NAMES)}"] if missed else []
+    )
+    return lines + ([f"frozen  {len(frozen)} parameters: {first_of(frozen, _NAMES)}"] if frozen else [])
 
 
 def _listed(parameters: list[Tensor] | tuple[Tensor, ...], names: dict[Tensor, str]) -> str:
     known = [names[parameter] for parameter in parameters if parameter in names]
-    return f": {_shortened(known)}" if known else ""
-
-
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")
+    return f": {first_of(known, _NAMES)}" if known else ""
 
 
 def _constancy(outer: OuterWeighting, report: StepReport, steady: int) -> list[str]:
