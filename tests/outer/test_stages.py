@@ -695,6 +695,6 @@ def test_an_absent_task_is_not_said_to_be_at_the_floor(options: dict[str, Any]) 
         for _ in range(calls):
             total = criterion.combine([None if loss is None else torch.tensor(loss, requires_grad=True) for loss in losses])
             total.backward()
-        if criterion.window.step == 1:
+        if criterion._window.step == 1:
             assert criterion.report.extra["floor_active"].tolist() == [False, True]
     assert criterion.report.extra["floor_active"].tolist() == [False, False]
