@@ -33,10 +33,10 @@ class Binding:
 
     def __init__(self, tasks: TaskSet, outer: OuterWeighting, window: Window, tally: Tally, probe: Probe) -> None:
         self._tasks = tasks
-        self._outer = outer
-        self._window = window
+        self.outer = outer
+        self.window = window
         self._tally = tally
-        self._probe = probe
+        self.probe = probe
         # The kinds that the weighting knows.
         self._kinds: dict[str, Kind] = {}
         if outer.learnable and tasks.names:
@@ -48,7 +48,7 @@ class Binding:
         Raises:
             StateError: the weighting is bound to other tasks.
         """
-        window, outer, tasks = self._window, self._outer, self._tasks
+        window, outer, tasks = self.window, self.outer, self._tasks
         if not window.allocated:
             self._bind(wide(values.dtype))
         if tasks.kinds != self._kinds:
@@ -61,7 +61,7 @@ class Binding:
     def _bind(self, dtype: torch.dtype) -> None:
         # Outside inference mode: a state allocated in a validation pass before training must be trainable state.
         with torch.inference_mode(False):
-            infos, outer = self._tasks.infos(), self._outer
+            infos, outer = self._tasks.infos(), self.outer
             if not outer.bound:
                 outer.dtype = dtype
                 outer.bind(infos)
@@ -70,7 +70,7 @@ class Binding:
                     f"The weighting is bound to the tasks {[info.name for info in outer.tasks]}, this criterion has "
                     f"{list(self._tasks.names)}. Give each criterion a weighting of its own."
                 )
-            self._window.bind(len(infos), outer.needs, dtype, partial=self._probe.partial)
+            self.window.bind(len(infos), outer.needs, dtype, partial=self.probe.partial)
             self._tally.bind(len(infos), dtype)
 
     def restore(self, saved: Mapping[str, Any], sums: Tensor | None) -> None:
@@ -82,7 +82,7 @@ class Binding:
         """
         if not saved["tasks"]:
             return
-        window, outer, tasks = self._window, self._outer, self._tasks
+        window, outer, tasks = self.window, self.outer, self._tasks
         with self.undone_by_errors():
             tasks.restore(tuple(saved["tasks"]), saved["kinds"])
             if sums is not None and not window.allocated:
@@ -95,10 +95,10 @@ class Binding:
     @contextlib.contextmanager
     def undone_by_errors(self) -> Iterator[None]:
         """Within this context an error takes back what was learned of the tasks, unless state was allocated for them."""
-        before, allocated = self._tasks.snapshot(), self._window.allocated
+        before, allocated = self._tasks.snapshot(), self.window.allocated
         try:
             yield
         except BaseException:
-            if self._window.allocated == allocated:
+            if self.window.allocated == allocated:
                 self._tasks.go_back(before)
             raise

@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from mtl_axes.binding import Binding
+from mtl_axes.distributed import ranks
 from mtl_axes.errors import MtlAxesError, StateError
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Probe
 from mtl_axes.tasks import TaskSet
+from mtl_axes.telemetry.journal import Journal
 from mtl_axes.window import Window
 
-__all__ = ["check_state", "describe_state", "fit_probe", "split_history", "try_to_load"]
+__all__ = ["describe_state", "fit_state", "try_to_load", "warning_of_pending"]
 
 _VERSION = 4
 
@@ -39,22 +42,28 @@ def _lineage(outer: OuterWeighting) -> str:
     return f"{name}({_lineage(base)})" if isinstance(base, OuterWeighting) else name
 
 
-def check_state(
-    state: Mapping[str, Any], prefix: str, tasks: TaskSet, outer: OuterWeighting, window: Window
-) -> Mapping[str, Any]:
-    """Return the description of a state, see :func:`describe_state`, after a check that the state fits a criterion.
+def fit_state(state: dict[str, Any], prefix: str, tasks: TaskSet, binding: Binding, journal: Journal) -> None:
+    """Prepare for loading a state: bind the criterion to its tasks, and fit the state to the criterion's probe and history.
 
     Args:
         state: the state dict.
         prefix: of the criterion's keys.
         tasks: the tasks of the criterion that loads it.
-        outer: its weighting.
-        window: its window.
+        binding: its weighting, window and probe.
+        journal: its journal.
 
     Raises:
         StateError: it is no state of a criterion, or of another version, weighting, or other tasks.
     """
-    saved: Any = state.get(prefix + "_extra_state")
+    sums = state.get(prefix + "_window.loss_sum")
+    saved = _checked(state.get(prefix + "_extra_state"), tasks, binding, called=sums is not None)
+    binding.restore(saved, sums)
+    _fit_probe(state, prefix, binding.window, binding.probe, other=saved["probe"] != type(binding.probe).__name__)
+    journal.earlier_history = _split_history(state, prefix, journal.history)
+
+
+def _checked(saved: Any, tasks: TaskSet, binding: Binding, *, called: bool) -> Mapping[str, Any]:
+    outer = binding.outer
     if not isinstance(saved, Mapping) or "version" not in saved:
         raise StateError(
             'This is not the state_dict() of a criterion: the tasks and the version are missing under "_extra_state". Pass '
@@ -75,12 +84,22 @@ def check_state(
             f"The state is of the tasks {saved['tasks']}, this criterion has {list(tasks.names)}. Compose it with the "
             "tasks of the state, in the same order."
         )
-    if window.allocated and prefix + "_window.loss_sum" not in state:
+    if binding.window.allocated and not called:
         raise StateError(
-            "The state was saved before the criterion's first call, and this criterion has been called. Load it into a fresh "
-            "one."
+            "The state was saved before the criterion's first call, and this criterion has been called. Load it into a "
+            "fresh one."
         )
     return saved
+
+
+def warning_of_pending(window: Window) -> str | None:
+    """Return a warning if a state is saved within a window on several ranks."""
+    if not window.calls or ranks(window.sync) == 1:
+        return None
+    return (
+        "The state holds a pending window, which is this rank's own. Loaded on every rank it would count as the window of "
+        "all ranks. Call criterion.step() on every rank before one of them saves."
+    )
 
 
 def try_to_load(trial: nn.Module, state: dict[str, Any]) -> None:
@@ -96,16 +115,8 @@ def try_to_load(trial: nn.Module, state: dict[str, Any]) -> None:
         ) from error
 
 
-def fit_probe(state: dict[str, Any], prefix: str, window: Window, probe: Probe, *, other: bool) -> None:
-    """Let a state load that was saved with another probe: leave out that probe's part, and start this probe's anew.
-
-    Args:
-        state: the state dict.
-        prefix: of the criterion's keys.
-        window: the window of the criterion that loads it.
-        probe: its probe.
-        other: whether the state was saved with a probe of another class.
-    """
+def _fit_probe(state: dict[str, Any], prefix: str, window: Window, probe: Probe, *, other: bool) -> None:
+    """Let a state load that was saved with another probe: leave out that probe's part, and start this probe's anew."""
     for name, fresh in (("latest_norms", 1), ("known_norms", 0)):
         key, own = f"{prefix}_window.{name}", window._buffers.get(name)
         if own is None:
@@ -119,7 +130,7 @@ def fit_probe(state: dict[str, Any], prefix: str, window: Window, probe: Probe, 
         probe.state_dict(destination=state, prefix=prefix + "probe.")
 
 
-def split_history(state: dict[str, Any], prefix: str, history: nn.Module | None) -> dict[str, Any] | None:
+def _split_history(state: dict[str, Any], prefix: str, history: nn.Module | None) -> dict[str, Any] | None:
     """Let a state load with or without a history; return the saved one that has no History to go to yet.
 
     A criterion with a History that loads a state without one begins its history anew.

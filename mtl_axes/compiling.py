@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtl_axes.agreement import Agreement
 from mtl_axes.mode import Mode
 from mtl_axes.outer import OuterWeighting
+from mtl_axes.tasks import TaskSet
+from mtl_axes.telemetry.records import Records
 from mtl_axes.window import Window
 
 __all__ = ["TRACES_STATE", "detour"]
@@ -48,7 +51,14 @@ _DEBUGS = _outside("criterion.debug reads the values of every call. Set it to Fa
 
 
 def detour(
-    mode: Mode, outer: OuterWeighting, window: Window, *, debug: bool, recorded: bool, over_ranks: bool, legible: bool
+    mode: Mode,
+    outer: OuterWeighting,
+    window: Window,
+    tasks: TaskSet,
+    agreement: Agreement,
+    history: Records | None,
+    *,
+    combines: bool,
 ) -> Run | None:
     """Return what runs a call in Python if torch.compile cannot trace it; else None.
 
@@ -56,18 +66,18 @@ def detour(
         mode: the kind of call.
         outer: the weighting.
         window: the window.
-        debug: whether the values of every call are read.
-        recorded: whether a History records the calls.
-        over_ranks: whether the ranks agree within the call.
-        legible: whether the call can do without reading values.
+        tasks: the tasks.
+        agreement: whether the ranks agree within the call.
+        history: records the calls; None without a History.
+        combines: whether the losses were computed elsewhere, so that there are no labels to read.
     """
-    if debug:
+    if tasks.debug:
         return _DEBUGS
     if mode.kind == "after_step":
         return _AFTER_STEP
     if mode.kind == "training":
         for applies, leave in (
-            (recorded, _RECORDS),
+            (history is not None, _RECORDS),
             (outer.needs != "losses", _MEASURES),
             (window.accumulate != 1, _ACCUMULATES),
             (outer.moves and not TRACES_STATE, _UPDATES_STATE),
@@ -75,6 +85,6 @@ def detour(
         ):
             if applies:
                 return leave
-    if over_ranks:
+    if agreement.needed(mode):
         return _SUMS_OVER_RANKS
-    return None if legible and window.allocated else _FIRST_CALL
+    return None if (combines or tasks.legible) and window.allocated else _FIRST_CALL

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,29 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from mtl_axes._state import WideState
+from mtl_axes.after_step import AfterStep
 from mtl_axes.agreement import Agreement
 from mtl_axes.binding import Binding
-from mtl_axes.checkpoint import check_state, describe_state, fit_probe, split_history, try_to_load
-from mtl_axes.distributed import ranks
-from mtl_axes.errors import StateError
-from mtl_axes.explain import explain, warning_of_cost
+from mtl_axes.checkpoint import describe_state, fit_state, try_to_load, warning_of_pending
+from mtl_axes.explain import explain
 from mtl_axes.inner import InnerShape
 from mtl_axes.mode import Mode
 from mtl_axes.options import check_choice
 from mtl_axes.outer import OuterWeighting
-from mtl_axes.probes import Measurement, Probe, Shared, Tape
+from mtl_axes.probes import Probe, Shared
 from mtl_axes.signals import StepReport
 from mtl_axes.tasks import STACKED, TaskLosses, TaskSet
-from mtl_axes.tasks.losses import over_ranks, weighted_sum, with_penalty
+from mtl_axes.tasks.losses import weighted_sum
 from mtl_axes.telemetry.journal import Journal
 from mtl_axes.telemetry.records import Records
-from mtl_axes.window import AfterStep, Plan, Window, check_accumulate
+from mtl_axes.training import Training
+from mtl_axes.warning import Once
+from mtl_axes.window import Window
 
 __all__ = ["MultiTaskCriterion"]
-
-# Calls without step() under accumulate="manual", and windows without after_step(), before a warning.
-_PATIENCE = 1_000
-_UNANSWERED = 20
 
 
 class MultiTaskCriterion(WideState):
@@ -67,19 +63,16 @@ class MultiTaskCriterion(WideState):
         self._window = window
         self._shared = shared
         self._config = config
-        self._journal = Journal(window)
+        self._journal = Journal(tasks, window)
         self._binding = Binding(tasks, outer, window, self._journal.tally, probe)
         self._agreement = Agreement(tasks, window, outer)
+        self._warn = Once()
+        self._after = AfterStep(outer, window)
+        self._training = Training(tasks, outer, probe, shared, window, self._binding, self._journal, self._after, self._warn)
         self._eval_weights: Literal["reference", "current"] = "reference"
         self.history: Records | None = None
-        self._earlier_history: dict[str, Any] | None = None
-        # From a commit between two calls: the next call reports it.
-        self._collected: Measurement | None = None
         self._held = 0
-        self._after: AfterStep | None = None
         self._on_trial = False
-        self._probed = False
-        self._warned: set[str] = set()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -98,13 +91,7 @@ class MultiTaskCriterion(WideState):
 
     @accumulate.setter
     def accumulate(self, calls: int | Literal["manual"]) -> None:
-        check_accumulate(calls)
-        if calls != self._window.accumulate and self._window.calls:
-            raise StateError(
-                f"`accumulate` cannot change within a window: {self._window.calls} calls are pending. "
-                "Call criterion.step() after the optimizer step first."
-            )
-        self._window.accumulate = calls
+        self._window.set_accumulate(calls)
 
     @property
     def eval_weights(self) -> Literal["reference", "current"]:
@@ -134,7 +121,7 @@ class MultiTaskCriterion(WideState):
     @property
     def replaying(self) -> bool:
         """True within :meth:`after_step`, for a model that is run a second time and should not count it."""
-        return self._after is not None
+        return self._after.open
 
     @property
     def report(self) -> StepReport | None:
@@ -153,7 +140,7 @@ class MultiTaskCriterion(WideState):
         sample_weight: Mapping[str, Tensor] | Tensor | None = None,
         extra: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Return the scalar to call ``backward`` on.
+        """Return the scalar to call ``backward`` on: 0-dim, in float32 or wider.
 
         Args:
             outputs: predictions by task, or a tuple in the order of the tasks. Outputs without a target are ignored.
@@ -163,15 +150,12 @@ class MultiTaskCriterion(WideState):
             sample_weight: weights >= 0, given as ``mask`` is. The mean still divides by the number of valid labels.
             extra: scalar losses computed elsewhere, by task.
 
-        Returns:
-            0-dim tensor in float32 or wider.
-
         Raises:
             DataError: outputs, targets, masks or weights do not fit together.
             GraphError: gradients are to be measured and cannot be.
         """
-        options = {"mask": mask, "sample_weight": sample_weight, "extra": extra}
-        return self._call(self.forward, self._tasks.losses, (outputs, targets), options)
+        read = self._tasks.losses
+        return self._call(self.forward, read, outputs, targets, mask=mask, sample_weight=sample_weight, extra=extra)
 
     def combine(self, losses: Mapping[str, Tensor | None] | Sequence[Tensor | None]) -> Tensor:
         """Return the scalar to call ``backward`` on, from task losses that were computed elsewhere.
@@ -185,30 +169,17 @@ class MultiTaskCriterion(WideState):
             GraphError: gradients are to be measured and cannot be.
         """
         if isinstance(losses, Tensor):
-            self._warn_once("stacked", STACKED)
-        return self._call(self.combine, self._tasks.scalars, (losses,), {})
+            self._warn("stacked", STACKED)
+        return self._call(self.combine, self._tasks.scalars, losses)
 
-    def _call(
-        self,
-        method: Callable[..., Tensor],
-        read: Callable[..., TaskLosses],
-        given: tuple[Any, ...],
-        options: dict[str, Any],
-    ) -> Tensor:
+    def _call(self, method: Callable[..., Tensor], read: Callable[..., TaskLosses], *given: Any, **options: Any) -> Tensor:
         """Return the scalar of a call of ``method``, whose losses ``read`` returns."""
         mode = self._mode()
         if mode.compiled:
             from mtl_axes.compiling import detour
 
-            leave = detour(
-                mode,
-                self.outer,
-                self._window,
-                recorded=self.history is not None,
-                debug=self.debug,
-                over_ranks=self._agreement.needed(mode),
-                legible=read == self._tasks.scalars or self._tasks.legible,
-            )
+            combines = method == self.combine
+            leave = detour(mode, self.outer, self._window, self._tasks, self._agreement, self.history, combines=combines)
             if leave is not None:
                 return leave(method, *given, **options)
         elif not self._tasks.settled:
@@ -218,7 +189,7 @@ class MultiTaskCriterion(WideState):
 
     def _mode(self) -> Mode:
         compiled = torch.compiler.is_compiling()
-        if self._after is not None:
+        if self._after.open:
             return Mode("after_step", compiled)
         if not (self.training and torch.is_grad_enabled()):
             return Mode("evaluation", compiled)
@@ -228,95 +199,18 @@ class MultiTaskCriterion(WideState):
         if self._agreement.needed(mode):
             losses = self._agreement.reach(losses)
         if mode.kind == "training":
-            if self.outer.needs == "losses":
-                return self._train(losses, compiled=mode.compiled)
-            with _no_autocast(losses.values.device.type):
-                return self._train(losses, compiled=mode.compiled)
+            return self._training.total(losses, compiled=mode.compiled)
         if mode.kind == "after_step":
-            return self._total_after_step(losses)
+            losses = self._after.shared_by_ranks(losses, held=bool(self._held))
         self._binding.prepare(losses.values)
         if mode.kind == "held":
-            return self._assemble(losses, self._weights())
+            return self._training.assemble(losses, self._training.weights())
+        if mode.kind == "after_step":
+            self._after.add(losses)
+            return weighted_sum(losses, self._training.weights().detach())
         weights = self.outer.weights() if self.eval_weights == "current" else self.outer.reference()
         # A copy, as in training: this loss may be differentiated after the buffer was updated.
         return weighted_sum(losses, weights.clone())
-
-    def _total_after_step(self, losses: TaskLosses) -> Tensor:
-        if self._window.sync == "gradients" and ranks("gradients") > 1 and self._hears_after_step():
-            losses = over_ranks(losses, "gradients")
-        self._binding.prepare(losses.values)
-        assert self._after is not None
-        self._after.add(losses, self._window.loss_sum.dtype)
-        return weighted_sum(losses, self._weights().detach())
-
-    def _train(self, losses: TaskLosses, *, compiled: bool) -> Tensor:
-        window, outer, probe = self._window, self.outer, self.probe
-        collected = (self._commit_window() if window.full else None) or self._collected
-        self._collected = None
-        if outer.wants_after_step and not compiled:
-            self._warn_without_after_step()
-        plan = window.plan(outer, probe, compiled=compiled)
-        tape: Tape | None = None
-        weights: Tensor | None = None
-        measurement: Measurement | None = None
-        if outer.needs == "losses":
-            self._binding.prepare(losses.values)
-        else:
-            tape, weights, measurement = self._measure(losses, plan)
-        window.take(plan, outer, probe, losses, measurement)
-        if window.accumulate == "manual" and window.calls == _PATIENCE:
-            self._warn_once(
-                "manual",
-                f'accumulate="manual" and criterion.step() was not called in {_PATIENCE} calls, so the weights are not '
-                "updated. Call it after each optimizer step.",
-            )
-        weights = self._weights() if weights is None else weights
-        total = self._assemble(losses, weights, tape)
-        # Asked for now: a backward, an optimizer step or the end of an epoch may change what the strategies know.
-        extra = {**outer.diagnostics(), **probe.diagnostics()}
-        self._journal.note(self.tasks, losses, weights, measurement, collected, extra, compiled=compiled)
-        return total
-
-    def _measure(self, losses: TaskLosses, plan: Plan) -> tuple[Tape, Tensor | None, Measurement | None]:
-        """Return the tape of a call, its weights if they are known before it is measured, and what was measured."""
-        window, outer, probe = self._window, self.outer, self.probe
-        known = window.allocated
-        if known:
-            self._binding.prepare(losses.values)
-        weights = self._weights() if known and not plan.immediate else None
-        tape = Tape(
-            self.tasks,
-            losses.losses,
-            self._shared,
-            weights=weights,
-            exponents=window.exponents,
-            turn=window.turn,
-            due=plan.due,
-            whole=losses.whole,
-        )
-        if not self._probed:
-            # Even in a warm-up: a graph that cannot be measured should fail now and not when the warm-up ends.
-            self._probed = probe.check(tape)
-            tape.describe_shared()
-            self._warn_once("cost", warning_of_cost(outer, probe, len(self.tasks), window.every))
-        measurement = probe.measure(tape, outer.needs) if plan.due else None
-        if not known:
-            # Only now: a graph that cannot be measured must not leave the names of its tasks behind.
-            self._binding.prepare(losses.values)
-        return tape, weights, measurement
-
-    def _assemble(self, losses: TaskLosses, weights: Tensor, tape: Tape | None = None) -> Tensor:
-        """Return the scalar of a call, coupled to the probe if it has a tape."""
-        constant = weights if losses.together is None else weights.detach()
-        total = weighted_sum(losses, constant)
-        if tape is not None:
-            total = self.probe.couple(tape, constant, total)
-        return with_penalty(losses, total, weights, self.outer.penalty(), learnable=self.outer.learnable)
-
-    def _weights(self) -> Tensor:
-        weights = self.outer.weights()
-        # A copy: the buffer is updated in place, and autograd still needs these values in the user's backward.
-        return weights if weights.requires_grad else weights.clone()
 
     def step(self, *, skipped: bool = False) -> None:
         """Commit the pending window, if there is one. With ``accumulate="manual"``: call it after each optimizer step.
@@ -331,29 +225,15 @@ class MultiTaskCriterion(WideState):
             if self.outer.wants_after_step:
                 self._window.answer()
         else:
-            self._commit()
+            self._training.commit()
         if self.history is not None:
             self.history.stepped(skipped=skipped)
 
     def end_epoch(self) -> None:
         """Tell the weighting that an epoch has ended. Needed by DWA without ``window=``; harmless otherwise."""
         if self._window.full:
-            self._commit()
+            self._training.commit()
         self.outer.end_epoch()
-
-    def _commit(self) -> None:
-        if self._window.calls and not self.probe.same_step:
-            # What the commit collects may be dropped, and is not of the last call.
-            self._journal.report()
-        self._collected = self._commit_window() or self._collected
-
-    def _commit_window(self) -> Measurement | None:
-        """Commit the pending window, if there is one; return what a lagged probe collected in it."""
-        collected = self._window.collect(self.outer, self.probe)
-        if self.history is not None:
-            self._journal.note_window(self.tasks, self._weights())
-        self._window.commit(self.outer, self.probe)
-        return collected
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
@@ -375,47 +255,18 @@ class MultiTaskCriterion(WideState):
             with torch.no_grad(), criterion.after_step():
                 criterion(model(x), y)  # the same batch
 
-        A call returns the sum with the current weights, without penalty, and updates nothing: no window, no report, no log,
-        no gradient is measured, in training mode or not. When the block ends, the losses of its calls are averaged like
-        those of a window, over its calls and over the ranks, and handed to the weighting, which compares them with the
-        losses of the window that was committed last. The block says that the optimizer has stepped: a pending window, as
-        with ``accumulate > 1``, is committed first. Run all batches of that window in one block, on all ranks.
-
-        Nothing is handed over if the block raises or is empty, within ``hold()``, for a second block after one window, and
-        for a window whose step was skipped (``step(skipped=True)``). For a weighting that does not want these losses the
-        block does nothing, so that any loop may have it: ``criterion.outer.wants_after_step`` says whether it is worth the
-        forward. A block within another belongs to it.
+        A call returns the sum with the current weights, without penalty, and updates nothing. When the block ends, the mean
+        losses over its calls and the ranks are handed to the weighting, which compares them with the losses of the last
+        committed window; a pending window is committed when the block begins. Run all batches of that window in one block,
+        on all ranks. Nothing is handed over if the block raises or is empty, within ``hold()``, for a second block after one
+        window, and after ``step(skipped=True)``. For a weighting that does not want these losses the block does nothing, so
+        that any loop may have it: ``criterion.outer.wants_after_step`` says whether it is worth the forward.
         """
-        if self._after is not None:
+        if self._after.open:
             yield
             return
-        after = self._after = AfterStep()
-        try:
-            if self._hears_after_step():
-                self._commit()
+        with self._after.block(self._training.commit, lambda: self._held > 0):
             yield
-        finally:
-            self._after = None
-        if self._hears_after_step() and self._window.allocated:
-            with torch.no_grad(), _no_autocast(self._window.loss_sum.device.type):
-                self._window.hand_over(self.outer, after)
-
-    def _hears_after_step(self) -> bool:
-        return self.outer.wants_after_step and not self._held
-
-    def _warn_without_after_step(self) -> None:
-        if self._window.unanswered() >= _UNANSWERED:
-            self._warn_once(
-                "after_step",
-                f"{type(self.outer).__name__} needs the loss after the optimizer step, and has not had it for {_UNANSWERED} "
-                "windows. Add after optimizer.step(): with torch.no_grad(), criterion.after_step(): criterion(model(x), y), "
-                "on the batch of that step.",
-            )
-
-    def _warn_once(self, key: str, message: str | None) -> None:
-        if message is not None and key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(message, stacklevel=3)
 
     def log_dict(self) -> dict[str, float]:
         """Return means since the last call of this method, as floats: ``loss/TASK``, ``weight/TASK``, ``norm/TASK``.
@@ -425,10 +276,9 @@ class MultiTaskCriterion(WideState):
         there are also the means of ``share/TASK``, ``cosine/A/B`` and ``floor/TASK`` over the windows that it recorded since
         the last call, and the number ``skipped``.
         """
-        if self.outer.wants_after_step:
-            # Compiled calls, which count on the device, did not look.
-            self._warn_without_after_step()
-        return self._journal.means(self.tasks)
+        # Compiled calls, which count on the device, did not look.
+        self._warn("after_step", self._after.warning_if_missing())
+        return self._journal.means()
 
     def explain(self, model: nn.Module | None = None) -> str:
         """Return a text: the tasks, what is shared, how gradients are measured, at what cost, and what the weights do.
@@ -470,18 +320,10 @@ class MultiTaskCriterion(WideState):
         """Write every committed window into a :class:`mtl_axes.History`, and make it a part of the state."""
         self._journal.record(history)
         self.history = history
-        earlier, self._earlier_history = self._earlier_history, None
-        if earlier is not None:
-            history.set_extra_state(earlier)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the part of the state that is not tensors."""
-        if self._window.calls and ranks(self._window.sync) > 1:
-            self._warn_once(
-                "pending",
-                "The state holds a pending window, which is this rank's own. Loaded on every rank it would count as the "
-                "window of all ranks. Call criterion.step() on every rank before one of them saves.",
-            )
+        self._warn("pending", warning_of_pending(self._window))
         return describe_state(self._tasks, self.outer, self.probe)
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -500,25 +342,15 @@ class MultiTaskCriterion(WideState):
                 trial = copy.deepcopy(self)
                 trial._on_trial = True
                 try_to_load(trial, own)
-            saved = check_state(state_dict, prefix, self._tasks, self.outer, self._window)
-            self._binding.restore(saved, state_dict.get(prefix + "_window.loss_sum"))
-            fit_probe(state_dict, prefix, self._window, self.probe, other=saved["probe"] != type(self.probe).__name__)
-            self._earlier_history = split_history(state_dict, prefix, self.history)
+            fit_state(state_dict, prefix, self._tasks, self._binding, self._journal)
             self._agreement.done = False
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         self._journal.settle()
-        # A copy made within hold() or after_step() is in neither: nothing would ever release it. Like the copy of any module
-        # it is not compiled.
-        return {**self.__dict__, "_held": 0, "_after": None, "_probed": False, "_compiled_call_impl": None}
+        # A copy made within hold() is not in it: nothing would ever release it. Nor is it compiled, like any module's copy.
+        return {**self.__dict__, "_held": 0, "_compiled_call_impl": None}
 
     def __repr__(self) -> str:
         shapes = self.shapes or self._tasks.default
         return f"MultiTaskCriterion(outer={self.outer!r}, inner={shapes!r}, probe={self.probe!r})"
-
-
-def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
-    """Return a context without autocast, which would run backwards and matrix products in half precision."""
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()

@@ -7,6 +7,7 @@ when the next one begins (or at ``step()``), and the weights of a window come fr
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mtl_axes._state import WideState
 from mtl_axes.distributed import Sync, ranks, sum_over_ranks
-from mtl_axes.errors import OptionError
+from mtl_axes.errors import OptionError, StateError
 from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.probes import Measurement, Probe
@@ -22,7 +23,7 @@ from mtl_axes.probes.scaling import fresh_exponents, moved_exponents
 from mtl_axes.signals import Need, Signals, active_tasks, is_finite
 from mtl_axes.tasks import TaskLosses
 
-__all__ = ["AfterStep", "Plan", "Window", "check_accumulate"]
+__all__ = ["Plan", "Window", "check_accumulate", "no_autocast"]
 
 # What is summed over the calls of a window and over the ranks, in the order of the collective.
 _SUMS = ("loss_sum", "loss_count", "norm_sum", "norm_count", "scale_votes", "gramian_sum", "gramian_count")
@@ -35,6 +36,12 @@ def check_accumulate(accumulate: int | str) -> None:
     if isinstance(accumulate, str):
         raise OptionError(f'Option `accumulate` should be an integer >= 1 or "manual". Found accumulate={accumulate!r}.')
     check_number("accumulate", accumulate, low=1, integer=True)
+
+
+def no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
+    """Return a context without autocast, which would run backwards and matrix products in half precision."""
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
 class Plan(NamedTuple):
@@ -53,27 +60,6 @@ class Plan(NamedTuple):
     passes: bool
     alone: bool
     compiled: bool
-
-
-class AfterStep:
-    """The calls within one ``after_step()``.
-
-    Attributes:
-        loss_sum: (K,) sum of their finite losses; None before the first call.
-        loss_count: (K,) number of finite losses.
-    """
-
-    def __init__(self) -> None:
-        self.loss_sum: Tensor | None = None
-        self.loss_count: Tensor | None = None
-
-    def add(self, losses: TaskLosses, dtype: torch.dtype) -> None:
-        """Add the losses of one call, in the dtype of the statistics."""
-        values, active = losses.values.to(dtype), active_tasks(losses.values, losses.labelled)
-        finite, count = torch.where(active, values, 0.0), active.to(dtype)
-        first = self.loss_sum is None or self.loss_count is None
-        self.loss_sum = finite if first else self.loss_sum + finite
-        self.loss_count = count if first else self.loss_count + count
 
 
 class Window(WideState):
@@ -110,6 +96,21 @@ class Window(WideState):
         self.calls = 0
         self._step = 0
         self._answered: int | Tensor = 0
+
+    def set_accumulate(self, calls: int | Literal["manual"]) -> None:
+        """Set the calls per optimizer step, between two windows.
+
+        Raises:
+            OptionError: it is no such number.
+            StateError: a window is pending.
+        """
+        check_accumulate(calls)
+        if calls != self.accumulate and self.calls:
+            raise StateError(
+                f"`accumulate` cannot change within a window: {self.calls} calls are pending. "
+                "Call criterion.step() after the optimizer step first."
+            )
+        self.accumulate = calls
 
     @property
     def step(self) -> int:
@@ -298,18 +299,16 @@ class Window(WideState):
             probe.discard()
             self._begin()
 
-    def hand_over(self, outer: OuterWeighting, after: AfterStep) -> None:
-        """Give a weighting the losses after the step of the last window, unless it has them or never got that window."""
-        loss_sum, loss_count = after.loss_sum, after.loss_count
-        if loss_sum is None or loss_count is None:
-            if ranks(self.sync) == 1:
-                return
-            # Other ranks had calls, and wait.
-            loss_sum = loss_count = torch.zeros_like(self.loss_sum)
+    def hand_over(self, outer: OuterWeighting, loss_sum: Tensor, loss_count: Tensor) -> None:
+        """Give a weighting the losses after the step of the last window, unless it has them or never got that window.
+
+        Args:
+            outer: a weighting that wants them.
+            loss_sum: (K,) sum of the finite losses of this rank's calls.
+            loss_count: (K,) their number.
+        """
         waiting = self.unanswered()
-        if isinstance(waiting, int) and waiting == 0:
-            return
-        if not self._updates(outer, self.step - 1):
+        if (isinstance(waiting, int) and waiting == 0) or not self._updates(outer, self.step - 1):
             return
         total, count = sum_over_ranks(_sync_of(self.sync, outer), loss_sum, loss_count)
         assert total is not None and count is not None

@@ -12,7 +12,7 @@ from mtl_axes._state import vector
 from mtl_axes.errors import OptionError
 from mtl_axes.probes import Measurement
 from mtl_axes.signals import StepReport, active_tasks, is_finite
-from mtl_axes.tasks import TaskLosses
+from mtl_axes.tasks import TaskLosses, TaskSet
 from mtl_axes.telemetry.records import Held, Records
 from mtl_axes.telemetry.rows import Row
 from mtl_axes.telemetry.tally import Call, Tally, dropped_in, means_of, steadier_calls, sums_of
@@ -38,19 +38,22 @@ class Journal:
     """Gathers calls without a kernel each, and folds them now and then into the log, the drop counts and the history.
 
     Args:
-        window: the window of the criterion, for its counts.
+        tasks: the tasks, for their names.
+        window: the window, for its counts.
 
     Attributes:
         tally: the sums of compiled calls.
         history: the rows of committed windows; None unless somebody made a History.
+        earlier_history: the saved rows of a state that was loaded before a History was made.
     """
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, tasks: TaskSet, window: Window) -> None:
+        self._tasks = tasks
         self._window = window
         self.tally = Tally()
         self.history: Records | None = None
+        self.earlier_history: dict[str, Any] | None = None
         self._entries: list[tuple[Call | None, Row | None]] = []
-        self._tasks: tuple[str, ...] = ()
         self._log: tuple[Tensor, Tensor] | None = None
         self._anchor: Tensor | None = None
         self._steady: Tensor | None = None
@@ -59,7 +62,6 @@ class Journal:
 
     def note(
         self,
-        tasks: tuple[str, ...],
         losses: TaskLosses,
         weights: Tensor,
         measurement: Measurement | None,
@@ -71,7 +73,6 @@ class Journal:
         """Take note of a training call, after the commit if it was a window of its own.
 
         Args:
-            tasks: names of the K tasks.
             losses: the losses of the call.
             weights: (K,) the weights that multiplied them.
             measurement: what this call measured.
@@ -81,7 +82,7 @@ class Journal:
         """
         # A lagged probe has nothing of this call to show.
         shown = collected if measurement is None else measurement
-        norms, measured = (None, (False,) * len(tasks)) if shown is None else (shown.norms, shown.measured)
+        norms, measured = (None, (False,) * len(losses.losses)) if shown is None else (shown.norms, shown.measured)
         call = Call(losses.values, losses.labelled, weights.detach(), norms, measured, lagged=measurement is None)
         step = self._window.clock()
         if compiled:
@@ -89,23 +90,18 @@ class Journal:
             self.tally.add(call)
         else:
             row = None if self.history is None else self._row(self.history, call, step, shown, extra.get("floor_active"))
-            self._add(tasks, call, row)
-        self._unread = _Unread(tasks, call, measurement, collected, step, extra)
+            self._add(call, row)
+        self._unread = _Unread(self._tasks.names, call, measurement, collected, step, extra)
 
-    def note_window(self, tasks: tuple[str, ...], weights: Tensor) -> None:
-        """Take note of the pending window of several calls, before its commit.
-
-        Args:
-            tasks: names of the K tasks.
-            weights: (K,) of the window, if no call of it was noted.
-        """
+    def note_window(self, weights: Tensor) -> None:
+        """Take note of the pending window of several calls, before its commit; ``weights`` (K,) if no call was noted."""
         history = self.history
         if history is not None and self._window.calls:
             with torch.no_grad():
                 losses, norms, cosines = self._window.means()
                 held = history.held or Held(weights.detach())
                 step = self._window.clock() + 1
-                self._add(tasks, None, Row(step, history.skipped, losses, held.weights, None, norms, held.floored, cosines))
+                self._add(None, Row(step, history.skipped, losses, held.weights, None, norms, held.floored, cosines))
                 history.note(None)
 
     def _row(
@@ -123,8 +119,7 @@ class Journal:
         cosines = None if shown is None else _cosines(shown)
         return Row(step, history.skipped, call.losses, call.weights, call.labelled, norms, floored, cosines)
 
-    def _add(self, tasks: tuple[str, ...], call: Call | None, row: Row | None) -> None:
-        self._tasks = tasks
+    def _add(self, call: Call | None, row: Row | None) -> None:
         self._entries.append((call, row))
         if len(self._entries) >= _FOLD_AT:
             self.fold()
@@ -144,20 +139,20 @@ class Journal:
                 dropped = self._window.dropped
                 dropped.add_(dropped_in(calls, dropped.device))
             if rows and self.history is not None:
-                self.history.write(self._tasks, rows)
+                self.history.write(self._tasks.names, rows)
 
     def _add_sums(self, sums: Tensor, counts: Tensor) -> None:
         if self._log is not None:
             sums, counts = sums + self._log[0].to(sums.device), counts + self._log[1].to(counts.device)
         self._log = sums, counts
 
-    def means(self, tasks: tuple[str, ...]) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Return the means since the last call of this method, by name. Reads the device."""
         self.fold()
         if self._window.compiled:
             self._add_sums(*self.tally.take())
         log, self._log = self._log, None
-        means = {} if log is None else means_of(*log, tasks)
+        means = {} if log is None else means_of(*log, self._tasks.names)
         return means if self.history is None else {**means, **self.history.means()}
 
     def steady_calls(self) -> int:
@@ -194,6 +189,9 @@ class Journal:
         self.fold()
         self.history = history
         history.flush = self.fold
+        earlier, self.earlier_history = self.earlier_history, None
+        if earlier is not None:
+            history.set_extra_state(earlier)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
