@@ -125,10 +125,7 @@ class MultiTaskCriterion(WideState):
 
     @property
     def report(self) -> StepReport | None:
-        """:class:`StepReport` of the last training call, or None. It is made when it is read; it costs nothing otherwise.
-
-        Making it reads the device only if calls were compiled, which count their steps there.
-        """
+        """:class:`StepReport` of the last training call, or None; made when read, from the device if calls were compiled."""
         return self._journal.report()
 
     def forward(
@@ -145,8 +142,7 @@ class MultiTaskCriterion(WideState):
         Args:
             outputs: predictions by task, or a tuple in the order of the tasks. Outputs without a target are ignored.
             targets: targets by task, or a tuple. A target that is None or missing makes its task absent in this call.
-            mask: True where a label is valid: bools by task, or one (N,) tensor for all, in the shape of the target or of
-                its leading dimensions.
+            mask: True where a label is valid: bools by task or one for all, in the target's shape or its leading dimensions.
             sample_weight: weights >= 0, given as ``mask`` is. The mean still divides by the number of valid labels.
             extra: scalar losses computed elsewhere, by task.
 

@@ -336,7 +336,9 @@ class Window(WideState):
             if "latest_norms" in self._buffers:
                 norms, known = self._completed(norms, known)
             active = active & known
-            self.scale_exponents.copy_(moved_exponents(self.scale_exponents, sums["scale_votes"]))
+            votes = sums["scale_votes"]
+            assert votes is not None
+            self.scale_exponents.copy_(moved_exponents(self.scale_exponents, votes))
             elapsed = torch.where(self.measured_at < 0, 1, self.clock() - self.measured_at)
         # Pairs that never met in one call have no inner product; 0 says the least about them.
         gramian, _ = _mean(sums, "gramian")
