@@ -76,7 +76,7 @@ def attach(accelerator: Accelerator, criterion: MultiTaskCriterion, optimizer: A
             criterion.step(skipped=self.step_was_skipped)
 
     def follow_and_accumulate(*models: nn.Module) -> AbstractContextManager[None]:
-        if not criterion.window.calls:
+        if not criterion._window.calls:
             _accumulate(criterion, composed, accelerator.gradient_accumulation_steps)
         context: AbstractContextManager[None] = accumulate(*models)
         return context

@@ -123,7 +123,7 @@ class MultiTaskMixin(_Base):
         own = self.data_collator
         # A collator from elsewhere may pack the labels itself, and would miss the columns.
         if (own.__module__ if hasattr(own, "__name__") else type(own).__module__).split(".")[0] == "transformers":
-            self.data_collator = TaskCollator(criterion.tasks, own, missing=criterion.task_set.missing)
+            self.data_collator = TaskCollator(criterion.tasks, own, missing=criterion._tasks.missing)
         self.add_callback(_Steps(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -165,7 +165,7 @@ class MultiTaskMixin(_Base):
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         if self._evaluated is not None:
             self._evaluated.latest = outputs
-        if self.criterion.task_set.missing == "ignore" and all(label is None for label in labels.values()):
+        if self.criterion._tasks.missing == "ignore" and all(label is None for label in labels.values()):
             loss = self._loss_without_labels(outputs)
         else:
             loss = self.criterion(outputs, labels)
@@ -185,7 +185,7 @@ class MultiTaskMixin(_Base):
 
         Other than integers for classes they are floats, so that batches and ranks agree on the dtype.
         """
-        tasks = self.criterion.task_set
+        tasks = self.criterion._tasks
         output_of = as_mapping("outputs", outputs, tasks.names)
         completed: dict[str, Tensor | None] = {}
         for task in tasks.names:
@@ -200,7 +200,7 @@ class MultiTaskMixin(_Base):
         return completed
 
     def _blank(self, task: str, output: Tensor) -> Tensor | None:
-        tasks = self.criterion.task_set
+        tasks = self.criterion._tasks
         kind, given = tasks.known_kinds().get(task), tasks.given.get(task)
         kinds = {kind} if kind is not None else given.kinds if given is not None else {"regression", "multiclass"}
         if "multiclass" not in kinds or output.ndim == 1:
@@ -307,9 +307,9 @@ def _check(trainer: Trainer, criterion: MultiTaskCriterion) -> None:
         raise OptionError(
             "The criterion should know its tasks, which name the label columns. Use compose(..., tasks=[...])."
         )
-    if criterion.window.calls:
+    if criterion._window.calls:
         raise StateError(
-            f"The criterion should be between two windows. Found {criterion.window.calls} calls pending. Call "
+            f"The criterion should be between two windows. Found {criterion._window.calls} calls pending. Call "
             "criterion.step() after the optimizer step."
         )
     assert trainer.model is not None
@@ -421,8 +421,8 @@ class _TaskMeans:
             return
         here = {task: label[:kept] for task, label in here.items()}
         predictions = {task: prediction[:kept] for task in here if (prediction := output_of[task]) is not None}
-        found = self._criterion.task_set.losses(predictions, here, None, None, None)
-        values = found.values()
+        found = self._criterion._tasks.losses(predictions, here, None, None, None)
+        values = found.values
         counts = [
             values.new_tensor(here[task].numel() if task in here else 0) if count is None else count.to(values)
             for task, count in zip(tasks, found.counts, strict=True)

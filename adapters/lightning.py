@@ -103,8 +103,8 @@ class MultiTaskCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let a window that a checkpoint left pending go on under the trainer's number."""
         for _, criterion, composed in self._members:
-            if criterion.window.calls and composed == 1 and pl_module.automatic_optimization:
-                criterion.window.accumulate = trainer.accumulate_grad_batches
+            if criterion._window.calls and composed == 1 and pl_module.automatic_optimization:
+                criterion._window.accumulate = trainer.accumulate_grad_batches
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Follow the trainer's accumulation."""
@@ -202,7 +202,7 @@ class MultiTaskCallback(Callback):
         self._release()
         for _, criterion, composed in self._members:
             # Whatever is pending: the run that it belonged to is over.
-            criterion.window.accumulate = composed
+            criterion._window.accumulate = composed
         self._members = []
         self._replay = None
 
@@ -212,7 +212,7 @@ class MultiTaskCallback(Callback):
 
     def _loss_scale(self, trainer: Trainer) -> float | None:
         """Return the loss scale, which falls when a step is skipped; None when nobody has to know."""
-        pending = any(criterion.window.calls or criterion.outer.wants_after_step for _, criterion, _ in self._members)
+        pending = any(criterion._window.calls or criterion.outer.wants_after_step for _, criterion, _ in self._members)
         return float(trainer.scaler.get_scale()) if pending and trainer.scaler is not None else None
 
 

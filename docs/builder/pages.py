@@ -192,7 +192,8 @@ magnitude and their sizes are all that is wrong, a weighting that reads losses c
 `scale_invariant`, `gls`). Where the gradients on the shared parameters should be alike, take one that reads norms
 (`inverse_norm`, `gaba`, `gradnorm`). Where tasks pull against each other, take one that reads the Gramian (`upgrad`,
 `nash_mtl`, `cagrad`), and look at `criterion.report.cosines` first: without negative cosines there is no conflict to
-resolve. Any of them can be smoothed, floored, clipped, and warmed up by the stages `ema`, `floor`, `clip`, `warmup`.
+resolve. Any of them can be smoothed, floored, clipped, and warmed up by the stages `ema`, `floor`, `clip`, `warmup`, and
+rescaled to the sum 1 or K by `rescaled`.
 
 Not in it, because they are no weight per task from losses, a Gramian and a small state: GradDrop, TrimmedMean,
 AdaTask and ExcessMTL (element by element), MoCo and DB-MTL with beta > 0 (an average of all K gradients), MoDo and

@@ -164,7 +164,7 @@ def advise(
         costs: tuple[Cost, ...] = ()
         if not observation.hooks:
             costs = measure_costs(trial, guard, observation, outers, begin + seconds)
-    losses = observation.task_losses(trial.criterion.task_set)
+    losses = observation.task_losses(trial.criterion._tasks)
     norms, cosines = observation.norms(), observation.cosines()
     spec, gaba = _gaba(outers, len(tasks))
     ratio = observation.ratio(gaba.floor)
@@ -230,7 +230,7 @@ def _shortest(own: dict[str, Any]) -> _Outer:
 
 
 def _weighed(trial: Trial, observation: Observation, outers: list[_Outer], deadline: float) -> list[Candidate]:
-    infos, norms = trial.criterion.task_set.infos(), observation.norms()
+    infos, norms = trial.criterion._tasks.infos(), observation.norms()
     weighed = []
     for number, outer in enumerate(outers):
         now = clock.now()

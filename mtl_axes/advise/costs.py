@@ -57,7 +57,7 @@ class _Method:
         criterion = self.criterion
         assert criterion is not None
         if self.measuring is not None:
-            criterion.window.step = _LATE + 1
+            criterion._window.step = _LATE + 1
         time = clock.busy if device.type == "cpu" else clock.now
         _wait(device)
         begin = time()
@@ -132,7 +132,7 @@ def _methods(trial: Trial, observation: Observation, candidates: Sequence[str | 
 def _criterion(trial: Trial, observation: Observation, outer: Any, **options: Any) -> MultiTaskCriterion:
     """Return a criterion with another weighting and the user's shapes, past every warm-up."""
     own = trial.criterion
-    tasks = own.task_set
+    tasks = own._tasks
     inner = {name: shape for name, shape in tasks.shapes.items() if name in tasks.kinds}
     shared = observation.shared.parameters if own._shared.given and observation.shared is not None else None
     criterion = compose(
@@ -146,7 +146,7 @@ def _criterion(trial: Trial, observation: Observation, outer: Any, **options: An
         **options,
     )
     criterion.to(observation.device)
-    criterion.window.step = _LATE
+    criterion._window.step = _LATE
     return criterion
 
 

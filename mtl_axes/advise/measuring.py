@@ -166,12 +166,12 @@ def observe(trial: Trial, guard: Guard, batches: Iterable[object], limit: int, d
 
 def _add(observation: Observation, trial: Trial, call: Call) -> tuple[Tensor | None, ...]:
     """Add the losses of a batch and the units of its targets; return the losses, None if absent or not finite."""
-    tasks, result = trial.criterion.task_set, trial.losses(call)
+    tasks, result = trial.criterion._tasks, trial.losses(call)
     if not observation.tasks:
         observation.tasks = tasks.names
         observation.absent, observation.not_finite = [0] * len(tasks.names), [0] * len(tasks.names)
         observation.device = next(loss.device for loss in result.losses if loss is not None)
-    values, labelled = result.values().double().cpu(), result.labelled()
+    values, labelled = result.values.double().cpu(), result.labelled
     present = torch.ones(len(values), dtype=torch.bool) if labelled is None else labelled.cpu()
     finite = present & values.isfinite()
     observation.losses.append(torch.where(finite, values, math.nan))

@@ -119,7 +119,7 @@ class Trial:
 
     def losses(self, call: Call) -> TaskLosses:
         """Return the task losses of a call, each with its graph."""
-        tasks, options = self.criterion.task_set, call.options
+        tasks, options = self.criterion._tasks, call.options
         if call.losses is None:
             arguments = (options.get(name) for name in _OPTIONS)
             return tasks.losses(call.outputs, call.targets, *arguments)
