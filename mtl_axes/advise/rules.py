@@ -94,9 +94,25 @@ def findings(
     """
     rules = _broken(losses, norms)
     if len(losses) == 1:
-        rules.append(_one_task(losses[0]))
+        rules.append(
+            Finding(
+                "one task",
+                'There is nothing to weight: keep outer="fixed" and choose on the inner axis.',
+                f"{losses[0].task} is the only task",
+                "arithmetic: a single weight only scales the learning rate",
+                "strong",
+            )
+        )
     elif obstacle is not None or not norms:
-        rules.append(_not_measured(obstacle))
+        rules.append(
+            Finding(
+                "not measured",
+                'No gradient could be measured. Use outer="fixed" or a weighting that reads losses; both work without any.',
+                obstacle or "no batch had two tasks with a gradient on shared parameters",
+                "this library: exact norms and cosines need an eager graph without reentrant checkpointing",
+                "strong",
+            )
+        )
     elif ratio is not None and end is not None:
         pairs = [cosine for cosine in cosines if cosine.mean is not None]
         if primary is not None:
@@ -134,26 +150,6 @@ def _broken(losses: Sequence[TaskLoss], norms: Sequence[Norm]) -> list[Finding]:
             )
         )
     return rules
-
-
-def _one_task(loss: TaskLoss) -> Finding:
-    return Finding(
-        "one task",
-        'There is nothing to weight: keep outer="fixed" and choose on the inner axis.',
-        f"{loss.task} is the only task",
-        "arithmetic: a single weight only scales the learning rate",
-        "strong",
-    )
-
-
-def _not_measured(obstacle: str | None) -> Finding:
-    return Finding(
-        "not measured",
-        'No gradient could be measured. Use outer="fixed" or a weighting that reads losses; both work without gradients.',
-        obstacle or "no batch had two tasks with a gradient on shared parameters",
-        "this library: exact norms and cosines need an eager graph without reentrant checkpointing",
-        "strong",
-    )
 
 
 def _weighing(
