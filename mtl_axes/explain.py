@@ -22,7 +22,7 @@ _DEAR = 4.0
 
 
 def mean_cost(probe: Probe, tasks: int, every: int) -> float:
-    """Return the expected time of a step over that of a plain one, averaged over a period of ``every`` windows."""
+    """Return the expected time of a step relative to a plain one, averaged over a period of ``every`` windows."""
     return 1 + (probe.cost(tasks) - 1) / every
 
 

@@ -24,8 +24,8 @@ class History(Records):
     A row is a committed window, and ``step`` is its number, as in ``criterion.report``. With ``accumulate=1`` and a probe of
     the same step, a window is a training call. Otherwise it is the calls between two optimizer steps, with means over them,
     and is recorded when the next call or ``criterion.step()`` commits it. Nothing is recorded in ``eval()``, without
-    gradients, and within ``hold()`` and ``after_step()``. A window dropped by ``criterion.step(skipped=True)`` has no row but
-    is counted.
+    gradients, and within ``hold()`` and ``after_step()``. Windows dropped by ``criterion.step(skipped=True)`` have no row
+    but are counted.
 
     Values stay on the device until there are 64 rows and are then copied to the host together; on CUDA the copy is
     asynchronous, so the run does not wait. If there are more than ``capacity`` rows, every second one is dropped, for which

@@ -9,7 +9,7 @@ Built-ins and third parties use the same hooks. A distribution adds strategies t
     def mtl_axes_outer_weightings():
         return {"my_weighting": MyWeighting}
 
-This module imports neither axis: the built-in strategies are found by module name, as an entry point's are.
+This module imports neither axis: built-in strategies are loaded by module name, like entry points.
 """
 
 from __future__ import annotations
