@@ -151,7 +151,7 @@ def _shown(axis: Axis, name: str) -> str:
 
 def _print_failures(stream: TextIO) -> None:
     for source, why in failures().items():
-        print(f"Plugin {source} could not be used: {why}", file=stream)
+        print(f"Plugin {source} could not be loaded: {why}", file=stream)
 
 
 def _listed(axis: Axis) -> str:

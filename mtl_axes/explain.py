@@ -14,7 +14,7 @@ from mtl_axes.window import Window
 
 __all__ = ["explain", "mean_cost", "often", "warning_of_cost"]
 
-# Calls after which weights that hardly moved count as constant.
+# Calls after which weights that hardly changed count as constant.
 _STEADY = 500
 _NAMES = 6
 # Times a plain step, above which a cheaper probe is worth a warning.
@@ -22,7 +22,7 @@ _DEAR = 4.0
 
 
 def mean_cost(probe: Probe, tasks: int, every: int) -> float:
-    """Return the expected time of a step over that of a plain one, averaged over a period of ``every`` windows."""
+    """Return the expected time of a step relative to a plain one, averaged over a period of ``every`` windows."""
     return 1 + (probe.cost(tasks) - 1) / every
 
 
@@ -57,9 +57,9 @@ def explain(
     steady: int,
     model: nn.Module | None,
 ) -> str:
-    """Return what a criterion does, as far as it is known yet."""
+    """Return a description of what a criterion does, as far as it is known yet."""
     if model is not None and not isinstance(model, nn.Module):
-        raise DataError(f"explain(model) should be given the model itself, a module, or nothing. Found {model!r}.")
+        raise DataError(f"explain(model) needs a module or nothing. Found {model!r}. Pass the model itself.")
     lines = [f"outer   {outer!r}: needs {outer.needs}"]
     if not tasks.names:
         lines.append("tasks   taken from the targets of the first call")
@@ -81,16 +81,16 @@ def explain(
 def _measurement(outer: OuterWeighting, probe: Probe, window: Window, count: int) -> list[str]:
     if outer.needs == "losses":
         return [
-            "probe   none: the weighting reads losses alone, no gradient is measured",
-            "cost    about that of a plain step" + (", and of one more forward" if outer.wants_after_step else ""),
+            "probe   none: the weighting reads only losses, no gradient is measured",
+            "cost    about a plain step" + (", plus one more forward" if outer.wants_after_step else ""),
         ]
-    later = "" if outer.measures(window.step) else f", but not in window {window.step}: the weighting ignores them still"
+    later = "" if outer.measures(window.step) else f", but not in window {window.step}: the weighting does not use them yet"
     lines = [f"probe   {probe.describe()}; measured {often(window.every)}{later}"]
     if count:
         cost, mean = probe.cost(count), mean_cost(probe, count, window.every)
         spread = "" if window.every == 1 else f", {mean:.2f} on average over {window.every} windows"
         lines.append(
-            f"cost    a measured step is about {cost:.2f} plain ones{spread}, where the shared part takes most of it"
+            f"cost    a measured step takes about {cost:.2f} plain ones{spread}, if the shared part takes most of it"
         )
     return lines
 
@@ -127,10 +127,9 @@ def _shared(shared: Shared, model: nn.Module | None) -> list[str]:
 
 
 def _unreached(part: SharedPart, model: nn.Module) -> list[str]:
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    missed = [
-        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in part.reached
-    ]
+    parameters = list(model.named_parameters())
+    frozen = [name for name, parameter in parameters if not parameter.requires_grad]
+    missed = [name for name, parameter in parameters if parameter.requires_grad and parameter not in part.reached]
     lines = (
         [f"no task {len(missed)} trainable parameters are reached by no task: {first_of(missed, _NAMES)}"] if missed else []
     )
@@ -147,8 +146,8 @@ def _constancy(outer: OuterWeighting, report: StepReport, steady: int) -> list[s
         return []
     weights = {name: float(f"{weight:.4g}") for name, weight in zip(report.tasks, report.weights.tolist(), strict=True)}
     return [
-        f"steady  the weights have moved by less than 1 % in the last {steady} calls: "
-        f'compose({{"name": "fixed", "weights": {weights}}}) would do the same and measure nothing'
+        f"steady  the weights have changed by less than 1 % in the last {steady} calls: "
+        f'compose({{"name": "fixed", "weights": {weights}}}) would do the same without measuring anything'
     ]
 
 

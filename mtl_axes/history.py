@@ -1,4 +1,4 @@
-"""What a criterion did in the steps of a run: losses, weights, gradient norms, conflicts, floors, skipped windows."""
+"""The history of a criterion: losses, weights, gradient norms, conflicts, floors and skipped windows, by step."""
 
 from __future__ import annotations
 
@@ -19,35 +19,37 @@ __all__ = ["History"]
 
 
 class History(Records):
-    """Records what a criterion does, window by window, with hardly ever a wait for the device.
+    """The history of a criterion: what it does in each window, recorded almost without waiting for the device.
 
-    A row is a committed window, and ``step`` its number, as in ``criterion.report``: a training call, with ``accumulate=1``
-    and a probe of the same step; otherwise the calls between two optimizer steps, with means over them, once the next call
-    or ``criterion.step()`` has committed it. Nothing is recorded in ``eval()``, without gradients, and within ``hold()`` and
-    ``after_step()``. What ``criterion.step(skipped=True)`` drops has no row; it is counted.
+    A row is a committed window, and ``step`` is its number, as in ``criterion.report``. With ``accumulate=1`` and a probe of
+    the same step, a window is a training call. Otherwise it is the calls between two optimizer steps, with means over them,
+    and is recorded when the next call or ``criterion.step()`` commits it. Nothing is recorded in ``eval()``, without
+    gradients, and within ``hold()`` and ``after_step()``. Windows dropped by ``criterion.step(skipped=True)`` have no row
+    but are counted.
 
-    Values stay on the device until there are 64 rows, which come to the host in one transfer: on CUDA asynchronously, and
-    the run does not wait for it. Rows are bounded: when there are more than ``capacity``, every second one is dropped, for
-    which the run waits once, and from then on every second window kept, so that they span the whole run. The last window is
-    always there. A norm or a cosine of a window that is not kept is in the next row, unless a newer one is.
+    Values stay on the device until there are 64 rows and are then copied to the host together; on CUDA the copy is
+    asynchronous, so the run does not wait. If there are more than ``capacity`` rows, every second one is dropped, for which
+    the run waits once, and from then on only every second window is recorded, so the rows span the whole run. The last
+    window is always included. A norm or a cosine of a window that is not recorded is in the next row, unless there is a
+    newer one.
 
-    From here on the history is a part of the criterion: of its ``state_dict()``, its copies and its pickles. A resumed run
-    has one history, whether the state is loaded before or after this object is made. A state with a history loads into a
-    criterion without one, and a state without into a criterion with one, whose history then begins anew.
+    The history becomes a part of the criterion: of its ``state_dict()``, its copies and its pickles. A resumed run has one
+    history, whether the state is loaded before or after this object is made. A state with a history can be loaded into a
+    criterion without one, and a state without into a criterion with one, whose history then starts again.
 
-    On several ranks each has its own, and none waits for another. Weights and floors are the same on all of them; losses,
-    norms and cosines are those of the rank's own samples, but with ``sync="gradients"`` those of the whole batch.
+    On several ranks each has its own, and none waits for another. Weights and floors are the same on all of them. Losses,
+    norms and cosines are from the rank's own samples, except with ``sync="gradients"``, where they are from the whole batch.
 
-    A training call within what torch.compile compiles runs in Python, behind a graph break. With ``fullgraph=True`` that is
-    an error: then compile the model, and call the criterion outside.
+    Inside a region compiled by torch.compile, a training call runs in Python, behind a graph break. With ``fullgraph=True``
+    this is an error: compile only the model, and call the criterion outside.
 
     Args:
-        criterion: from :func:`mtl_axes.compose`, at any time; also one that torch.compile has wrapped.
+        criterion: from :func:`mtl_axes.compose`, at any time; also wrapped by torch.compile.
         every: record every n-th window, 1 or more.
-        capacity: rows at most, 2 or more.
+        capacity: maximum number of rows, 2 or more.
 
     Raises:
-        OptionError: an option is out of range; the criterion is none, or has a history already.
+        OptionError: an option is out of range, ``criterion`` is not a criterion, or it has a history already.
 
     >>> import torch
     >>> from mtl_axes import compose
@@ -62,29 +64,29 @@ class History(Records):
 
     def __init__(self, criterion: MultiTaskCriterion, every: int = 1, *, capacity: int = 10_000) -> None:
         super().__init__(every=every, capacity=capacity)
-        # What torch.compile returns for a module is another one around it.
+        # torch.compile wraps a module in another one.
         inner = getattr(criterion, "_orig_mod", criterion)
         if not isinstance(inner, MultiTaskCriterion):
             raise OptionError(f"`criterion` should be what compose() returned. Found {type(criterion).__name__}.")
         inner._record(self)
 
     def columns(self) -> dict[str, list[float | None]]:
-        """Return the rows by column, all of one length; None where a value was not measured, or was not finite.
+        """Return the rows by column, all of one length; None for a value that was not measured or not finite.
 
-        Reads the device. A column that nothing was ever measured of is left out.
+        Reads the device. A column without any measured value is left out.
 
         Returns:
             the columns by name, for the tasks in their order.
 
-            - ``step``: number of the window, counted from 1.
+            - ``step``: number of the window, from 1.
             - ``loss/TASK``: mean loss as it entered the sum.
             - ``weight/TASK``: the weight that multiplied it.
             - ``norm/TASK``: norm of its gradient on the shared part.
-            - ``share/TASK``: ``|lambda_i| n_i / sum_j |lambda_j| n_j`` over the tasks that took part, in rows that measured
-              a norm; of a task whose turn it was not with the norm that was measured last.
-            - ``floor/TASK``: 1 where a floor holds the weight, else 0.
+            - ``share/TASK``: ``|lambda_i| n_i / sum_j |lambda_j| n_j`` over the active tasks, in rows with a measured norm;
+              for a task that was not measured in this row, with its last norm.
+            - ``floor/TASK``: 1 if a floor holds the weight, else 0.
             - ``cosine/A/B``: between the gradients of two tasks.
-            - ``skipped``: windows that were skipped before this one, in all.
+            - ``skipped``: number of windows skipped before this one.
         """
         return {
             name: [value if math.isfinite(value) else None for value in values]
@@ -92,7 +94,7 @@ class History(Records):
         }
 
     def to_csv(self, path: str | Path) -> Path:
-        """Write :meth:`columns` as a table with a heading, empty where a value was not measured; return the path."""
+        """Write :meth:`columns` as a table with a heading and empty cells for None; return the path."""
         columns, target = self.columns(), Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("w", encoding="utf-8", newline="") as stream:
@@ -102,17 +104,17 @@ class History(Records):
         return target
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Draw weights with the floor marked, losses, norms, shares and cosines over the steps, as far as there are any.
+        """Draw weights with the floor marked, losses, norms, shares and cosines over the steps, as far as measured.
 
         Args:
-            path: where to write the picture, as PNG, SVG or PDF by its ending. None: nowhere.
+            path: the file to write, as PNG, SVG or PDF by its ending. None: no file.
 
         Raises:
             DataError: nothing has been recorded.
             ImportError: matplotlib is not installed.
         """
         if not len(self):
-            raise DataError("A history should have rows to be drawn. Found none. Call the criterion in training mode first.")
+            raise DataError("This history has no rows to draw. Call the criterion in training mode first.")
         try:
             from mtl_axes.telemetry.history_plot import draw
         except ModuleNotFoundError as error:
@@ -125,7 +127,7 @@ class History(Records):
         return figure
 
     def _repr_png_(self) -> bytes | None:
-        """Show itself in a notebook; as text where there is nothing to draw, or nothing to draw with."""
+        """Return the picture for a notebook; None, so that text is shown, without rows or matplotlib."""
         if not len(self):
             return None
         try:

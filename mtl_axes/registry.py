@@ -9,7 +9,7 @@ Built-ins and third parties use the same hooks. A distribution adds strategies t
     def mtl_axes_outer_weightings():
         return {"my_weighting": MyWeighting}
 
-This module imports neither axis: the built-in strategies are found by module name, as an entry point's are.
+This module imports neither axis: built-in strategies are loaded by module name, like entry points.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Registry:
 
     @property
     def failures(self) -> Mapping[str, str]:
-        """Plugins that could not be used, and why."""
+        """Plugins that could not be loaded, and why."""
         self.load()
         return dict(self._failures)
 
@@ -111,30 +111,30 @@ class Registry:
         for entry in metadata.entry_points(group="mtl_axes"):
             distribution = entry.dist.name if entry.dist is not None else "unknown distribution"
             self.add_entry_point(entry, f"{distribution} ({entry.name} = {entry.value})")
-        # Last: a warning that was made an error must not keep the other plugins from being read.
+        # Last: a warning turned into an error must not keep the other plugins from being read.
         for message in self._ignored:
             warnings.warn(message, stacklevel=4)
 
     def add_entry_point(self, entry: metadata.EntryPoint, source: str) -> None:
-        """Load one entry point. Whatever it raises is remembered and does not reach the caller."""
+        """Load one entry point. Whatever it raises is recorded and does not reach the caller."""
         try:
             plugin = entry.load()
-        except Exception as error:  # any failure of foreign import code must stay its own
+        except Exception as error:  # a plugin whose import fails must not break the others
             self._failures[source] = f"{type(error).__name__}: {error}"
             return
         self.add_plugin(plugin, source)
 
     def add_plugin(self, plugin: object, source: str) -> None:
-        """Register the hooks of ``plugin``. A hook that fails or returns something else is remembered under ``source``."""
+        """Register the hooks of ``plugin``. A failing hook is recorded under ``source``."""
         try:
             name = self._manager.register(plugin)
             callers = self._manager.get_hookcallers(plugin) or []
             if not callers:
-                raise PluginError(f"it has none of {', '.join(_HOOKS.values())}, marked with mtl_axes.hookimpl")
+                raise PluginError(f"it has no hook. Mark one of {', '.join(_HOOKS.values())} with mtl_axes.hookimpl")
             for caller in callers:
                 if caller.name not in _HOOKS.values():
-                    raise PluginError(f"its hook {caller.name!r} should be {' or '.join(_HOOKS.values())}")
-            found = [
+                    raise PluginError(f"its hook {caller.name!r} is unknown. Use {' or '.join(_HOOKS.values())}")
+            hooks = [
                 (axis, self._checked(axis, implementation.function()))
                 for caller in callers
                 for implementation in caller.get_hookimpls()
@@ -142,10 +142,10 @@ class Registry:
                 for axis in _HOOKS
                 if _HOOKS[axis] == caller.name
             ]
-        except Exception as error:  # a broken plugin must not take the others with it
+        except Exception as error:  # a broken plugin must not break the others
             self._failures[source] = f"{type(error).__name__}: {error}"
             return
-        for axis, classes in found:
+        for axis, classes in hooks:
             for key, cls in classes.items():
                 sources = self._sources[axis].setdefault(key, [])
                 if "built-in" in sources:
@@ -157,7 +157,7 @@ class Registry:
 
     def _checked(self, axis: str, classes: object) -> Mapping[str, type]:
         if not isinstance(classes, Mapping):
-            raise PluginError(f"{_HOOKS[axis]}() should return a mapping name -> class, found {classes!r}")
+            raise PluginError(f"{_HOOKS[axis]}() should return a mapping name -> class. Found {classes!r}")
         for name, cls in classes.items():
             self._check_class(axis, name, cls)
         return classes
@@ -177,9 +177,7 @@ class Registry:
         source = f"{cls.__module__}.{cls.__qualname__}"
         sources = self._sources[axis].get(name, [])
         if sources and sources != [source]:
-            raise PluginError(
-                f"The {axis} name {name!r} should be free. Found it taken by {' and '.join(sources)}. Choose another name."
-            )
+            raise PluginError(f"The {axis} name {name!r} is taken by {' and '.join(sources)}. Choose another name.")
         self._sources[axis][name] = [source]
         self._classes[axis][name] = cls
 
@@ -190,14 +188,13 @@ class Registry:
         return tuple(sorted(self._classes[axis]))
 
     def get(self, axis: Axis, name: str) -> type:
-        """Return the class of a name, or raise an error that says what exists and what failed to load."""
+        """Return the class of a name, or raise an error that lists the known names and the plugins that failed."""
         self._check_axis(axis)
         self.load()
         sources = self._sources[axis].get(name, [])
         if len(sources) > 1:
             raise PluginError(
-                f"The {axis} name {name!r} should come from one plugin. Found it in {' and in '.join(sources)}. "
-                "Uninstall one of them."
+                f"The {axis} name {name!r} is defined by several plugins: {' and '.join(sources)}. Uninstall one of them."
             )
         if name in self._classes[axis]:
             return self._classes[axis][name]
@@ -207,7 +204,7 @@ class Registry:
                 hint = f" {name!r} is a name of the {other} axis."
                 if (axis, other) == ("inner", "weight"):
                     hint += f' Join it with a shape: {{"name": "reweighted", "base": "mse", "weight": "{name}"}}.'
-        failed = "".join(f"\n  plugin {source} could not be used: {why}" for source, why in self._failures.items())
+        failed = "".join(f"\n  plugin {source} could not be loaded: {why}" for source, why in self._failures.items())
         raise UnknownNameError(f"No {axis} strategy is named {name!r}.{hint} Known: {', '.join(self.names(axis))}.{failed}")
 
     def name_of(self, axis: Axis, cls: type) -> str | None:
@@ -231,7 +228,7 @@ _registry = Registry()
 
 
 def available(axis: Axis) -> tuple[str, ...]:
-    """Return the names that ``create`` and ``compose`` know on an axis.
+    """Return the registered names of an axis, for ``create`` and ``compose``.
 
     >>> "gaba" in available("outer"), "failure_biased" in available("inner")
     (True, True)
@@ -254,7 +251,7 @@ def lookup(axis: Axis, name: str) -> type:
 
 
 def failures() -> Mapping[str, str]:
-    """Return the plugins that could not be used, and why."""
+    """Return the plugins that could not be loaded, and why."""
     return _registry.failures
 
 
@@ -293,12 +290,12 @@ def create(axis: Axis, name: str, /, **options: Any) -> OuterWeighting | InnerSh
         if option not in known and not takes_any:
             hint = did_you_mean(option, known, most=1)
             raise OptionError(f"{name!r} takes the options {', '.join(known) or '(none)'}. Found {option!r}.{hint}")
-    lost = [option for option, value in known.items() if value is inspect.Parameter.empty and option not in options]
-    if lost:
-        shown = ", ".join(f'"{option}": ...' for option in lost)
+    missing = [option for option, value in known.items() if value is inspect.Parameter.empty and option not in options]
+    if missing:
+        shown = ", ".join(f'"{option}": ...' for option in missing)
         raise OptionError(
-            f"{name!r} needs the option {' and '.join(lost)}. Found {', '.join(options) or 'none'}. "
-            f'Pass {{"name": "{name}", {shown}}}; `mtl-axes show {name}` says what goes there.'
+            f"{name!r} needs the option {' and '.join(missing)}. Found {', '.join(options) or 'none'}. "
+            f'Pass {{"name": "{name}", {shown}}}; `mtl-axes show {name}` explains it.'
         )
     try:
         return cast("OuterWeighting | InnerShape | TargetWeight", cls(**options))
@@ -321,12 +318,12 @@ def resolve(axis: Literal["weight"], given: object, /, *, option: str = ...) -> 
 
 
 def resolve(axis: Axis, given: object, /, *, option: str | None = None) -> OuterWeighting | InnerShape | TargetWeight:
-    """Return what an option stands for: a registered name, ``{"name": ..., **options}``, or the strategy itself.
+    """Return the strategy for an option: a registered name, ``{"name": ..., **options}``, or the strategy itself.
 
     Args:
         axis: ``"outer"``, ``"inner"`` or ``"weight"``.
         given: the value of the option.
-        option: name of the option, for the message.
+        option: name of the option, for error messages.
 
     Raises:
         OptionError: it is none of the three, or an option in it is wrong.

@@ -32,7 +32,7 @@ class Failing:
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry with a plugin that could not be used."""
+    """A registry with a plugin that could not be loaded."""
     own = registry.Registry()
     own.load()
     own.add_entry_point(Failing(), "broken-plugin (broken = broken.plugin)")  # type: ignore[arg-type]
@@ -131,7 +131,7 @@ def test_a_reader_that_stops_is_no_error() -> None:
 def test_a_plugin_that_failed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever lists names, or asks for one that is unknown, learns of the plugin that might have had it."""
     line = (
-        "Plugin broken-plugin (broken = broken.plugin) could not be used: "
+        "Plugin broken-plugin (broken = broken.plugin) could not be loaded: "
         "ModuleNotFoundError: No module named 'a_library_that_is_not_there'\n"
     )
     assert main(["show", "nowhere"]) == 2

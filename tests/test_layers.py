@@ -48,7 +48,7 @@ ALLOWED["study"] = SEEING | {"history", "report"}
 ALLOWED["report"] = SEEING | {"study"}
 ALLOWED["advise"] = SEEING | {"history"}
 ALLOWED["__init__"] = ALLOWED["testing"] | {"advise", "history", "study"}
-ALLOWED["cli"] = {"__about__", "advise", "describe", "errors", "registry", "report", "study"}
+ALLOWED["cli"] = {"__about__", "_text", "advise", "describe", "errors", "registry", "report", "study"}
 ALLOWED["__main__"] = {"cli"}
 
 OTHERS = {"torch", "pluggy"}

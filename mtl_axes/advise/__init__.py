@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mtl_axes.advise.advising import CANDIDATES, advise
-from mtl_axes.advise.facts import Advice, Candidate, Cosine, Cost, Finding, Norm, Ratio, Rule, TaskLoss
+from mtl_axes.advise.advice import CANDIDATES, Advice, advise
+from mtl_axes.advise.facts import Candidate, Cosine, Cost, Finding, Norm, Ratio, Rule, TaskLoss
 
 __all__ = [
     "CANDIDATES",

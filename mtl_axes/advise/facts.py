@@ -1,19 +1,16 @@
-"""What advice consists of: values that were measured, and sentences with the reason and the source of each."""
+"""The values that advice consists of: measurements over batches, candidates, costs, and rules that hold."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median, stdev
+from typing import Literal
 
 from mtl_axes.signals import Kind, Need
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["Advice", "Candidate", "Cosine", "Cost", "Finding", "Norm", "Ratio", "Rule", "TaskLoss", "signed", "sized"]
+__all__ = ["Candidate", "Cosine", "Cost", "Finding", "Norm", "Ratio", "Rule", "TaskLoss", "signed", "sized"]
 
 Rule = Literal[
     "one task",
@@ -28,40 +25,47 @@ Rule = Literal[
     "more batches",
     "inner axis",
 ]
-"""Names of the rules. Of those that hold the first is the recommendation: what is broken before what is weighed."""
+"""Names of the rules. The first that holds is the recommendation: what is broken comes before what is weighted."""
+
+Side = Literal["above", "below", "open"]
 
 
 class OverBatches:
-    """What has ``values``, one in every batch or None."""
+    """Statistics of ``values``, one per batch, or None."""
 
     values: tuple[float | None, ...]
 
     @property
+    def known(self) -> list[float]:
+        """The values without None."""
+        return [value for value in self.values if value is not None]
+
+    @property
     def mean(self) -> float | None:
-        """Mean over the batches that have one; None without any."""
-        return _mean(self.values)
+        """Mean over the batches with a value; None without any."""
+        return fmean(self.known) if self.known else None
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation over the batches (n - 1); None below two of them."""
-        return _sd(self.values)
+        """Standard deviation over the batches (n - 1); None with fewer than two values."""
+        return stdev(self.known) if len(self.known) > 1 else None
 
 
 @dataclass(frozen=True)
 class TaskLoss(OverBatches):
-    """The loss of one task over the batches.
+    """The losses of one task, by batch.
 
     Attributes:
         task: its name.
-        kind: its kind, None for a loss computed elsewhere, and for a task without a label in any batch.
-        shape: ``repr`` of its inner shape, None as for ``kind``.
-        values: the loss in every batch; None where the task was absent or its loss not finite.
-        absent: batches without a label of the task.
-        not_finite: batches in which its loss, or its gradient, was NaN or infinite.
-        target_range: smallest and largest target of a regression, None otherwise.
-        exponent: p such that a target and a prediction in units that make their numbers c times as large make loss and
-            gradient about c^p times as large, for c near 1: 2 for squared errors, 1 for absolute ones. None where
-            there are no units, or where it cannot be measured.
+        kind: its kind; None for a loss computed elsewhere, and for a task without a label in any batch.
+        shape: ``repr`` of its inner shape; None as for ``kind``.
+        values: the loss in each batch; None if the task was absent or its loss not finite.
+        absent: number of batches without a label of the task.
+        not_finite: number of batches in which its loss or its gradient was NaN or infinite.
+        target_range: smallest and largest target of a regression, else None.
+        exponent: p such that loss and gradient grow about c^p times if targets and predictions are in units that make
+            their numbers c times as large, for c near 1: 2 for squared errors, 1 for absolute ones. None if there are no
+            units, or if it cannot be measured.
     """
 
     task: str
@@ -75,18 +79,18 @@ class TaskLoss(OverBatches):
 
     @property
     def unlabelled(self) -> bool:
-        """Whether no batch had a label of the task."""
+        """True if no batch had a label of the task."""
         return self.absent == len(self.values)
 
 
 @dataclass(frozen=True)
 class Norm(OverBatches):
-    """The L2 norm of one task's gradient on the shared parameters.
+    """The L2 norms of one task's gradient on the shared parameters, by batch.
 
     Attributes:
         task: its name.
-        values: the norm in every batch; None where it was not measured.
-        zeros: batches in which it was 0.
+        values: the norm in each batch; None if it was not measured.
+        zeros: number of batches in which it was 0.
     """
 
     task: str
@@ -95,18 +99,18 @@ class Norm(OverBatches):
 
     @property
     def signal_to_noise(self) -> float | None:
-        """``mean / sd``; None where the sd is unknown or 0."""
+        """``mean / sd``; None if the sd is unknown or 0."""
         mean, sd = self.mean, self.sd
         return mean / sd if mean is not None and sd else None
 
 
 @dataclass(frozen=True)
 class Cosine(OverBatches):
-    """The cosine between the gradients of two tasks on the shared parameters.
+    """The cosines between two tasks' gradients on the shared parameters, by batch.
 
     Attributes:
         first, second: the tasks.
-        values: the cosine in every batch; None where one of the two gradients was missing or 0.
+        values: the cosine in each batch; None if one of the two gradients was missing or 0.
     """
 
     first: str
@@ -115,22 +119,21 @@ class Cosine(OverBatches):
 
     @property
     def conflicts(self) -> float | None:
-        """Share of the batches, of those that have a cosine, in which it was negative."""
-        known = _known(self.values)
-        return sum(value < 0 for value in known) / len(known) if known else None
+        """Share of negative cosines among the batches with a cosine."""
+        return sum(value < 0 for value in self.known) / len(self.known) if self.known else None
 
-    def side_of(self, bound: float) -> Literal["above", "below", "open"]:
-        """Return on which side of a bound the mean lies, ``"open"`` within two standard errors of it."""
-        return _side(_known(self.values), bound)
+    def side_of(self, bound: float) -> Side:
+        """Return on which side of a bound the mean lies: ``"open"`` within two standard errors of it."""
+        return _side(self.known, bound)
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How far apart the gradient norms are: of the task with the largest norm over that with the smallest.
+    """The ratio of the largest to the smallest task's gradient norm.
 
     Attributes:
         largest, smallest: the two tasks, by their geometric means.
-        values: the ratio in every batch in which both norms were measured.
+        values: the ratio in each batch in which both norms were measured.
         floor: the floor of GABA, as given in the criterion or in a candidate, else its default.
     """
 
@@ -142,9 +145,7 @@ class Ratio:
     @property
     def median(self) -> float:
         """Median over the batches."""
-        ordered = sorted(self.values)
-        half = len(ordered) // 2
-        return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+        return median(self.values)
 
     @property
     def low(self) -> float:
@@ -158,29 +159,29 @@ class Ratio:
 
     @property
     def limit(self) -> float:
-        """What the floor can compensate: its weights are at most ``1 / floor`` apart. Infinite without a floor."""
+        """Largest ratio that GABA's weights can compensate, ``1 / floor``; infinite without a floor."""
         return 1 / self.floor if self.floor > 0 else math.inf
 
     @property
     def over(self) -> float:
-        """The median ratio over :attr:`limit`: how far apart the pulls ``lambda_i n_i`` stay at the floor, where above 1."""
+        """The median ratio over :attr:`limit`. Above 1 it is the ratio of the pulls ``lambda_i n_i`` at the floor."""
         return self.median / self.limit
 
-    def side_of(self, bound: float) -> Literal["above", "below", "open"]:
-        """Return on which side of a bound the geometric mean lies, ``"open"`` within two standard errors (of the log)."""
+    def side_of(self, bound: float) -> Side:
+        """Return on which side of a bound the geometric mean lies: ``"open"`` within two standard errors (of the log)."""
         return _side([math.log(value) for value in self.values], math.log(bound))
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The time of a step here: forward, criterion and backward, on the user's model and batches.
+    """The time of a step with one weighting: forward, criterion and backward, on the user's model and batches.
 
     Attributes:
-        label: the weighting, and the variant of the measurement.
-        seconds: median over the rounds.
-        ratio: median over the rounds of the time over that of the plain weighted sum in the same round.
-        rounds: number of them.
-        problem: why it was not measured, else None.
+        label: the weighting, and how it measures.
+        seconds: median over the rounds; None if there was no time to measure it.
+        ratio: the time relative to the plain weighted sum in the same round; median over the rounds.
+        rounds: their number.
+        problem: why it could not be measured, else None.
     """
 
     label: str
@@ -192,42 +193,42 @@ class Cost:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What one weighting would do were losses and gradients to stay as they are on these batches.
+    """What one weighting would do if losses and gradients stayed as they are in these batches.
 
     Attributes:
-        label: its name, with options where they were given.
-        reads: ``"losses"``, ``"norms"`` or ``"gramian"``; None where it could not be built.
-        first: by task, its weights right after these batches; of one that is learned, before them.
-        weights: by task, where its weights go as the batches come again and again: the mean over the last pass.
-        shares: by task, ``lambda_i n_i / sum_j |lambda_j n_j|`` with the mean norms; empty without norms.
-        windows: steps until the weights stayed within 0.1 %; None where they had not in the steps that were tried, and
-            where an optimizer learns them, whose pace is its own.
-        at_floor: tasks whose weight a floor holds up in the end.
-        cost: of a step, None where it was not measured in the seconds given.
-        note: what to know about it, or why it could not be told; "" when there is nothing.
+        label: its name, with the options that were given.
+        reads: ``"losses"``, ``"norms"`` or ``"gramian"``; None if it could not be built.
+        first: its weights by task after one pass over the batches; before it for learned weights.
+        weights: its weights by task after many passes over the batches: the mean over the last pass.
+        shares: ``lambda_i n_i / sum_j |lambda_j n_j|`` by task, with the mean norms; empty without norms.
+        windows: steps until the weights stay within 0.1 %. None if they did not in the steps that were tried, and for
+            learned weights, whose pace depends on their optimizer.
+        at_floor: tasks whose weight is held by a floor in the end.
+        cost: of a step; None if there was no time to measure it.
+        note: what to know about it, or why it could not be tried; "" otherwise.
     """
 
     label: str
     reads: Need | None
-    first: Mapping[str, float]
-    weights: Mapping[str, float]
-    shares: Mapping[str, float]
-    windows: int | None
-    at_floor: tuple[str, ...]
-    cost: Cost | None
+    first: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
+    windows: int | None = None
+    at_floor: tuple[str, ...] = ()
+    cost: Cost | None = None
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule that holds here.
+    """A rule that holds for these batches.
 
     Attributes:
-        rule: which.
-        says: what follows from it.
+        rule: its name.
+        says: what to do.
         because: the numbers.
         source: where the rule comes from.
-        evidence: how much is behind it.
+        evidence: how well it is supported.
     """
 
     rule: Rule
@@ -237,105 +238,23 @@ class Finding:
     evidence: str
 
 
-@dataclass(frozen=True)
-class Advice:
-    """What :func:`mtl_axes.advise.advise` found. ``print`` shows it as a text of at most 100 columns.
-
-    Attributes:
-        tasks: their names, in order.
-        primary: the task that matters, None when all do.
-        batches: number of batches that were seen.
-        shared: number of entries of the shared parameters, None when they were not found.
-        seconds: what it took.
-        losses: by task, in order.
-        norms: by task, in order; empty when no gradient could be measured.
-        cosines: of every pair.
-        ratio: None with one task, or without two norms.
-        obstacle: why no gradient could be measured, else None.
-        candidates: what weightings would do.
-        costs: of a step: of every candidate, and of the cheaper ways to measure norms.
-        plain: seconds of a step with the plain weighted sum, None when it was not measured.
-        findings: the rules that hold; the first is the recommendation.
-        unknown: what this cannot tell.
-        code: Python that settles it.
-    """
-
-    tasks: tuple[str, ...]
-    primary: str | None
-    batches: int
-    shared: int | None
-    seconds: float
-    losses: tuple[TaskLoss, ...]
-    norms: tuple[Norm, ...]
-    cosines: tuple[Cosine, ...]
-    ratio: Ratio | None
-    obstacle: str | None
-    candidates: tuple[Candidate, ...]
-    costs: tuple[Cost, ...]
-    plain: float | None
-    findings: tuple[Finding, ...]
-    unknown: tuple[str, ...]
-    code: str
-
-    @property
-    def recommendation(self) -> Finding:
-        """The first of the findings."""
-        return self.findings[0]
-
-    def __str__(self) -> str:
-        from mtl_axes.advise.text import told
-
-        return told(self)
-
-    def plot(self, path: str | Path | None = None) -> Figure:
-        """Return a picture: norms with their noise, cosines, shares by weighting, cost by weighting.
-
-        Args:
-            path: also save it there; the ending says in which format.
-
-        Raises:
-            MtlAxesError: matplotlib is not installed.
-        """
-        from mtl_axes.advise.picture import drawn
-
-        return drawn(self, path)
-
-
 def sized(value: float | None) -> str:
-    """Return a number as a reader wants it: 6,540 and not 6.54e+03; ``"-"`` for None."""
+    """Return a number with three digits or as a whole number, 6,540 and not 6.54e+03; ``"-"`` for None."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def signed(value: float) -> str:
-    """Return a cosine with its sign, which a value that is shown as zero does not have."""
+    """Return a cosine with its sign, which is left out if it rounds to zero."""
     return f"{value:+.2f}".replace("-0.00", "0.00").replace("+0.00", "0.00")
 
 
-def _known(values: tuple[float | None, ...]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _mean(values: tuple[float | None, ...]) -> float | None:
-    known = _known(values)
-    return sum(known) / len(known) if known else None
-
-
-def _sd(values: tuple[float | None, ...]) -> float | None:
-    known = _known(values)
-    if len(known) < 2:
-        return None
-    mean = sum(known) / len(known)
-    return math.sqrt(sum((value - mean) ** 2 for value in known) / (len(known) - 1))
-
-
-def _side(values: list[float], bound: float) -> Literal["above", "below", "open"]:
-    # Two batches have a spread, but one that says nothing.
+def _side(values: Sequence[float], bound: float) -> Side:
+    # Two batches have a spread, but it says nothing.
     if len(values) < 3:
         return "open"
-    mean = sum(values) / len(values)
-    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-    if abs(mean - bound) <= 2 * error:
+    distance = fmean(values) - bound
+    if abs(distance) <= 2 * stdev(values) / math.sqrt(len(values)):
         return "open"
-    return "above" if mean > bound else "below"
+    return "above" if distance > 0 else "below"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from mtl_axes.advise import clock
 from mtl_axes.advise.facts import Cosine, Norm, Ratio, TaskLoss
 from mtl_axes.advise.trial import Call, Guard, Trial
 from mtl_axes.errors import DataError, GraphError
@@ -17,42 +18,41 @@ from mtl_axes.inner import InnerShape
 from mtl_axes.probes import Shared, SharedPart, Tape
 from mtl_axes.probes.exact import Exact
 from mtl_axes.probes.observers import remember
-from mtl_axes.signals import Signals
-from mtl_axes.tasks import TaskLosses, TaskSet, sample_losses, valid_labels
+from mtl_axes.signals import Need, Signals
+from mtl_axes.tasks import TaskSet, sample_losses, valid_labels
 
 __all__ = ["Observation", "observe"]
 
 # Batches that are kept to time steps on.
 _KEPT = 4
-# By how much units are changed to see what a loss does with them.
+# Units are changed by this factor to see what a loss does with them.
 _FACTOR = 1.1
 
 
 @dataclass
 class Observation:
-    """What every batch showed, on the host in float64.
+    """What the batches showed, on the host in float64.
 
     Attributes:
         tasks: names of the K tasks.
-        losses: per batch (K,), NaN where a task was absent or its loss not finite.
-        gramians: per batch (K, K) inner products of the gradients, NaN where there was none; None for a batch in which
-            nothing could be measured.
-        absent: (K,) batches without the task.
-        not_finite: (K,) batches in which its loss or gradient was not finite.
-        kept: the first batches.
+        losses: per batch (K,), NaN if a task was absent or its loss not finite.
+        gramians: per batch (K, K) inner products of the gradients, NaN if there was none.
+        absent: (K,) numbers of batches without the task.
+        not_finite: (K,) numbers of batches in which its loss or gradient was not finite.
+        batches: the first batches.
         obstacle: why no gradient could be measured.
         shared: what the tasks share.
         exponents, ranges: by task, see :class:`TaskLoss`.
-        hooks: True where a leaf has a hook that fires in a backward.
-        device: where the losses are.
+        hooks: True if a leaf has a hook that runs in a backward.
+        device: the device of the losses.
     """
 
     tasks: tuple[str, ...] = ()
     losses: list[Tensor] = field(default_factory=list)
-    gramians: list[Tensor | None] = field(default_factory=list)
+    gramians: list[Tensor] = field(default_factory=list)
     absent: list[int] = field(default_factory=list)
     not_finite: list[int] = field(default_factory=list)
-    kept: list[object] = field(default_factory=list)
+    batches: list[object] = field(default_factory=list)
     obstacle: str | None = None
     shared: SharedPart | None = None
     exponents: dict[str, float] = field(default_factory=dict)
@@ -60,14 +60,20 @@ class Observation:
     hooks: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    @property
+    def measured(self) -> bool:
+        """True if a gradient was measured in any batch."""
+        return bool(torch.stack(self.gramians).isfinite().any())
+
     def task_losses(self, tasks: TaskSet) -> tuple[TaskLoss, ...]:
         """Return the losses by task."""
+        losses = torch.stack(self.losses)
         return tuple(
             TaskLoss(
                 task=name,
                 kind=tasks.kinds.get(name),
                 shape=repr(tasks.shapes[name]) if name in tasks.kinds and name in tasks.shapes else None,
-                values=tuple(_number(batch[index]) for batch in self.losses),
+                values=_or_none(losses[:, index]),
                 absent=self.absent[index],
                 not_finite=self.not_finite[index],
                 target_range=self.ranges.get(name),
@@ -76,114 +82,108 @@ class Observation:
             for index, name in enumerate(self.tasks)
         )
 
-    @property
-    def norms_of(self) -> list[Tensor]:
-        """Per batch (K,) norms, NaN where there is none."""
-        nothing = torch.full((len(self.tasks),), math.nan, dtype=torch.float64)
-        return [nothing if gramian is None else gramian.diagonal().sqrt() for gramian in self.gramians]
-
     def norms(self) -> tuple[Norm, ...]:
-        """Return the norms by task; none at all when no batch could be measured."""
-        if all(gramian is None for gramian in self.gramians):
-            return ()
-        found = self.norms_of
+        """Return the norms by task; none if no gradient was measured."""
+        norms = self._norms()
         return tuple(
-            Norm(name, tuple(_number(batch[index]) for batch in found), sum(float(batch[index]) == 0 for batch in found))
+            Norm(name, _or_none(norms[:, index]), int((norms[:, index] == 0).sum()))
             for index, name in enumerate(self.tasks)
+            if self.measured
         )
 
     def cosines(self) -> tuple[Cosine, ...]:
-        """Return the cosines of every pair of tasks, as :meth:`norms` does."""
-        if all(gramian is None for gramian in self.gramians):
-            return ()
-        pairs = [(first, second) for second in range(len(self.tasks)) for first in range(second)]
+        """Return the cosines of every pair of tasks; none if no gradient was measured."""
+        norms, gramians = self._norms(), torch.stack(self.gramians)
+        pairs = itertools.combinations(range(len(self.tasks)), 2) if self.measured else ()
         return tuple(
-            Cosine(self.tasks[first], self.tasks[second], tuple(_cosine(found, first, second) for found in self.gramians))
-            for first, second in sorted(pairs)
+            Cosine(
+                self.tasks[first],
+                self.tasks[second],
+                _or_none((gramians[:, first, second] / (norms[:, first] * norms[:, second])).clamp(-1, 1)),
+            )
+            for first, second in pairs
         )
 
     def ratio(self, floor: float) -> Ratio | None:
-        """Return how far apart the norms are; None where fewer than two tasks have one above 0."""
-        found = self.norms_of
-        means = {}
-        for index in range(len(self.tasks)):
-            logs = [math.log(norm) for batch in found if (norm := float(batch[index])) > 0]
-            if logs:
-                means[index] = sum(logs) / len(logs)
-        if len(means) < 2:
+        """Return how far apart the norms are; None if fewer than two tasks have a norm above 0."""
+        norms = self._norms()
+        logs = norms.log()
+        means = torch.where(logs.isfinite(), logs, math.nan).nanmean(0).tolist()
+        known = [index for index, mean in enumerate(means) if math.isfinite(mean)]
+        if len(known) < 2:
             return None
-        largest, smallest = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+        largest, smallest = max(known, key=means.__getitem__), min(known, key=means.__getitem__)
         if largest == smallest:  # all of them equal
-            largest, smallest = list(means)[:2]
-        both = [(float(batch[largest]), float(batch[smallest])) for batch in found]
-        values = tuple(top / bottom for top, bottom in both if top > 0 and bottom > 0)
+            largest, smallest = known[:2]
+        top, bottom = norms[:, largest], norms[:, smallest]
+        values = tuple((top / bottom)[(top > 0) & (bottom > 0)].tolist())
         return Ratio(self.tasks[largest], self.tasks[smallest], values, floor) if values else None
 
-    def signals(self) -> list[Signals]:
-        """Return what a weighting sees of every batch."""
-        found = []
+    def signals(self, needs: Need) -> list[Signals]:
+        """Return what a weighting sees in each batch; if it needs gradients, in the batches in which they were measured."""
+        signals = []
         for losses, gramian in zip(self.losses, self.gramians, strict=True):
-            active = torch.isfinite(losses)
-            if gramian is not None:
-                active = active & torch.isfinite(gramian.diagonal())
-            found.append(Signals(losses, gramian=gramian, active=active))
-        return found
+            active, usable = losses.isfinite(), gramian.diagonal().isfinite()
+            if usable.any():
+                signals.append(Signals(losses, gramian=gramian, active=active & usable))
+            elif needs == "losses":
+                signals.append(Signals(losses, active=active))
+        return signals
+
+    def _norms(self) -> Tensor:
+        """Norms by batch and task, NaN if not measured."""
+        return torch.stack(self.gramians).diagonal(dim1=1, dim2=2).sqrt()
 
 
 def observe(trial: Trial, guard: Guard, batches: Iterable[object], limit: int, deadline: float) -> Observation:
     """Run up to ``limit`` batches, at least one, as long as the next one is expected to end before the deadline.
 
     Raises:
-        DataError: there is no batch; a batch, an output or a target is not what it should be.
+        DataError: there is no batch; a batch, an output or a target is not as documented.
     """
-    found, probe, shared = Observation(), Exact(reuse=False), trial.criterion._shared
     if not isinstance(batches, Iterable):
-        raise DataError(f"The batches should be something to iterate over, as a DataLoader. Found {type(batches).__name__}.")
-    begin = time.perf_counter()
+        raise DataError(f"The batches should be iterable, such as a DataLoader. Found {type(batches).__name__}.")
+    observation, probe, shared = Observation(), Exact(reuse=False), trial.criterion._shared
+    begin = clock.now()
     for number, batch in enumerate(batches, 1):
         with guard.watching():
             call = trial.forward(batch)
-        losses = trial.losses(call)
         if number <= _KEPT:
-            found.kept.append(batch)
-        _add(found, trial, call, losses)
-        leaves = Tape(found.tasks, losses.losses, Shared(None)).graph().leaves
-        guard.see_leaves(leaves)
-        found.hooks = found.hooks or any(getattr(leaf, "_post_accumulate_grad_hooks", None) for leaf in leaves)
-        present = _finite(losses)
-        if found.obstacle is None and any(loss is not None for loss in present):
-            _measure(found, Tape(found.tasks, present, shared), probe)
-        else:
-            found.gramians.append(None)
-        now = time.perf_counter()
+            observation.batches.append(batch)
+        losses = _add(observation, trial, call)
+        leaves = Tape(observation.tasks, losses, Shared(None)).graph().leaves
+        guard.take_gradients(leaves)
+        observation.hooks = observation.hooks or any(getattr(leaf, "_post_accumulate_grad_hooks", None) for leaf in leaves)
+        observation.gramians.append(_gramian(observation, losses, shared, probe))
+        now = clock.now()
         if number >= limit or now + (now - begin) / number > deadline:
             break
-    if not found.losses:
-        raise DataError("advise() should be given at least one batch. Found none: an iterator that was used up before?")
-    found.shared = shared.last
-    return found
+    if not observation.losses:
+        raise DataError("advise() got no batch. Pass a loader that is not empty, or an iterator that is not used up.")
+    observation.shared = shared.last
+    return observation
 
 
-def _add(found: Observation, trial: Trial, call: Call, losses: TaskLosses) -> None:
-    """Add the losses of a batch, and what its targets tell of their units."""
-    tasks = trial.criterion._tasks
-    if not found.tasks:
-        found.tasks = tasks.names
-        found.absent, found.not_finite = [0] * len(tasks.names), [0] * len(tasks.names)
-        found.device = next(loss.device for loss in losses.losses if loss is not None)
-    labelled = losses.labelled
-    here = [True] * len(found.tasks) if labelled is None else labelled.tolist()
-    values = losses.values.double().cpu()
-    for index, name in enumerate(found.tasks):
-        found.absent[index] += not here[index]
-        found.not_finite[index] += here[index] and not math.isfinite(values[index])
-        if here[index] and call.losses is None and tasks.kinds.get(name) == "regression":
-            _see_units(found, name, call, tasks)
-    missing = torch.tensor([not flag for flag in here]) | ~torch.isfinite(values)
-    found.losses.append(torch.where(missing, math.nan, values))
+def _add(observation: Observation, trial: Trial, call: Call) -> tuple[Tensor | None, ...]:
+    """Add the losses of a batch and the units of its targets; return the losses, None if absent or not finite."""
+    tasks, result = trial.criterion._tasks, trial.losses(call)
+    if not observation.tasks:
+        observation.tasks = tasks.names
+        observation.absent, observation.not_finite = [0] * len(tasks.names), [0] * len(tasks.names)
+        observation.device = next(loss.device for loss in result.losses if loss is not None)
+    values, labelled = result.values.double().cpu(), result.labelled
+    present = torch.ones(len(values), dtype=torch.bool) if labelled is None else labelled.cpu()
+    finite = present & values.isfinite()
+    observation.losses.append(torch.where(finite, values, math.nan))
+    for index, (name, here, usable) in enumerate(zip(observation.tasks, present.tolist(), finite.tolist(), strict=True)):
+        observation.absent[index] += not here
+        observation.not_finite[index] += here and not usable
+        if here and call.losses is None and tasks.kinds.get(name) == "regression":
+            _add_units(observation, name, call, tasks)
+    return tuple(loss if flag else None for loss, flag in zip(result.losses, finite.tolist(), strict=True))
 
 
-def _see_units(found: Observation, name: str, call: Call, tasks: TaskSet) -> None:
+def _add_units(observation: Observation, name: str, call: Call, tasks: TaskSet) -> None:
     position = tasks.names.index(name)
     prediction, target = (
         values[name] if isinstance(values, Mapping) else values[position] for values in (call.outputs, call.targets)
@@ -191,18 +191,18 @@ def _see_units(found: Observation, name: str, call: Call, tasks: TaskSet) -> Non
     mask = call.options.get("mask")
     valid = valid_labels(name, target, mask.get(name) if isinstance(mask, Mapping) else mask, tasks.missing)
     counted = target if valid is None else target[valid]
-    low, high = found.ranges.get(name, (math.inf, -math.inf))
-    found.ranges[name] = (min(low, float(counted.min())), max(high, float(counted.max())))
-    if name not in found.exponents:
+    low, high = observation.ranges.get(name, (math.inf, -math.inf))
+    observation.ranges[name] = (min(low, float(counted.min())), max(high, float(counted.max())))
+    if name not in observation.exponents:
         exponent = _exponent(tasks.shapes[name], prediction.detach(), target.detach(), valid)
         if exponent is not None:
-            found.exponents[name] = exponent
+            observation.exponents[name] = exponent
 
 
 @torch.no_grad()
 def _exponent(shape: InnerShape, prediction: Tensor, target: Tensor, valid: Tensor | None) -> float | None:
     """Return d log(loss) / d log(c) for predictions and targets times c, at c = 1, by a central difference."""
-    # Where a prediction is several numbers, of a distribution, they do not all have the unit of the target.
+    # If a prediction is several numbers, of a distribution, they do not all have the unit of the target.
     if shape.trailing or not target.is_floating_point():
         return None
     up, down = (
@@ -213,48 +213,30 @@ def _exponent(shape: InnerShape, prediction: Tensor, target: Tensor, valid: Tens
     return math.log(up / down) / (2 * math.log(_FACTOR))
 
 
-def _finite(losses: TaskLosses) -> tuple[Tensor | None, ...]:
-    """Return the losses with None for a task without a label, or whose loss is not finite."""
-    labelled = losses.labelled
-    here = [True] * len(losses.losses) if labelled is None else labelled.tolist()
-    return tuple(
-        loss if loss is not None and flag and bool(torch.isfinite(loss.detach())) else None
-        for loss, flag in zip(losses.losses, here, strict=True)
-    )
-
-
-def _measure(found: Observation, tape: Tape, probe: Exact) -> None:
-    """Add the Gramian of a batch, or learn that there is an obstacle."""
+def _gramian(observation: Observation, losses: tuple[Tensor | None, ...], shared: Shared, probe: Exact) -> Tensor:
+    """Return the Gramian of a batch, NaN where it was not measured; note an obstacle, and gradients that are not finite."""
+    nothing = torch.full((len(losses), len(losses)), math.nan, dtype=torch.float64)
+    measured = torch.tensor([loss is not None for loss in losses])
+    if observation.obstacle is not None or not measured.any():
+        return nothing
+    tape = Tape(observation.tasks, losses, shared)
     try:
-        if all(gramian is None for gramian in found.gramians):
+        if all(gramian.isnan().all() for gramian in observation.gramians):
             probe.check(tape)
-        with torch.autocast(found.device.type, enabled=False):
+        with torch.autocast(observation.device.type, enabled=False):
             measurement = probe.measure(tape, "gramian")
         remember()
     except GraphError as error:
-        found.obstacle = str(error)
-        found.gramians.append(None)
-        return
+        observation.obstacle = str(error)
+        return nothing
     if measurement is None or measurement.gramian is None:  # one task alone does not tell what it shares
-        found.gramians.append(None)
-        return
+        return nothing
     gramian = measurement.gramian.double().cpu()
-    measured = torch.tensor([loss is not None for loss in tape.losses])
-    usable = measured & torch.isfinite(gramian.diagonal())
+    usable = measured & gramian.diagonal().isfinite()
     for index in (measured & ~usable).nonzero().flatten().tolist():
-        found.not_finite[index] += 1
-    found.gramians.append(torch.where(usable[:, None] & usable[None, :], gramian, math.nan))
+        observation.not_finite[index] += 1
+    return torch.where(usable[:, None] & usable[None, :], gramian, math.nan)
 
 
-def _cosine(gramian: Tensor | None, first: int, second: int) -> float | None:
-    if gramian is None:
-        return None
-    size = math.sqrt(float(gramian[first, first])) * math.sqrt(float(gramian[second, second]))
-    if not size > 0:
-        return None
-    return max(-1.0, min(1.0, float(gramian[first, second]) / size))
-
-
-def _number(value: Tensor) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None
+def _or_none(values: Tensor) -> tuple[float | None, ...]:
+    return tuple(value if math.isfinite(value) else None for value in values.tolist())

@@ -1,39 +1,44 @@
-"""Advice as a picture."""
+"""Advice as a picture of four panels."""
 
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtl_axes._text import shorten, without_math
-from mtl_axes.advise.facts import Advice, signed, sized
+from mtl_axes.advise.facts import signed, sized
 from mtl_axes.errors import MtlAxesError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["drawn"]
+    from mtl_axes.advise.advice import Advice
 
-# Told apart by the colour-blind, too (Okabe and Ito); more tasks than that begin anew.
+__all__ = ["draw"]
+
+# Distinct for the colour-blind, too (Okabe and Ito); with more tasks they repeat.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7F7F7F")
 _DARK = ("#0072B2", "#009E73", "#D55E00", "#7F7F7F")
 
 
-def drawn(advice: Advice, path: str | Path | None) -> Figure:
-    """Return four panels: norms with their noise, cosines, shares by weighting, cost by weighting."""
+def draw(advice: Advice) -> Figure:
+    """Return four panels: norms with their noise, cosines, shares by weighting, cost by weighting.
+
+    Raises:
+        MtlAxesError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MtlAxesError(
-            "A picture of advice is drawn by matplotlib, which is not installed. pip install 'mtl_axes[report]', or print "
-            "the advice."
+            "The picture of advice needs matplotlib, which is not installed. pip install 'mtl_axes[report]', or print the "
+            "advice."
         ) from error
     rows = max(len(advice.candidates), len(advice.costs), 4)
     lower = 1.3 + 0.27 * rows
     figure = Figure(figsize=(12, 4.2 + lower), layout="constrained")
-    # Each row for itself: long labels below are not to narrow the panels above.
+    # One subfigure per row, as long labels below must not narrow the panels above.
     grid = figure.add_gridspec(2, 1, height_ratios=(3.8, lower))
     above, below = figure.add_subfigure(grid[0, 0]), figure.add_subfigure(grid[1, 0])
     norms, cosines = above.subplots(1, 2, width_ratios=(5, 4))
@@ -42,23 +47,21 @@ def drawn(advice: Advice, path: str | Path | None) -> Figure:
     _cosines(cosines, advice, above)
     _shares(shares, advice)
     _costs(costs, advice)
-    says = without_math(f"{advice.recommendation.rule}: {advice.recommendation.says}")
-    figure.suptitle("\n".join(textwrap.wrap(says, 120, max_lines=3, placeholder=" ...")), fontsize=10, ha="left", x=0.01)
-    if path is not None:
-        figure.savefig(path, dpi=150)
+    title = without_math(f"{advice.recommendation.rule}: {advice.recommendation.says}")
+    figure.suptitle("\n".join(textwrap.wrap(title, 120, max_lines=3, placeholder=" ...")), fontsize=10, ha="left", x=0.01)
     return figure
 
 
 def _norms(axes: Axes, advice: Advice) -> None:
     axes.set_title("Gradient norm on the shared part, by batch")
-    if not _any(axes, advice.norms and any((norm.mean or 0) > 0 for norm in advice.norms), "no gradient was measured"):
+    if not _any(axes, any(norm.mean for norm in advice.norms), "no gradient was measured"):
         return
     crowded = len(advice.norms) > 5
     names = []
     for place, norm in enumerate(advice.norms):
         sd = "" if norm.sd is None else f" ± {sized(float(f'{norm.sd:.2g}'))}"
         names.append(_short(norm.task) + ("" if crowded else f"\n{sized(norm.mean)}{sd}"))
-        # Batches side by side, in their order, so that a drift shows; a log axis has no place for 0.
+        # Batches side by side in their order, so that a drift shows; a log axis cannot show 0.
         values = [(index, value) for index, value in enumerate(norm.values) if value]
         spread = [place + 0.4 * ((index + 0.5) / len(norm.values) - 0.5) for index, _ in values]
         axes.plot(spread, [value for _, value in values], "o", color=_colour(place), alpha=0.6, markersize=5)
@@ -76,8 +79,8 @@ def _norms(axes: Axes, advice: Advice) -> None:
     if advice.ratio is not None:
         ratio = advice.ratio
         pair = f"{_short(ratio.largest)} / {_short(ratio.smallest)}"
-        makes_up = f"; GABA's floor makes up for {sized(ratio.limit)}" if ratio.floor > 0 else ""
-        axes.set_xlabel(f"{pair} = {sized(ratio.median)}{makes_up}")
+        limit = f"; GABA's floor can compensate {sized(ratio.limit)}" if ratio.floor > 0 else ""
+        axes.set_xlabel(f"{pair} = {sized(ratio.median)}{limit}")
 
 
 def _cosines(axes: Axes, advice: Advice, figure: SubFigure) -> None:
@@ -86,7 +89,7 @@ def _cosines(axes: Axes, advice: Advice, figure: SubFigure) -> None:
         return
     tasks = advice.tasks
     place = {task: index for index, task in enumerate(tasks)}
-    # Not known where a pair never met; a task with itself says nothing.
+    # NaN for a pair that never occurred together, and for a task with itself.
     matrix = [[float("nan")] * len(tasks) for _ in tasks]
     small = len(tasks) > 8
     for cosine in advice.cosines:
@@ -95,10 +98,10 @@ def _cosines(axes: Axes, advice: Advice, figure: SubFigure) -> None:
         first, second = place[cosine.first], place[cosine.second]
         for row, column in ((first, second), (second, first)):
             matrix[row][column] = cosine.mean
-            told = signed(cosine.mean) + ("" if cosine.sd is None or small else f"\n± {cosine.sd:.2f}")
+            label = signed(cosine.mean) + ("" if cosine.sd is None or small else f"\n± {cosine.sd:.2f}")
             dark = abs(cosine.mean) > 0.6
             colour, size = "white" if dark else "black", 6 if small else 9
-            axes.text(column, row, told, ha="center", va="center", fontsize=size, color=colour)
+            axes.text(column, row, label, ha="center", va="center", fontsize=size, color=colour)
     image = axes.imshow(matrix, cmap="PuOr", vmin=-1, vmax=1)
     names = [_short(task) for task in tasks]
     crowded = len(tasks) > 4
@@ -109,7 +112,7 @@ def _cosines(axes: Axes, advice: Advice, figure: SubFigure) -> None:
 
 
 def _shares(axes: Axes, advice: Advice) -> None:
-    axes.set_title("Share of the pull, |λ n|, were norms to stay")
+    axes.set_title("Share of the pull |λ n| if the norms stayed")
     shown = [one for one in advice.candidates if one.shares]
     if not _any(axes, shown, "no shares: no gradient was measured"):
         return
@@ -121,10 +124,9 @@ def _shares(axes: Axes, advice: Advice) -> None:
             name = _short(task) if row == 0 else None
             axes.barh(row, share, left=left, color=_colour(index), label=name)
             if share >= 0.08:
-                told = f"{share:.0%}" if share < 0.995 else f"{share:.1%}"
-                white = _colour(index) in _DARK
-                middle = left + share / 2
-                axes.text(middle, row, told, ha="center", va="center", fontsize=8, color="white" if white else "black")
+                label = f"{share:.0%}" if share < 0.995 else f"{share:.1%}"
+                colour = "white" if _colour(index) in _DARK else "black"
+                axes.text(left + share / 2, row, label, ha="center", va="center", fontsize=8, color=colour)
             left += share
     axes.set_yticks(range(len(shown)), [_short(one.label, 24) for one in shown])
     axes.invert_yaxis()
@@ -135,13 +137,13 @@ def _shares(axes: Axes, advice: Advice) -> None:
 
 
 def _costs(axes: Axes, advice: Advice) -> None:
-    axes.set_title("Time of a step here, over that of the plain sum")
+    axes.set_title("Time of a step relative to the plain sum")
     shown = [(cost.label, cost.ratio) for cost in advice.costs if cost.ratio is not None]
     if not _any(axes, shown, "nothing was timed"):
         return
     ratios = [ratio for _, ratio in shown]
     axes.barh(range(len(shown)), ratios, color="#9aa7b1")
-    over = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"}  # the line at 1 is not to cross it
+    over = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"}  # the line at 1 must not cross it
     for row, ratio in enumerate(ratios):
         axes.annotate(
             f"{ratio:.2f}", (ratio, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, bbox=over
@@ -159,7 +161,7 @@ def _colour(index: int) -> str:
 
 
 def _any(axes: Axes, there: object, otherwise: str) -> bool:
-    """Return whether there is something to draw, and say in the panel what is missing when there is not."""
+    """Return whether there is something to draw; if not, the panel says what is missing."""
     if not there:
         axes.text(0.5, 0.5, otherwise, ha="center", va="center", transform=axes.transAxes, color="dimgrey")
         axes.set_xticks([])

@@ -1,29 +1,77 @@
-"""What follows from the numbers: rules, each with its reason, where it comes from and how much is behind it."""
+"""What follows from the numbers: rules, each with its reason, its source and the evidence for it, and a study to run."""
 
 from __future__ import annotations
 
 import json
+import pprint
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from mtl_axes._text import join
+from mtl_axes._text import join, plural
 from mtl_axes.advise.facts import Cosine, Finding, Norm, Ratio, Rule, TaskLoss, signed, sized
 from mtl_axes.outer import GABA
 from mtl_axes.signals import Signals
 
-__all__ = ["ALIGNED", "FAR", "End", "findings", "gaba_end", "inverse", "unknowns"]
+__all__ = ["ALIGNED", "FAR", "End", "findings", "gaba_end", "study_code", "unknowns"]
 
 FAR = 10.0
-"""Ratio of the norms from which adaptive weighting has work to do, says the book."""
+"""Ratio of the norms above which adaptive weighting helps, according to the book."""
 ALIGNED = 0.05
-"""Cosine from which another task helps, says the book."""
+"""Cosine above which another task helps, according to the book."""
 
 _BOOK = '"Gradient-Aware Multi-Task Learning for Predictive Maintenance"'
-_WEAK = "weak: a threshold read off one family of data sets (C-MAPSS) and 5 seeds; nobody has tested it elsewhere"
-_ARITHMETIC = "strong for the weights, which is arithmetic; what they do to a metric is another question"
+_CHAPTER = f"{_BOOK}, chapter 23, section 4"
+_WEAK = "weak: a threshold taken from one family of data sets (C-MAPSS) and 5 seeds, not tested elsewhere"
 _FEWEST = 3
+
+# By rule, the weightings that are worth a study beside the equal constants.
+_WORTH: dict[Rule, tuple[str, ...]] = {
+    "conflict": ("pcgrad", "upgrad"),
+    "beyond the floor": ("gaba",),
+    "adaptive": ("gaba",),
+    "unrelated": ("gaba",),
+    "equal": ("gaba",),
+    "not measured": ("uncertainty",),
+}
+
+
+class End(NamedTuple):
+    """Where GABA's weights end if the norms stay.
+
+    Attributes:
+        outer: what it was built from, as ``compose`` takes it.
+        weights: by task.
+        floored: True if the floor holds the weight of the task with the largest norm.
+        left: the ratio of ``lambda_i n_i`` that is left between the tasks with the largest and the smallest norm.
+        capped: True if weights are capped at 1 / (K - 1), so that pulls are not equalised: the complement with K > 2.
+    """
+
+    outer: str | Mapping[str, Any]
+    weights: Mapping[str, float]
+    floored: bool
+    left: float
+    capped: bool
+
+    @property
+    def inverse(self) -> Mapping[str, Any]:
+        """The same GABA in its inverse form."""
+        return {**({"name": self.outer} if isinstance(self.outer, str) else self.outer), "form": "inverse"}
+
+
+def gaba_end(outer: str | Mapping[str, Any], gaba: GABA, ratio: Ratio, norms: Sequence[Norm]) -> End:
+    """Return where GABA ends on the mean norms, with the median ratio between the largest and the smallest."""
+    means = {norm.task: norm.mean for norm in norms}
+    means[ratio.largest] = ratio.median * (means[ratio.smallest] or 0.0)
+    active = torch.tensor([mean is not None for mean in means.values()])
+    values = torch.tensor([mean or 0.0 for mean in means.values()], dtype=torch.float64)
+    still = GABA(beta=0.0, floor=gaba.floor, warmup=0, form=gaba.form)
+    still.dtype = values.dtype
+    weights = dict(zip(means, still(Signals(torch.ones_like(values), norms=values, active=active)).tolist(), strict=True))
+    floored = dict(zip(means, still.diagnostics()["floor_active"].tolist(), strict=True))
+    left = ratio.median * weights[ratio.largest] / weights[ratio.smallest]
+    return End(outer, weights, bool(floored[ratio.largest]), left, gaba.form == "complement" and len(means) > 2)
 
 
 def findings(
@@ -36,98 +84,88 @@ def findings(
     primary: str | None,
     obstacle: str | None,
 ) -> tuple[Finding, ...]:
-    """Return the rules that hold, the first of which is the recommendation.
+    """Return the rules that hold; the first is the recommendation.
 
     Args:
         losses, norms, cosines, ratio: what was measured.
-        end: of :func:`gaba_end`; None exactly where the ratio is.
-        primary: the task that matters.
+        end: from :func:`gaba_end`; None if there is no ratio.
+        primary: the task that matters most.
         obstacle: why no gradient could be measured.
     """
-    found = _broken(losses, norms)
+    rules = _broken(losses, norms)
     if len(losses) == 1:
-        found.append(_one_task(losses[0]))
-    elif obstacle is not None or not norms:
-        found.append(_not_measured(obstacle))
-    elif ratio is not None and end is not None:
-        found += _weighing(ratio, _relevant(cosines, primary), end, losses, primary)
-    order: tuple[Rule, ...] = ("more batches", "inner axis")
-    return tuple(sorted([*found, *_inner(losses)], key=lambda finding: finding.rule in order))
-
-
-def _relevant(cosines: Sequence[Cosine], primary: str | None) -> list[Cosine]:
-    known = [cosine for cosine in cosines if cosine.mean is not None]
-    return [cosine for cosine in known if primary is None or primary in (cosine.first, cosine.second)]
-
-
-def _broken(losses: Sequence[TaskLoss], norms: Sequence[Norm]) -> list[Finding]:
-    found = []
-    broken = [loss for loss in losses if loss.not_finite]
-    if broken:
-        found.append(
+        rules.append(
             Finding(
-                "loss not finite",
-                f"Mend the loss of {join([loss.task for loss in broken])} first: a weight cannot.",
-                "; ".join(
-                    f"loss or gradient of {loss.task} NaN or infinite in {loss.not_finite} of {len(loss.values)} batches"
-                    for loss in broken
-                ),
-                "this library: such a batch moves no weight, and the sum of that step is not finite",
+                "one task",
+                'There is nothing to weight: keep outer="fixed" and choose on the inner axis.',
+                f"{losses[0].task} is the only task",
+                "arithmetic: a single weight only scales the learning rate",
                 "strong",
             )
         )
-    # Every value known is 0: the others have not been measured.
-    still = [norm.task for norm in norms if norm.zeros and norm.zeros == sum(value is not None for value in norm.values)]
-    if still and len(losses) > 1:
-        found.append(
+    elif obstacle is not None or not norms:
+        rules.append(
+            Finding(
+                "not measured",
+                'No gradient could be measured. Use outer="fixed" or a weighting that reads losses; both work without any.',
+                obstacle or "no batch had two tasks with a gradient on shared parameters",
+                "this library: exact norms and cosines need an eager graph without reentrant checkpointing",
+                "strong",
+            )
+        )
+    elif ratio is not None and end is not None:
+        pairs = [cosine for cosine in cosines if cosine.mean is not None]
+        if primary is not None:
+            pairs = [cosine for cosine in pairs if primary in (cosine.first, cosine.second)]
+        rules += [*_weighing(ratio, pairs, end, losses, primary), *_more_batches(ratio, pairs)]
+    return (*rules, *_inner(losses))
+
+
+def _broken(losses: Sequence[TaskLoss], norms: Sequence[Norm]) -> list[Finding]:
+    rules = []
+    if broken := [loss for loss in losses if loss.not_finite]:
+        rules.append(
+            Finding(
+                "loss not finite",
+                f"Fix the loss of {join([loss.task for loss in broken])} first: no weight can.",
+                "; ".join(
+                    f"the loss or gradient of {loss.task} was NaN or infinite in {loss.not_finite} of {len(loss.values)} "
+                    "batches"
+                    for loss in broken
+                ),
+                "this library: such a batch updates no weight, and the total loss of that step is not finite",
+                "strong",
+            )
+        )
+    # Every known value is 0; the others were not measured.
+    if len(losses) > 1 and (zero := [norm.task for norm in norms if norm.zeros and norm.zeros == len(norm.known)]):
+        rules.append(
             Finding(
                 "no gradient",
-                f"Look at the model: {join(still)} cannot train what the tasks share, whatever the weight.",
-                f"its gradient on the shared parameters was 0 in every batch: {join(still)}. A dead ReLU, a detached "
-                "input, a loss beyond its clip, or nothing in common with the others",
+                f"Check the model: {join(zero)} cannot train the shared parameters, whatever the weight.",
+                f"the gradient of {join(zero)} on the shared parameters was 0 in every batch: a dead ReLU, a detached "
+                "input, a loss beyond its clip, or nothing in common with the other tasks",
                 "arithmetic: a weight times 0",
                 "strong for these batches",
             )
         )
-    return found
-
-
-def _one_task(loss: TaskLoss) -> Finding:
-    return Finding(
-        "one task",
-        'There is nothing to weigh: keep outer="fixed" and choose on the inner axis.',
-        f"{loss.task} is the only task",
-        "arithmetic: one weight is a learning rate",
-        "strong",
-    )
-
-
-def _not_measured(obstacle: str | None) -> Finding:
-    return Finding(
-        "not measured",
-        'No advice on gradients can be given. Weightings that read losses, and outer="fixed", work without them.',
-        obstacle or "no batch had two tasks with a gradient on what they share",
-        "this library: the exact norms and cosines are measured in an eager graph without reentrant checkpointing",
-        "strong",
-    )
+    return rules
 
 
 def _weighing(
     ratio: Ratio, cosines: list[Cosine], end: End, losses: Sequence[TaskLoss], primary: str | None
 ) -> list[Finding]:
-    found = []
     opposed = [cosine for cosine in cosines if cosine.side_of(0.0) == "below"]
-    if opposed:
-        found.append(_conflict(opposed, primary))
+    rules = [_conflict(opposed, primary)] if opposed else []
     least = min(cosines, key=lambda cosine: cosine.mean or 0.0, default=None)
-    aligned = least is not None and (least.mean or 0.0) >= ALIGNED
     if ratio.median > ratio.limit and end.floored:
-        found.append(_beyond(ratio, end, losses))
+        rules.append(_beyond(ratio, end, losses))
     elif ratio.median >= FAR:
-        found.append(_adaptive(ratio, least, end) if aligned else _unrelated(ratio, least))
+        aligned = least is not None and (least.mean or 0.0) >= ALIGNED
+        rules.append(_adaptive(ratio, least, end) if aligned else _unrelated(ratio, least))
     elif not opposed:
-        found.append(_equal(ratio, least))
-    return [*found, *_more_batches(ratio, cosines)]
+        rules.append(_equal(ratio, least))
+    return rules
 
 
 def _conflict(opposed: list[Cosine], primary: str | None) -> Finding:
@@ -135,99 +173,55 @@ def _conflict(opposed: list[Cosine], primary: str | None) -> Finding:
     apart = f"{worst.first} and {worst.second} apart" if primary is None else f"{primary} alone"
     return Finding(
         "conflict",
-        f"Train {apart} first, to compare with: learning together may itself hurt here, and no weight mends that. Where "
-        "tasks must share, pcgrad and upgrad bend the gradients; compare them with constants.",
-        "; ".join(f"{_cosine(cosine)}, in conflict in {cosine.conflicts or 0:.0%} of the batches" for cosine in opposed),
-        f"{_BOOK}, chapter 23, section 4: a negative cosine switches multi-task learning off",
-        _WEAK + "; a cosine at the start can turn within a hundred steps",
-    )
-
-
-class End(NamedTuple):
-    """Where GABA's weights go while the norms stay.
-
-    Attributes:
-        outer: what it was built from, as ``compose`` takes it.
-        weights: by task.
-        floored: True where the floor holds up the weight of the task with the largest norm.
-        left: the ratio of ``lambda_i n_i`` that is left, of the task with the largest norm over that with the smallest.
-        capped: True where a weight is capped at 1 / (K - 1), so that it does not even pulls out: the complement, K > 2.
-    """
-
-    outer: str | Mapping[str, Any]
-    weights: Mapping[str, float]
-    floored: bool
-    left: float
-    capped: bool
-
-
-def gaba_end(outer: str | Mapping[str, Any], gaba: GABA, ratio: Ratio, norms: Sequence[Norm]) -> End:
-    """Return where GABA ends on mean norms, of which the two furthest apart have the median ratio."""
-    means = {norm.task: norm.mean for norm in norms}
-    means[ratio.largest] = ratio.median * (means[ratio.smallest] or 0.0)
-    active = torch.tensor([mean is not None for mean in means.values()])
-    values = torch.tensor([mean or 0.0 for mean in means.values()], dtype=torch.float64)
-    still = GABA(beta=0.0, floor=gaba.floor, warmup=0, form=gaba.form)
-    still.dtype = values.dtype
-    weights = dict(zip(means, still(Signals(torch.ones_like(values), norms=values, active=active)).tolist(), strict=True))
-    floored = dict(zip(means, still.diagnostics()["floor_active"].tolist(), strict=True))
-    return End(
-        outer,
-        weights,
-        bool(floored[ratio.largest]),
-        ratio.median * weights[ratio.largest] / weights[ratio.smallest],
-        gaba.form == "complement" and len(means) > 2,
+        f"Train {apart} first, as a comparison: joint training itself may hurt here, and no weight fixes that. If the tasks "
+        "must share parameters, compare pcgrad and upgrad, which change the direction of the gradients, with constants.",
+        "; ".join(f"{_cosine(cosine)}, negative in {cosine.conflicts or 0:.0%} of the batches" for cosine in opposed),
+        f"{_CHAPTER}: a negative cosine rules multi-task learning out",
+        f"{_WEAK}; a cosine at the start can change its sign within a hundred steps",
     )
 
 
 def _beyond(ratio: Ratio, end: End, losses: Sequence[TaskLoss]) -> Finding:
-    told = ", ".join(f'"{task}": {weight:.3g}' for task, weight in end.weights.items())
+    weights = ", ".join(f'"{task}": {weight:.3g}' for task, weight in end.weights.items())
     return Finding(
         "beyond the floor",
-        "Use constants: GABA would end at its floor, and a constant does the same and measures nothing: "
-        f'outer={{"name": "fixed", "weights": {{{told}}}}}.'
-        f" Where the pulls are to be equal, rescale: {_rescaled(ratio, losses)}.",
-        f"{_ratio(ratio)}. A floor of {ratio.floor:g} makes up for {sized(ratio.limit)}, {sized(ratio.over)} times too "
-        f"little: {ratio.largest} goes on to pull {sized(end.left)} times as hard",
-        "arithmetic on GABA's last step, max(ema, floor) / sum; and this project's C-MAPSS runs (docs/cmapss.md), where "
-        "the constant and GABA could not be told apart",
-        _ARITHMETIC + ", measured on the four subsets of C-MAPSS with 5 seeds",
+        "Use constants: GABA would end at its floor, and a constant does the same without measuring anything: "
+        f'outer={{"name": "fixed", "weights": {{{weights}}}}}. To equalise the pulls, rescale {_rescaled(ratio, losses)}.',
+        f"{_ratio(ratio)}. A floor of {ratio.floor:g} can compensate a ratio of {sized(ratio.limit)}, which is "
+        f"{sized(ratio.over)} times too little: {ratio.largest} would still pull {sized(end.left)} times as hard",
+        "arithmetic on GABA's last step, max(ema, floor) / sum; and this project's C-MAPSS runs (docs/cmapss.md), in which "
+        "the constant and GABA were not distinguishable",
+        "strong for the weights, which are arithmetic; their effect on a metric was measured on the four subsets of C-MAPSS "
+        "with 5 seeds",
     )
 
 
 def _rescaled(ratio: Ratio, losses: Sequence[TaskLoss]) -> str:
     loss = next(loss for loss in losses if loss.task == ratio.largest)
-    said = f"the loss of {ratio.largest} by 1 / {sized(ratio.median)}"
-    # Near 0 a loss hardly knows its units, and no change of them would do.
+    rescaled = f"the loss of {ratio.largest} by 1 / {sized(ratio.median)}"
+    # With an exponent near 0 the loss hardly depends on its units, and no change of them would do.
     if loss.exponent is None or loss.exponent < 0.5:
-        return said
-    return f"{said}, or its target to units about {sized(ratio.median ** (1 / loss.exponent))} times as large"
+        return rescaled
+    return f"{rescaled}, or its target to units about {sized(ratio.median ** (1 / loss.exponent))} times as large"
 
 
 def _adaptive(ratio: Ratio, least: Cosine | None, end: End) -> Finding:
-    outer = inverse(end.outer) if end.capped else end.outer
-    within = f" and within what the floor makes up for ({sized(ratio.limit)})" if ratio.limit >= ratio.median else ""
+    because = f"{_ratio(ratio)}, which is {FAR:g} or more"
+    if end.capped:
+        because += (
+            f". In its published form GABA's weights are at most 1 / (K - 1): {ratio.largest} would still pull "
+            f'{sized(end.left)} times as hard, which form="inverse" equalises as far as its floor allows'
+        )
+    elif ratio.floor > 0 and ratio.limit >= ratio.median:
+        because += f" and within the ratio of {sized(ratio.limit)} that the floor can compensate"
     return Finding(
         "adaptive",
-        f"Adaptive weighting has work to do: outer={_quoted(outer)}, with every=10 for its cost; settle it against "
-        "constants.",
-        f"{_ratio(ratio)}, which is {FAR:g} or more"
-        + (within if ratio.floor > 0 and not end.capped else "")
-        + (
-            f". As published GABA's weights are at most 1 / (K - 1): {ratio.largest} would go on to pull {sized(end.left)} "
-            'times as hard, which form="inverse" evens out as far as its floor lets it'
-            if end.capped
-            else ""
-        )
-        + (f"; {_cosine(least)}, which is {ALIGNED:g} or more" if least is not None else ""),
-        f"{_BOOK}, chapter 23, section 4",
-        _WEAK + ". In this project's runs (docs/cmapss.md) GABA did what a constant does",
+        f"Adaptive weighting can help: outer={_quoted(end.inverse if end.capped else end.outer)}, with every=10 to save "
+        "time. Compare it with constants in a study.",
+        because + (f"; {_cosine(least)}, which is {ALIGNED:g} or more" if least is not None else ""),
+        _CHAPTER,
+        f"{_WEAK}. In this project's runs (docs/cmapss.md) GABA did no better than a constant",
     )
-
-
-def inverse(outer: str | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the same GABA in its inverse form."""
-    return {**({"name": outer} if isinstance(outer, str) else outer), "form": "inverse"}
 
 
 def _quoted(outer: str | Mapping[str, Any]) -> str:
@@ -237,11 +231,11 @@ def _quoted(outer: str | Mapping[str, Any]) -> str:
 def _unrelated(ratio: Ratio, least: Cosine | None) -> Finding:
     return Finding(
         "unrelated",
-        'Begin with equal constants, outer="fixed": the norms are far apart, but the gradients have little in common. '
-        f"With them {ratio.largest} pulls {sized(ratio.median)} times as hard as {ratio.smallest}: where that is not meant, "
-        "weight the one loss down.",
+        'Start with equal constants, outer="fixed": the norms are far apart, but the gradients have little in common. '
+        f"{ratio.largest} then pulls {sized(ratio.median)} times as hard as {ratio.smallest}; lower its weight if that is "
+        "not intended.",
         _ratio(ratio) + (f"; {_cosine(least)}, below {ALIGNED:g}" if least is not None else ""),
-        f"{_BOOK}, chapter 23, section 4, asks for both a ratio of {FAR:g} and a cosine of {ALIGNED:g}",
+        f"{_CHAPTER}, asks for both a ratio of {FAR:g} and a cosine of {ALIGNED:g}",
         _WEAK,
     )
 
@@ -249,86 +243,122 @@ def _unrelated(ratio: Ratio, least: Cosine | None) -> Finding:
 def _equal(ratio: Ratio, least: Cosine | None) -> Finding:
     return Finding(
         "equal",
-        'Equal constants are enough to begin with: outer="fixed". An adaptive weighting has little to make up for.',
+        'Start with equal constants, outer="fixed": an adaptive weighting has little to compensate.',
         f"{_ratio(ratio)}, below {FAR:g}" + (f"; {_cosine(least)}" if least is not None else ""),
-        f"{_BOOK}, chapter 20, section 4 (a small ratio disqualifies GABA) and chapter 23, section 4",
+        f"{_BOOK}, chapter 20, section 4 (a small ratio rules GABA out) and chapter 23, section 4",
         _WEAK,
     )
 
 
 def _more_batches(ratio: Ratio, cosines: list[Cosine]) -> list[Finding]:
-    open_ones = []
-    bounds = _open(ratio, (FAR, ratio.limit) if ratio.floor > 0 else (FAR,))
-    if bounds:
-        open_ones.append(f"the ratio is not clearly on one side of {bounds}")
-    for cosine in cosines:
-        bounds = _open(cosine, (0.0, ALIGNED))
-        if bounds:
-            open_ones.append(f"the cosine of {cosine.first} and {cosine.second} is not clearly on one side of {bounds}")
-    if not open_ones:
+    values: list[tuple[str, Ratio | Cosine, tuple[float, ...]]] = [
+        ("the ratio", ratio, (FAR, ratio.limit) if ratio.floor > 0 else (FAR,)),
+        *((f"the cosine of {cosine.first} and {cosine.second}", cosine, (0.0, ALIGNED)) for cosine in cosines),
+    ]
+    unclear = []
+    for name, value, bounds in values:
+        if near := [sized(bound) for bound in bounds if value.side_of(bound) == "open"]:
+            unclear.append(f"{name} is not clearly on one side of {' or of '.join(near)}")
+    if not unclear:
         return []
     return [
         Finding(
             "more batches",
-            "Take more batches before you believe this: steps=, and seconds= where they ran out.",
-            "; ".join(open_ones[:3]) + (f"; and {len(open_ones) - 3} more" if len(open_ones) > 3 else ""),
-            f"two standard errors over the batches, at least {_FEWEST} of them",
+            "Use more batches before you rely on this: raise steps=, or seconds= if they ran out.",
+            "; ".join(unclear[:3]) + (f"; and {len(unclear) - 3} more" if len(unclear) > 3 else ""),
+            f"two standard errors over the batches, with at least {_FEWEST} of them",
             "strong for the noise between batches of this model as it is now",
         )
     ]
 
 
-def _open(value: Ratio | Cosine, bounds: Sequence[float]) -> str:
-    return " or of ".join(sized(bound) for bound in bounds if value.side_of(bound) == "open")
-
-
 def _inner(losses: Sequence[TaskLoss]) -> list[Finding]:
-    numbers = [loss.task for loss in losses if loss.kind == "regression"]
-    if not numbers:
+    regressions = [loss.task for loss in losses if loss.kind == "regression"]
+    if not regressions:
         return []
     return [
         Finding(
             "inner axis",
-            f"If an error of {join(numbers)} costs more on one side, or where targets are rare, that is for the inner "
-            "axis: asymmetric, quantile, failure_biased. No weight per task does it.",
-            "what errors cost is not in the gradients; only you know",
-            f"{_BOOK}, chapter 23, section 4",
-            "weak: in this project's runs failure_biased lowered the mean NASA score of all four subsets of C-MAPSS, and "
-            "beyond the noise of 5 seeds on one",
+            f"If an error of {join(regressions)} costs more in one direction, or some targets are rare, use the inner axis: "
+            "asymmetric, quantile, failure_biased. A weight per task cannot do this.",
+            "gradients do not show what errors cost; only you know",
+            _CHAPTER,
+            "weak: in this project's runs failure_biased lowered the mean NASA score on all four subsets of C-MAPSS, and on "
+            "one of them beyond the noise of 5 seeds",
         )
     ]
 
 
 def unknowns(*, timed: bool, batches: int, ratio: Ratio | None) -> tuple[str, ...]:
-    """Return what the advice cannot tell."""
-    said = [
-        "What the gradients are after the first hundred steps: on a simulated fleet 200 of them took a ratio from 1,799 to "
-        "1,087 and a cosine from +0.19 to +0.63 (docs/advise.md). Call advise() again on a model that was trained for a "
-        "while.",
-        "What helps on new data: gradients on training batches say nothing of generalisation.",
-        "Which metric matters to you, and whether adaptive weights beat tuned constants there: a Study settles it.",
-        "Norms of a mini-batch hold its noise: with other batch sizes they, and their ratio, are others.",
+    """Return what the advice cannot know."""
+    limits = [
+        "The gradients after the first hundred steps: on a simulated fleet 200 steps took the ratio from 1,799 to 1,087 and "
+        "the cosine from +0.19 to +0.63 (docs/advise.md). Call advise() again on a model that was trained for a while.",
+        "What helps on new data: gradients on training batches say nothing about generalisation.",
+        "Which metric matters to you, and whether adaptive weights beat tuned constants on it: a Study answers that.",
+        "The norms at other batch sizes: a mini-batch's gradient includes its noise, which changes norms and their ratio.",
     ]
     if timed:
-        said.append(
-            "The time of your optimizer, data loading and logging, which is the same for all and brings ratios nearer 1."
+        limits.append(
+            "The time of your optimizer, data loading and logging: the same for all weightings, it brings ratios nearer 1."
         )
     if batches < _FEWEST:
-        said.append(
-            f"How much the batches differ: only {batches} of them {'was' if batches == 1 else 'were'} seen. Pass more, or "
-            "more seconds."
-        )
+        limits.append(f"How much batches differ: only {plural(batches, 'batch', 'es')} seen. Pass more, or more seconds.")
     if ratio is not None:
-        said.append(
-            "Whether the ratio is one of tasks or of units: a loss in other units changes it, by their factor squared "
-            "for squared errors (column `targets x c`)."
+        limits.append(
+            "Whether the ratio is due to tasks or to units: a loss in other units changes it, by their factor squared for "
+            "squared errors (column `targets x c`)."
         )
-    return tuple(said)
+    return tuple(limits)
+
+
+def study_code(inner: Any, tasks: tuple[str, ...], rules: Sequence[Finding], end: End | None) -> str:
+    """Return a program text: a Study of the weightings that the rules name, on the user's own shapes.
+
+    Args:
+        inner: the shapes, from the criterion's ``config``.
+        tasks: their names.
+        rules: those that hold.
+        end: where GABA's weights end, and which GABA; None without norms.
+    """
+    names = [finding.rule for finding in rules]
+    outer: list[Any] = ["fixed"]
+    if end is not None and "beyond the floor" in names:
+        outer.append({"name": "fixed", "weights": {task: float(f"{weight:.4g}") for task, weight in end.weights.items()}})
+    outer += [end.outer if name == "gaba" and end is not None else name for rule in names for name in _WORTH.get(rule, ())]
+    if end is not None and end.capped and "adaptive" in names:
+        outer.append(end.inverse)
+    shapes = [inner, *(inner.values() if isinstance(inner, dict) else ())]
+    nameless = any(isinstance(shape, dict) and isinstance(shape.get("class"), str) for shape in shapes)
+    return "\n".join(
+        [
+            "from mtl_axes import Study",
+            "",
+            "# train(criterion, seed) is your own training; it returns the metrics, such as {'rmse': 12.3}",
+            "Study(",
+            *_argument("outer", outer),
+            *(["    # your shapes are not registered; mse is used in their place"] if nameless else []),
+            *_argument("inner", ["mse" if nameless else inner]),
+            "    seeds=5,",
+            "    out='runs/advice',",
+            "    metrics={'rmse': 'min'},",
+            # One task has no weights to tune.
+            *(["    baselines=('ended', 'tuned'),"] if len(tasks) > 1 else []),
+            *_argument("compose", {"tasks": list(tasks)}),
+            ").run(train)",
+        ]
+    )
+
+
+def _argument(name: str, value: object) -> list[str]:
+    text = f"{name}={pprint.pformat(value, width=84 - len(name), sort_dicts=False)},"
+    first, *rest = text.splitlines()
+    return [f"    {first}", *(f"    {' ' * (len(name) + 1)}{line}" for line in rest)]
 
 
 def _ratio(ratio: Ratio) -> str:
     spread = f" ({sized(ratio.low)} to {sized(ratio.high)})" if len(ratio.values) > 1 else ""
-    return f"the gradient of {ratio.largest} is {sized(ratio.median)} times{spread} that of {ratio.smallest}"
+    return f"the gradient norm of {ratio.largest} is {sized(ratio.median)} times{spread} the norm of {ratio.smallest}"
 
 
 def _cosine(cosine: Cosine) -> str:

@@ -3,75 +3,70 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mtl_axes._text import fill, plural, shorten, table
-from mtl_axes.advise.facts import Advice, Candidate, Cost, Finding, Ratio, TaskLoss, signed, sized
+from mtl_axes.advise.facts import Candidate, Finding, Ratio, signed, sized
 
-__all__ = ["told"]
+if TYPE_CHECKING:
+    from mtl_axes.advise.advice import Advice
 
-# With more tasks, weights and shares of all of them would not fit beside each other.
+__all__ = ["as_text"]
+
+# The weights and shares of more tasks would not fit beside each other.
 _BESIDE = 3
+_PAIRS = 6
 
 
-def told(advice: Advice) -> str:
-    """Return the advice as a text: what to do, what was measured, why, and what is not known."""
+def as_text(advice: Advice) -> str:
+    """Return the advice as a text: what to do and why, what was measured, and what is not known."""
+    sections = {
+        "Losses": _losses(advice),
+        "Gradients on the shared part": _gradients(advice),
+        "If losses and gradients stayed as they are": _candidates(advice),
+        "Time of a step (forward, criterion, backward) relative to the plain weighted sum": _costs(advice),
+        "What these batches cannot show": "\n".join(fill(text, "- ", "  ") for text in advice.unknown),
+        "A study that can": textwrap.indent(advice.code, "  "),
+    }
     blocks = [
         _head(advice),
-        _finding("Recommendation", advice.recommendation),
-        *[_finding("Also", finding) for finding in advice.findings[1:]],
-        _section("Losses", _losses(advice)),
-        _section("Gradients on the shared part", _gradients(advice)),
-        _section("Were losses and gradients to stay as they are", _candidates(advice)),
-        _section("A step here (forward, criterion, backward), over that of the plain weighted sum", _costs(advice)),
-        _section("What this does not know", "\n".join(fill(text, "- ", "  ") for text in advice.unknown)),
-        _section("To settle it", textwrap.indent(advice.code, "  ")),
+        *(_finding("Also" if number else "Recommendation", finding) for number, finding in enumerate(advice.findings)),
+        *(f"{head}\n{body}" for head, body in sections.items() if body),
     ]
-    return "\n\n".join(block for block in blocks if block)
+    return "\n\n".join(blocks)
 
 
 def _head(advice: Advice) -> str:
     shared = "" if advice.shared is None else f", {advice.shared:,} shared parameter entries"
-    primary = "" if advice.primary is None else f", the one that matters is {advice.primary}"
+    primary = "" if advice.primary is None else f"; primary: {advice.primary}"
     count, batches = plural(len(advice.tasks), "task"), plural(advice.batches, "batch", "es")
-    return fill(
-        f"Advice on {count} ({', '.join(advice.tasks)}{primary}) from {batches}{shared}, in {advice.seconds:.1f} s", "", "  "
-    )
+    names = ", ".join(advice.tasks) + primary
+    return fill(f"Advice on {count} ({names}) from {batches}{shared}, in {advice.seconds:.1f} s", later="  ")
 
 
 def _finding(head: str, finding: Finding) -> str:
-    return "\n".join(
-        [
-            fill(f"{head} [{finding.rule}]: {finding.says}", "", "  "),
-            fill(f"because   {finding.because}", "  ", " " * 12),
-            fill(f"source    {finding.source}", "  ", " " * 12),
-            fill(f"evidence  {finding.evidence}", "  ", " " * 12),
-        ]
-    )
+    reasons = {"because": finding.because, "source": finding.source, "evidence": finding.evidence}
+    says = fill(f"{head} [{finding.rule}]: {finding.says}", later="  ")
+    return "\n".join([says, *(fill(f"{name:<10}{reason}", "  ", " " * 12) for name, reason in reasons.items())])
 
 
 def _losses(advice: Advice) -> str:
     rows = [["task", "kind", "shape", "loss", "sd", "targets", "targets x c", "absent", "not finite"]]
-    for loss in advice.losses:
-        spread = "" if loss.target_range is None else f"{loss.target_range[0]:.4g} to {loss.target_range[1]:.4g}"
-        rows.append(
-            [
-                shorten(loss.task, 20),
-                loss.kind or ("no label seen" if loss.unlabelled else "computed elsewhere"),
-                shorten(loss.shape or "", 28),
-                sized(loss.mean),
-                sized(loss.sd),
-                spread,
-                _units(loss),
-                str(loss.absent) if loss.absent else "",
-                str(loss.not_finite) if loss.not_finite else "",
-            ]
-        )
-    return table(rows, indent="  ", left=(0, 1, 2, 5))
-
-
-def _units(loss: TaskLoss) -> str:
-    return "" if loss.exponent is None else f"loss x c^{loss.exponent:.2f}"
+    rows += (
+        [
+            shorten(loss.task, 20),
+            loss.kind or ("no label seen" if loss.unlabelled else "computed elsewhere"),
+            shorten(loss.shape or "", 28),
+            sized(loss.mean),
+            sized(loss.sd),
+            "" if loss.target_range is None else f"{loss.target_range[0]:.4g} to {loss.target_range[1]:.4g}",
+            "" if loss.exponent is None else f"loss x c^{loss.exponent:.2f}",
+            str(loss.absent or ""),
+            str(loss.not_finite or ""),
+        ]
+        for loss in advice.losses
+    )
+    return table(rows, left=(0, 1, 2, 5), indent="  ")
 
 
 def _gradients(advice: Advice) -> str:
@@ -79,62 +74,44 @@ def _gradients(advice: Advice) -> str:
         return ""
     rows = [["task", "norm", "sd over batches", "signal/noise", "batches"]]
     for norm in advice.norms:
-        known = sum(value is not None for value in norm.values)
-        zeros = f", {norm.zeros} of them 0" if norm.zeros else ""
-        noise = norm.signal_to_noise
-        rows.append(
-            [
-                shorten(norm.task, 30),
-                sized(norm.mean),
-                sized(norm.sd),
-                "" if noise is None else f"{noise:.1f}",
-                f"{known}{zeros}",
-            ]
-        )
-    lines = [table(rows, indent="  ", left=(0,))]
-    ratio = advice.ratio
-    if ratio is not None:
-        spread = f" ({sized(ratio.low)} to {sized(ratio.high)} over the batches)" if len(ratio.values) > 1 else ""
-        told = f"ratio  {ratio.largest} / {ratio.smallest}: {sized(ratio.median)}{spread}"
-        lines.append(fill(told + _over(ratio), "  ", " " * 9))
+        noise = "" if norm.signal_to_noise is None else f"{norm.signal_to_noise:.1f}"
+        batches = str(len(norm.known)) + (f", {norm.zeros} of them 0" if norm.zeros else "")
+        rows.append([shorten(norm.task, 30), sized(norm.mean), sized(norm.sd), noise, batches])
+    lines = [table(rows, left=(0,), indent="  ")]
+    if advice.ratio is not None:
+        lines.append(fill(f"ratio  {_ratio(advice.ratio)}", "  ", " " * 9))
     pairs = [cosine for cosine in advice.cosines if cosine.mean is not None]
     # Of many pairs, those that conflict most.
     pairs.sort(key=lambda cosine: cosine.mean or 0.0)
-    for cosine in pairs[:6]:
+    for cosine in pairs[:_PAIRS]:
         sd = "" if cosine.sd is None else f" (sd {cosine.sd:.2f})"
-        lines.append(
-            fill(
-                f"cosine {cosine.first}, {cosine.second}: {signed(cosine.mean or 0.0)}{sd}, negative in "
-                f"{cosine.conflicts or 0:.0%} of the batches",
-                "  ",
-                " " * 9,
-            )
-        )
-    if len(pairs) > 6:
-        lines.append(f"  and {len(pairs) - 6} pairs with larger cosines")
+        negative = f"negative in {cosine.conflicts or 0:.0%} of the batches"
+        line = f"cosine {cosine.first}, {cosine.second}: {signed(cosine.mean or 0.0)}{sd}, {negative}"
+        lines.append(fill(line, "  ", " " * 9))
+    if len(pairs) > _PAIRS:
+        lines.append(f"  and {len(pairs) - _PAIRS} pairs with larger cosines")
     return "\n".join(lines)
 
 
-def _over(ratio: Ratio) -> str:
-    """Return what the ratio is to GABA's floor: nothing without one, and below 1 no number that reads like a deficit."""
+def _ratio(ratio: Ratio) -> str:
+    spread = f" ({sized(ratio.low)} to {sized(ratio.high)} over the batches)" if len(ratio.values) > 1 else ""
+    line = f"{ratio.largest} / {ratio.smallest}: {sized(ratio.median)}{spread}"
     if ratio.floor == 0:
-        return ""
-    makes_up = f"GABA's floor of {ratio.floor:g} can make up for"
+        return line
+    floor = f"GABA's floor of {ratio.floor:g} can compensate"
+    # Below 1 a factor would read like a deficit.
     if ratio.over <= 1:
-        return f", within the {sized(ratio.limit)} that {makes_up}"
-    return f", which is {sized(ratio.over)} times what {makes_up} ({sized(ratio.limit)})"
+        return f"{line}, within the {sized(ratio.limit)} that {floor}"
+    return f"{line}, which is {sized(ratio.over)} times what {floor} ({sized(ratio.limit)})"
 
 
 def _shown(advice: Advice) -> list[str]:
-    """Return the tasks whose weights are shown: all, or those with the largest and the smallest norm."""
+    """Return the tasks whose weights are shown: all, or those with the largest and the smallest norm and the primary one."""
     if len(advice.tasks) <= _BESIDE:
         return list(advice.tasks)
     if advice.ratio is None:
         return list(advice.tasks[:_BESIDE])
-    picked = [advice.ratio.largest, advice.ratio.smallest]
-    if advice.primary is not None and advice.primary not in picked:
-        picked.append(advice.primary)
-    return [task for task in advice.tasks if task in picked]
+    return [task for task in advice.tasks if task in (advice.ratio.largest, advice.ratio.smallest, advice.primary)]
 
 
 def _candidates(advice: Advice) -> str:
@@ -147,12 +124,10 @@ def _candidates(advice: Advice) -> str:
         weights = " / ".join(_weight(one.weights[task]) for task in shown) if one.weights else "-"
         shares = " / ".join(f"{one.shares[task]:.1%}" for task in shown) if set(shown) <= set(one.shares) else "-"
         rows.append([shorten(one.label, 20), one.reads or "-", weights, shares, _settles(one)])
-        note = f"at the floor: {', '.join(one.at_floor)}" if one.at_floor else one.note
-        if note:
+        if note := f"at the floor: {', '.join(one.at_floor)}" if one.at_floor else one.note:
             notes.setdefault(note, []).append(one.label)
-    lines = [fill(f"of {' / '.join(shown)}", "  ", "    "), table(rows, indent="  ", left=(0, 1, 2, 3))]
-    lines += [fill(f"{', '.join(labels)}: {note}", "  ", "    ") for note, labels in notes.items()]
-    return "\n".join(lines)
+    tasks = fill(f"of {' / '.join(shown)}", "  ", "    ")
+    return "\n".join([tasks, table(rows, left=(0, 1, 2, 3), indent="  "), *_noted(notes)])
 
 
 def _settles(one: Candidate) -> str:
@@ -162,30 +137,22 @@ def _settles(one: Candidate) -> str:
 
 
 def _costs(advice: Advice) -> str:
-    if advice.plain is None:
-        return "  nothing was timed" if not advice.costs else _problems(advice.costs)
-    rows = [["", "ratio", "ms", "rounds"], ["plain weighted sum", "1.00", f"{1e3 * advice.plain:.3g}", ""]]
+    rows = [["", "ratio", "ms", "rounds"], ["plain weighted sum", "1.00", f"{1e3 * (advice.plain or 0):.3g}", ""]]
+    problems: dict[str, list[str]] = {}
     for cost in advice.costs:
         if cost.problem is not None:
-            continue
-        if cost.ratio is None or cost.seconds is None:
+            problems.setdefault(f"not possible. {cost.problem}", []).append(cost.label)
+        elif cost.ratio is None or cost.seconds is None:
             rows.append([shorten(cost.label, 44), "no time", "", ""])
         else:
             rows.append([shorten(cost.label, 44), f"{cost.ratio:.2f}", f"{1e3 * cost.seconds:.3g}", str(cost.rounds)])
-    problems = _problems(advice.costs)
-    return table(rows, indent="  ", left=(0,)) + ("\n" + problems if problems else "")
+    if advice.plain is None:
+        return "\n".join(_noted(problems)) or "  nothing was timed"
+    return "\n".join([table(rows, left=(0,), indent="  "), *_noted(problems)])
 
 
-def _problems(costs: Sequence[Cost]) -> str:
-    reasons: dict[str, list[str]] = {}
-    for cost in costs:
-        if cost.problem is not None:
-            reasons.setdefault(cost.problem, []).append(cost.label)
-    return "\n".join(fill(f"{', '.join(labels)}: not here. {why}", "  ", "    ") for why, labels in reasons.items())
-
-
-def _section(head: str, body: str) -> str:
-    return f"{head}\n{body}" if body else ""
+def _noted(notes: dict[str, list[str]]) -> list[str]:
+    return [fill(f"{', '.join(labels)}: {note}", "  ", "    ") for note, labels in notes.items()]
 
 
 def _weight(value: float) -> str:

@@ -15,7 +15,7 @@ from mtl_axes._text import without_math
 __all__ = ["draw"]
 
 _INK, _PALE, _CONFLICT = "#3a3a3a", "#d8d8d8", "#f3ece9"
-# Of more tasks the lines are dashed.
+# With more tasks than colours, lines are dashed.
 _COLOURS = (
     *("#2f6690", "#b5654a", "#4f7f5b", "#8c6bb1", "#c08a2e", "#5f6b73"),
     *("#45a3a3", "#c178a8", "#8c3b4a", "#8fa13c", "#74aed6", "#a3805a"),
@@ -30,9 +30,9 @@ _PANELS = {
 }
 # A ratio between values above which a linear axis hides the small ones.
 _LOG_ABOVE = 20.0
-# Rows above which a line is drawn through medians, with the rows pale behind it; and the number of medians.
+# Number of rows above which a line is drawn through medians, with the rows pale behind it; and number of medians.
 _MANY, _MEDIANS = 300, 100
-# Pairs above which only those that conflict most have a colour.
+# Number of pairs above which only the most conflicting ones have a colour.
 _PAIRS = 6
 
 Columns = Mapping[str, Sequence["float | None"]]
@@ -40,7 +40,7 @@ Values = Any  # arrays of numpy, whose types are those of another extra
 
 
 def draw(tasks: Sequence[str], columns: Columns) -> Figure:
-    """Draw every panel that there are values for: tasks by colour, over the steps."""
+    """Draw every panel that has values, over the steps: one colour per task."""
     table = {name: np.array([np.nan if value is None else value for value in values]) for name, values in columns.items()}
     lines = {
         kind: {name.removeprefix(f"{kind}/"): values for name, values in table.items() if name.startswith(f"{kind}/")}
@@ -63,7 +63,7 @@ def draw(tasks: Sequence[str], columns: Columns) -> Figure:
             _pairs(axes, steps, lines[kind])
         else:
             for order, (task, values) in enumerate(lines[kind].items()):
-                # Weights are often the same: of every second one dashed, the one beneath shows.
+                # Weights are often equal: every second one is dashed, so that the one beneath shows.
                 dashes = {"dashes": (4, 2)} if kind == "weight" and order % 2 else {}
                 _line(axes, steps, values, **{**styles[task], **dashes})
             _scale(axes, kind, np.concatenate(list(lines[kind].values())))
@@ -87,13 +87,13 @@ def draw(tasks: Sequence[str], columns: Columns) -> Figure:
 
 
 def _line(axes: Axes, steps: Values, values: Values, **style: Any) -> None:
-    """Draw the values that there are; of many the medians, and the values pale behind them."""
+    """Draw the finite values; if they are many, their medians with the values pale behind them."""
     known = np.isfinite(values)
     steps, values = steps[known], values[known]
     if len(steps) > _MANY:
         axes.plot(steps, values, color=style["color"], linewidth=0.6, alpha=0.22, zorder=2)
         steps, values = (np.array([np.median(part) for part in np.array_split(of, _MEDIANS)]) for of in (steps, values))
-    # A measurement now and then shows where it was taken.
+    # Rare measurements are marked.
     axes.plot(steps, values, linewidth=1.6, zorder=3, marker="." if len(steps) < 40 else None, **style)
 
 
@@ -111,7 +111,7 @@ def _areas(axes: Axes, steps: Values, shares: Mapping[str, Values], styles: Mapp
 
 
 def _pairs(axes: Axes, steps: Values, cosines: Mapping[str, Values]) -> None:
-    """Draw cosines over the half in which tasks conflict; of many pairs those that conflict most have a colour."""
+    """Draw cosines, with the half marked in which tasks conflict; if pairs are many, the most conflicting have a colour."""
     order = sorted(cosines, key=lambda pair: float(np.nanmean(cosines[pair])))
     named = order if len(order) <= _PAIRS else order[: _PAIRS - 1]
     for pair in order[len(named) :]:
@@ -130,7 +130,7 @@ def _pairs(axes: Axes, steps: Values, cosines: Mapping[str, Values]) -> None:
 
 
 def _scale(axes: Axes, kind: str, values: Values) -> None:
-    """Choose the axis: logarithmic where the small values would not show, a few that are smaller yet left aside."""
+    """Choose the axis: logarithmic if small values would not show otherwise, apart from a few that are smaller yet."""
     values = values[np.isfinite(values)]
     least = np.quantile(values, 0.02)
     if (kind == "norm" and values.max() > 0) or (values.min() > 0 and np.quantile(values, 0.98) > _LOG_ABOVE * least):
@@ -148,7 +148,7 @@ def _scale(axes: Axes, kind: str, values: Values) -> None:
 def _mark_floors(
     axes: Axes, table: Mapping[str, Values], weights: Mapping[str, Values], styles: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """A thick pale line where a floor holds the weight, and its value at the end of it."""
+    """Draw a thick pale line where a floor holds the weight, with its value at the end."""
     floored = [task for task in weights if (table.get(f"floor/{task}", 0) == np.array(1)).any()]
     levels: list[float] = []
     for task in floored:
@@ -164,7 +164,7 @@ def _mark_floors(
         )
         last = np.flatnonzero(held == 1)[-1]
         level = float(values[last])
-        # Tasks that one floor holds have one weight, and one note.
+        # Tasks held by the same floor have the same weight, and one note.
         if any(abs(level - other) < 0.01 * level for other in levels):
             continue
         levels.append(level)
@@ -180,7 +180,7 @@ def _mark_floors(
 
 
 def _mark_skipped(axes: Axes, steps: Values, skipped: Values) -> None:
-    """Ticks where windows were skipped, and how many."""
+    """Draw ticks where windows were skipped, and their number."""
     if not skipped.any():
         return
     at = steps[np.diff(skipped, prepend=0) > 0]
@@ -191,7 +191,7 @@ def _mark_skipped(axes: Axes, steps: Values, skipped: Values) -> None:
 
 
 def _plain_text(name: str) -> str:
-    """Return a name that matplotlib shows as it is: no formula between dollars, not hidden by an underscore."""
+    """Return a name that matplotlib shows unchanged: no formula between dollars, not hidden by an underscore."""
     return (" " if name.startswith("_") else "") + without_math(name)
 
 

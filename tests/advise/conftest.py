@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from mtl_axes.advise import timing
+from mtl_axes.advise import costs
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_rounds(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if request.module.__name__ != "test_advice_cost":
-            patch.setattr(timing, "_ROUNDS", 1)
+            patch.setattr(costs, "ROUNDS", 1)
         yield

@@ -81,7 +81,7 @@ def test_a_task_that_is_absent_now_and_then_is_counted_and_left_out() -> None:
 def test_a_task_that_is_absent_always_is_among_what_is_not_known() -> None:
     """Steps were timed without it, so that what they cost is not what they will."""
     advice = linear([[[1.0, 0.0], None, [0.0, 3.0]]] * 3)
-    assert "Anything of b: no batch had a label of it, and the steps were timed without it." in advice.unknown
+    assert "Anything about b: no batch had a label, and steps were timed without." in advice.unknown
 
 
 def test_masked_labels_count_as_absent() -> None:

@@ -25,15 +25,15 @@ class Uncopied(Engine):
 
 
 BAD: dict[str, tuple[Callable[[], object], type[MtlAxesError], str]] = {
-    "criterion": (lambda: advise("gaba", Engine(), engine_batches()), DataError, "given a criterion.*Found str"),
-    "model": (lambda: advise(compose(), 3, engine_batches()), DataError, "given a model, or a function.*Found int"),
+    "criterion": (lambda: advise("gaba", Engine(), engine_batches()), DataError, "needs a criterion first. Found str"),
+    "model": (lambda: advise(compose(), 3, engine_batches()), DataError, "needs a model, or a function.*Found int"),
     "copy": (
         lambda: advise(compose(), Uncopied(), engine_batches()),
         DataError,
         "cannot be copied.*only once.*lambda batch",
     ),
-    "no batches": (lambda: advise(compose(), Engine(), []), DataError, "at least one batch. Found none"),
-    "no iterable": (lambda: advise(compose(), Engine(), 7), DataError, "to iterate over.*Found int"),
+    "no batches": (lambda: advise(compose(), Engine(), []), DataError, "got no batch. Pass a loader"),
+    "no iterable": (lambda: advise(compose(), Engine(), 7), DataError, "should be iterable.*Found int"),
     "batch": (
         lambda: advise(compose(), Engine(), [{"x": torch.zeros(3)}]),
         DataError,
@@ -174,7 +174,7 @@ def test_outputs_alone_are_told_from_losses() -> None:
     model, batches = Engine(), engine_batches()
     with pytest.raises(DataError, match=r"return \(outputs, targets\)"):
         advise(compose(), lambda batch: model(batch[0]), batches)
-    with pytest.raises(DataError, match=r"criterion first.*Found Engine\.$"):
+    with pytest.raises(DataError, match=r"criterion first\. Found Engine\. Pass what compose\(\) returned\.$"):
         advise(model, compose(), batches)  # type: ignore[arg-type]
 
 

@@ -73,10 +73,10 @@ def test_the_text_fits_into_a_terminal(advice: Advice) -> None:
     sections = {
         "Losses": True,
         "Gradients on the shared part": bool(advice.norms),
-        "Were losses and gradients to stay as they are": bool(advice.candidates),
-        "A step here (forward, criterion, backward), over that of the plain weighted sum": True,
-        "What this does not know": True,
-        "To settle it": True,
+        "If losses and gradients stayed as they are": bool(advice.candidates),
+        "Time of a step (forward, criterion, backward) relative to the plain weighted sum": True,
+        "What these batches cannot show": True,
+        "A study that can": True,
     }
     # A heading stands at the left, without the colon of a finding.
     headings = [line for line in text.splitlines() if line in sections]

@@ -178,7 +178,7 @@ def test_an_optimizer_in_the_backward_is_not_run() -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert advice.plain is None
-    assert any("a hook that fires in the backward" in text for text in advice.unknown)
+    assert any("a hook that runs in the backward" in text for text in advice.unknown)
 
 
 def test_a_buffer_that_a_step_replaces_comes_back() -> None:

@@ -357,14 +357,14 @@ def test_eager_calls_after_compiled_ones_wait_for_nothing() -> None:
 
 
 def test_constant_weights_of_compiled_calls_are_noticed() -> None:
-    """``explain()`` says that weights have not moved, of compiled calls as of eager ones."""
+    """``explain()`` says that weights have not changed, for compiled calls as for eager ones."""
     run = Run({"name": "dwa", "window": 10_000})
     run.optimizer.param_groups[0]["lr"] = 0.0
     call, (inputs, targets) = run.compiled, batch_for(KINDS)
     run.advance(1)
     for _ in range(510):
         call(inputs, targets, {})
-    assert "steady  the weights have moved by less than 1 %" in run.criterion.explain()
+    assert "steady  the weights have changed by less than 1 %" in run.criterion.explain()
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on a CPU")

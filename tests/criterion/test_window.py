@@ -754,7 +754,7 @@ def test_explain_says_what_is_measured_and_when() -> None:
     assert "gradient norm" in run.criterion.explain()
     assert "at the floor" in run.criterion.explain()
     assert "no gradient is measured" in compose("fixed").explain()
-    with pytest.raises(DataError, match=r"explain\(model\) should be given the model itself.*Found 'x'"):
+    with pytest.raises(DataError, match=r"explain\(model\) needs a module or nothing\. Found 'x'"):
         run.criterion.explain(model="x")
 
 

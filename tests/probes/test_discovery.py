@@ -244,7 +244,7 @@ def test_explain_says_when_a_constant_would_do() -> None:
         steady.combine({"a": leaf.sum(), "b": 3 * leaf.sum()})
         moving.combine({"a": leaf.sum(), "b": (3 + step / 20) * leaf.sum()})
     text = steady.explain()
-    assert "moved by less than 1 % in the last 640 calls" in text
+    assert "changed by less than 1 % in the last 640 calls" in text
     assert "{'a': 0.75, 'b': 0.25}" in text
     assert "steady" not in moving.explain()
     constant = compose("fixed")

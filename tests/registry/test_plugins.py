@@ -183,10 +183,13 @@ def test_plugins_are_not_imported_before_a_name_is_looked_up(found: dict[str, An
         ("ab-syntax-error", "SyntaxError: invalid syntax"),
         ("ac-no-attribute", "AttributeError: module 'ac_no_attribute' has no attribute 'plugin'"),
         ("ba-hook-raises", "RuntimeError: the hook failed"),
-        ("bb-hook-returns-list", "mtl_axes_inner_shapes() should return a mapping name -> class, found [<class"),
+        ("bb-hook-returns-list", "mtl_axes_inner_shapes() should return a mapping name -> class. Found [<class"),
         ("bc-wrong-class", "Strategy 'wrong_class' should be a subclass of mtl_axes.InnerShape. Found <class"),
-        ("bd-no-hook", "it has none of mtl_axes_outer_weightings, mtl_axes_inner_shapes, mtl_axes_target_weights"),
-        ("be-misspelt-hook", "'mtl_axes_inner_shape' should be mtl_axes_outer_weightings or mtl_axes_inner_shapes"),
+        (
+            "bd-no-hook",
+            "it has no hook. Mark one of mtl_axes_outer_weightings, mtl_axes_inner_shapes, mtl_axes_target_weights",
+        ),
+        ("be-misspelt-hook", "'mtl_axes_inner_shape' is unknown. Use mtl_axes_outer_weightings or mtl_axes_inner_shapes"),
         ("bf-wrong-name", "A strategy's name should be a non-empty string. Found 7."),
         ("zz-import-error", "ValueError: not today"),
     ],
@@ -195,7 +198,7 @@ def test_a_broken_plugin_is_isolated_and_named(found: dict[str, Any], distributi
     """A plugin that fails hurts nobody else, and whoever asks for an unknown name learns which failed and why."""
     value = DISTRIBUTIONS[distribution][0]
     line = failure(found, distribution)
-    assert line.startswith(f"  plugin {distribution} ({distribution} = {value}) could not be used: ")
+    assert line.startswith(f"  plugin {distribution} ({distribution} = {value}) could not be loaded: ")
     assert reason in line
     assert not {"wrong_class", "unmarked", "misspelt"} & set(found["inner"])
 
@@ -210,8 +213,8 @@ def test_the_error_of_an_unknown_name(found: dict[str, Any]) -> None:
 
 def test_two_plugins_with_one_name(found: dict[str, Any]) -> None:
     """A name that two plugins provide is an error for whoever asks for it, which names both; other names work."""
-    assert found["twin"].startswith("PluginError: The inner name 'twin' should come from one plugin. Found it in ")
-    assert "twin-one (twin-one = twin_one) and in twin-two (twin-two = twin_two)" in found["twin"]
+    assert found["twin"].startswith("PluginError: The inner name 'twin' is defined by several plugins: ")
+    assert "twin-one (twin-one = twin_one) and twin-two (twin-two = twin_two)" in found["twin"]
     assert "Uninstall one of them." in found["twin"]
 
 
@@ -226,9 +229,7 @@ def test_a_plugin_cannot_take_a_built_in_name(found: dict[str, Any]) -> None:
 
 def test_a_decorator_cannot_take_a_plugins_name(found: dict[str, Any]) -> None:
     """A class in the process cannot replace one of a plugin."""
-    assert found["taken"].startswith(
-        "PluginError: The inner name 'good_shape' should be free. Found it taken by good-plugin ("
-    )
+    assert found["taken"].startswith("PluginError: The inner name 'good_shape' is taken by good-plugin (")
 
 
 def test_a_warning_that_became_an_error_stops_no_plugin(tmp_path: Path) -> None:

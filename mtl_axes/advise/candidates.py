@@ -1,9 +1,8 @@
-"""What a weighting would do, were the losses and gradients of the batches to come again and again."""
+"""What a weighting would do if the losses and gradients of the batches came again and again."""
 
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtl_axes.advise import clock
 from mtl_axes.advise.facts import Candidate, Norm
 from mtl_axes.advise.measuring import Observation
 from mtl_axes.errors import MtlAxesError
@@ -20,10 +20,10 @@ from mtl_axes.signals import Signals, TaskInfo
 
 __all__ = ["label_of", "weigh"]
 
-# Steps after which weights that still move are shown as they are, and before which a warm-up may make them look still.
+# Steps after which weights that still change are shown as they are, and before which a warm-up may keep them constant.
 _LONGEST, _SHORTEST = 2_000, 250
 _STILL, _STILL_FOR = 1e-3, 100
-# Windows of a weighting without memory, whose draws are averaged.
+# Windows over which a weighting without memory, whose weights may be random, is averaged.
 _DRAWS = 64
 _LEARNING_STEPS = 200
 
@@ -39,33 +39,28 @@ def label_of(outer: str | Mapping[str, Any]) -> str:
 def weigh(
     outer: str | Mapping[str, Any],
     infos: tuple[TaskInfo, ...],
-    found: Observation,
+    observation: Observation,
     norms: tuple[Norm, ...],
     deadline: float,
 ) -> Candidate:
-    """Return what a weighting would do on the batches, as far as it can be told before the deadline."""
-    names, label = found.tasks, label_of(outer)
-    nothing: dict[str, float] = {}
+    """Return what a weighting would do on the batches, as far as it is known before the deadline."""
+    names, label = observation.tasks, label_of(outer)
     weighting: OuterWeighting | None = None
     try:
         weighting = resolve("outer", copy.deepcopy(outer))
         weighting.dtype = torch.float64
         weighting.bind(infos)
         if weighting.needs != "losses" and not norms:
-            note = "needs gradients, which could not be measured"
-            return Candidate(label, weighting.needs, nothing, nothing, nothing, None, (), None, note)
-        signals = found.signals()
-        if weighting.needs != "losses":
-            signals = [signal for signal, gramian in zip(signals, found.gramians, strict=True) if gramian is not None]
+            return Candidate(label, weighting.needs, note="needs gradients, which could not be measured")
+        signals = observation.signals(weighting.needs)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a training, which this is not
+            warnings.simplefilter("ignore")  # they are about training, and this is none
             if weighting.learnable:
                 first, last, windows = _learned(weighting, signals)
             else:
-                first, last, windows = _moved(weighting, signals, deadline)
+                first, last, windows = _repeated(weighting, signals, deadline)
     except MtlAxesError as error:
-        reads = weighting.needs if weighting is not None else None
-        return Candidate(label, reads, nothing, nothing, nothing, None, (), None, str(error))
+        return Candidate(label, weighting.needs if weighting is not None else None, note=str(error))
     pulls = {norm.task: last[index] * norm.mean for index, norm in enumerate(norms) if norm.mean is not None}
     whole = sum(abs(pull) for pull in pulls.values())
     floored = weighting.diagnostics().get("floor_active")
@@ -74,28 +69,23 @@ def weigh(
         reads=weighting.needs,
         first=dict(zip(names, first, strict=True)),
         weights=dict(zip(names, last, strict=True)),
-        shares={task: pull / whole for task, pull in pulls.items()} if whole > 0 else nothing,
+        shares={task: pull / whole for task, pull in pulls.items()} if whole > 0 else {},
         windows=windows,
-        at_floor=tuple(name for name, flag in zip(names, floored.tolist(), strict=True) if flag)
-        if floored is not None
-        else (),
-        cost=None,
+        at_floor=() if floored is None else tuple(name for name, at in zip(names, floored.tolist(), strict=True) if at),
         note=_note(weighting, windows),
     )
 
 
 def _note(weighting: OuterWeighting, windows: int | None) -> str:
     if weighting.wants_after_step:
-        return "moves by the losses after each step, which were not measured: the weights are those of the start"
+        return "updated by the losses after each step, which were not measured: these are its initial weights"
     if weighting.learnable:
-        return "learned: where its optimizer would lead were the losses to stay"
-    if windows is None:
-        return "the weights still moved when this ended"
-    return ""
+        return "learned: the optimum for these losses"
+    return "" if windows is not None else "the weights were still changing at the end"
 
 
 @torch.no_grad()
-def _moved(
+def _repeated(
     weighting: OuterWeighting, signals: list[Signals], deadline: float
 ) -> tuple[list[float], list[float], int | None]:
     """Return the weights after one pass, their means over the last pass, and the windows until these stayed."""
@@ -113,23 +103,24 @@ def _moved(
         first = weighting.weights().detach().clone() if first is None else first
         if not weighting.moves:
             return first.tolist(), first.tolist(), 0
+        late = clock.now() > deadline
         if weighting.memoryless:
-            if window >= max(_DRAWS, count) or time.perf_counter() > deadline:
+            if window >= max(_DRAWS, count) or late:
                 return first.tolist(), torch.stack(passed).mean(0).tolist(), 0
             continue
         mean = torch.stack(passed[-count:]).mean(0)
-        # Held against where they were at the first of these, as slow weights move little from one pass to the next.
+        # Compared with the first mean of this stretch, as slow weights change little from one pass to the next.
         near = anchor is not None and bool(((mean - anchor).abs() <= _STILL * anchor.abs()).all())
         if not near or not weighting.measures(window):
             anchor, since = mean, window
         if window >= _SHORTEST and window - since >= _STILL_FOR:
             return first.tolist(), mean.tolist(), since
-        if window >= _LONGEST or time.perf_counter() > deadline:
+        if window >= _LONGEST or late:
             return first.tolist(), mean.tolist(), None
 
 
-def _learned(weighting: OuterWeighting, signals: list[Signals]) -> tuple[list[float], list[float], int | None]:
-    """Return the weights at the start, and where their optimizer leads while the losses stay at their means."""
+def _learned(weighting: OuterWeighting, signals: list[Signals]) -> tuple[list[float], list[float], None]:
+    """Return the weights at the start, and at the optimum of their parameters for the mean losses."""
     losses = torch.stack([torch.where(signal.active, signal.losses, torch.nan) for signal in signals]).nanmean(0)
     losses = torch.where(torch.isfinite(losses), losses, 1.0)
     first = weighting.weights().detach().clone()
