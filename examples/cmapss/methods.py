@@ -73,7 +73,7 @@ def parse_strategy(text: str) -> dict[str, object]:
     except (SyntaxError, ValueError):
         pass
     raise InputError(
-        f"A strategy should be written `name` or `name(option=value, ...)` with plain values. Found `{text}`. "
+        f"A method's strategy should be written `name` or `name(option=value, ...)` with plain values. Found `{text}`. "
         "Quote it in the shell, for example 'gaba(beta=0.9):huber(delta=5)'."
     )
 
