@@ -123,7 +123,7 @@ class MultiTaskMixin(_Base):
         own = self.data_collator
         # A collator from elsewhere may pack the labels itself, and needs the columns.
         if (own.__module__ if hasattr(own, "__name__") else type(own).__module__).split(".")[0] == "transformers":
-            self.data_collator = TaskCollator(criterion.tasks, own, missing=criterion.task_set.missing)
+            self.data_collator = TaskCollator(criterion.tasks, own, missing=criterion._tasks.missing)
         self.add_callback(_Steps(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -165,7 +165,7 @@ class MultiTaskMixin(_Base):
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         if self._evaluated is not None:
             self._evaluated.latest = outputs
-        if self.criterion.task_set.missing == "ignore" and all(label is None for label in labels.values()):
+        if self.criterion._tasks.missing == "ignore" and all(label is None for label in labels.values()):
             loss = self._loss_without_labels(outputs)
         else:
             loss = self.criterion(outputs, labels)
@@ -178,14 +178,14 @@ class MultiTaskMixin(_Base):
         if not torch.is_grad_enabled() and not self.criterion.replaying:
             return torch.zeros((), device=self.args.device)
         # Through the criterion: other ranks may wait for it.
-        return self.criterion(outputs, complete({}, outputs, self.criterion.task_set))
+        return self.criterion(outputs, complete({}, outputs, self.criterion._tasks))
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, Any, Any]:
         """Evaluate or predict a batch; the returned labels have every task, so that batches can be concatenated."""
         loss, predictions, labels = super().prediction_step(*args, **kwargs)
         if not isinstance(labels, Mapping) or self._evaluated is None or self._evaluated.latest is None:
             return loss, predictions, labels
-        completed = complete(labels, self._evaluated.latest, self.criterion.task_set)
+        completed = complete(labels, self._evaluated.latest, self.criterion._tasks)
         for task, label in completed.items():
             if label is None:
                 raise DataError(
@@ -269,9 +269,9 @@ def _check(trainer: Trainer, criterion: MultiTaskCriterion) -> None:
         raise OptionError(
             "The criterion does not know its tasks, which name the label columns. Use compose(..., tasks=[...])."
         )
-    if criterion.window.calls:
+    if criterion.pending:
         raise StateError(
-            f"The criterion has a pending window of {criterion.window.calls} calls. Call criterion.step() after the last "
+            f"The criterion has a pending window of {criterion.pending} calls. Call criterion.step() after the last "
             "optimizer step, before it is attached."
         )
     assert trainer.model is not None
@@ -362,8 +362,8 @@ class _TaskMeans:
         targets = {task: label[:counted] for task in tasks if (label := labels.get(task)) is not None}
         output_of = as_mapping("outputs", outputs, tasks)
         predictions = {task: prediction[:counted] for task in targets if (prediction := output_of[task]) is not None}
-        losses = self._criterion.task_set.losses(predictions, targets, None, None, None)
-        values = losses.values()
+        losses = self._criterion._tasks.losses(predictions, targets, None, None, None)
+        values = losses.values
         counts = [
             values.new_tensor(targets[task].numel() if task in targets else 0) if count is None else count.to(values)
             for task, count in zip(tasks, losses.counts, strict=True)

@@ -89,8 +89,8 @@ class MultiTaskCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue a window that a checkpoint left pending with the trainer's number."""
         for prefix, criterion in self._criteria.items():
-            if criterion.window.calls and self._composed[prefix] == 1 and pl_module.automatic_optimization:
-                criterion.window.accumulate = trainer.accumulate_grad_batches
+            if criterion.pending and self._composed[prefix] == 1 and pl_module.automatic_optimization:
+                criterion._window.accumulate = trainer.accumulate_grad_batches
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Follow the trainer's accumulation."""
@@ -108,7 +108,7 @@ class MultiTaskCallback(Callback):
             return
         self._stepped = True
         # Read only if a skipped step matters: it waits for the device.
-        matters = any(criterion.window.calls or criterion.outer.wants_after_step for criterion in self._criteria.values())
+        matters = any(criterion.pending or criterion.outer.wants_after_step for criterion in self._criteria.values())
         self._scale = loss_scale(trainer.scaler) if matters else 0.0
         if pl_module.automatic_optimization:
             for criterion in self._criteria.values():
@@ -174,7 +174,7 @@ class MultiTaskCallback(Callback):
         self._release()
         for prefix, criterion in self._criteria.items():
             # Even with a window pending: the run that it belongs to is over.
-            criterion.window.accumulate = self._composed[prefix]
+            criterion._window.accumulate = self._composed[prefix]
         self._criteria = {}
         self._replay = None
 

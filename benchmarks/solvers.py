@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mtl_axes import Signals, create
-from mtl_axes.solvers import min_norm, nash, nnls
+from mtl_axes.outer.solvers import min_norm, nash, nnls
 
 COUNTS = (2, 4, 8, 16, 64)
 WEIGHTINGS = ("mgda", "dualproj", "upgrad", "cagrad", "nash_mtl", "fairgrad")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mtl_axes._text import first_of
 from mtl_axes.errors import DataError
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Probe, Shared, SharedPart
@@ -11,11 +12,13 @@ from mtl_axes.signals import StepReport
 from mtl_axes.tasks import TaskSet
 from mtl_axes.window import Window
 
-__all__ = ["explain", "mean_cost", "often"]
+__all__ = ["explain", "mean_cost", "often", "warning_of_cost"]
 
 # Calls after which weights that hardly moved count as constant.
 _STEADY = 500
 _NAMES = 6
+# Times a plain step, above which a cheaper probe is worth a warning.
+_DEAR = 4.0
 
 
 def mean_cost(probe: Probe, tasks: int, every: int) -> float:
@@ -26,6 +29,22 @@ def mean_cost(probe: Probe, tasks: int, every: int) -> float:
 def often(every: int) -> str:
     """Return how often gradients are measured, in words."""
     return "in every window" if every == 1 else f"once in {every} windows"
+
+
+def warning_of_cost(outer: OuterWeighting, probe: Probe, tasks: int, every: int) -> str | None:
+    """Return a warning if measuring costs several times a plain step, with what a cheaper probe would cost; else None."""
+    cost = mean_cost(probe, tasks, every)
+    if cost <= _DEAR:
+        return None
+    spared = f"every=10 about {mean_cost(probe, tasks, 10 * every):.1f}"
+    if outer.needs == "norms":
+        spared = f'probe={{"name": "exact", "rotate": True}} costs about 1.7, {spared}, probe="representation" about 1.1'
+    else:
+        spared = f"With {spared}"
+    return (
+        f"{probe!r} measures {tasks} tasks {often(every)}, which costs about {cost:.1f} times a plain step where "
+        f"the shared part takes most of it. {spared}; see docs/cost.md."
+    )
 
 
 def explain(
@@ -112,17 +131,15 @@ def _unreached(part: SharedPart, model: nn.Module) -> list[str]:
     missed = [
         name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in part.reached
     ]
-    lines = [f"no task {len(missed)} trainable parameters are reached by no task: {_shortened(missed)}"] if missed else []
-    return lines + ([f"frozen  {len(frozen)} parameters: {_shortened(frozen)}"] if frozen else [])
+    lines = (
+        [f"no task {len(missed)} trainable parameters are reached by no task: {first_of(missed, _NAMES)}"] if missed else []
+    )
+    return lines + ([f"frozen  {len(frozen)} parameters: {first_of(frozen, _NAMES)}"] if frozen else [])
 
 
 def _listed(parameters: list[Tensor] | tuple[Tensor, ...], names: dict[Tensor, str]) -> str:
     known = [names[parameter] for parameter in parameters if parameter in names]
-    return f": {_shortened(known)}" if known else ""
-
-
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")
+    return f": {first_of(known, _NAMES)}" if known else ""
 
 
 def _constancy(outer: OuterWeighting, report: StepReport, steady: int) -> list[str]:
@@ -138,7 +155,7 @@ def _constancy(outer: OuterWeighting, report: StepReport, steady: int) -> list[s
 def _timing(outer: OuterWeighting, probe: Probe, window: Window) -> str:
     if outer.learnable:
         return "learned by your optimizer: add criterion.param_groups() to it"
-    if window.immediate(probe, outer.needs):
+    if window.immediate(outer, probe):
         return "of a step use that step's own statistics"
     return f"of a window come from the windows before it (accumulate={window.accumulate!r})"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mtl_axes.criterion import MultiTaskCriterion
 from mtl_axes.errors import DataError, OptionError
-from mtl_axes.records import Records
+from mtl_axes.telemetry.records import Records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +66,7 @@ class History(Records):
         inner = getattr(criterion, "_orig_mod", criterion)
         if not isinstance(inner, MultiTaskCriterion):
             raise OptionError(f"`criterion` should be what compose() returned. Found {type(criterion).__name__}.")
-        inner.record(self)
+        inner._record(self)
 
     def columns(self) -> dict[str, list[float | None]]:
         """Return the rows by column, all of one length; None where a value was not measured, or was not finite.
@@ -114,7 +114,7 @@ class History(Records):
         if not len(self):
             raise DataError("A history should have rows to be drawn. Found none. Call the criterion in training mode first.")
         try:
-            from mtl_axes.history_plot import draw
+            from mtl_axes.telemetry.history_plot import draw
         except ModuleNotFoundError as error:
             raise ImportError("History.plot() needs matplotlib: pip install 'mtl_axes[report]'.") from error
         figure = draw(self.tasks, self.columns())

@@ -14,17 +14,17 @@ This module imports neither axis: the built-in strategies are found by module na
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import pluggy
 from torch import nn
 
+from mtl_axes._text import did_you_mean
 from mtl_axes.errors import MtlAxesError, OptionError, PluginError, UnknownNameError
 from mtl_axes.options import constructor_options
 
@@ -41,7 +41,6 @@ __all__ = [
     "hookimpl",
     "lookup",
     "name_of",
-    "near_names",
     "register_inner",
     "register_outer",
     "register_weight",
@@ -202,8 +201,7 @@ class Registry:
             )
         if name in self._classes[axis]:
             return self._classes[axis][name]
-        near = near_names(str(name), self._classes[axis])
-        hint = f" Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+        hint = did_you_mean(str(name), self._classes[axis])
         for other, classes in self._classes.items():
             if other != axis and name in classes:
                 hint = f" {name!r} is a name of the {other} axis."
@@ -221,11 +219,6 @@ class Registry:
     def _check_axis(axis: object) -> None:
         if axis not in _HOOKS:
             raise OptionError(f'The axis should be "outer", "inner" or "weight". Found {axis!r}.')
-
-
-def near_names(name: str, names: Iterable[str]) -> list[str]:
-    """Return up to three names that may have been meant, also where a paper or another library writes UPGrad or DB-MTL."""
-    return difflib.get_close_matches(name.lower().replace("-", "_"), list(names), n=3)
 
 
 def _base(axis: str) -> type:
@@ -298,8 +291,7 @@ def create(axis: Axis, name: str, /, **options: Any) -> OuterWeighting | InnerSh
     takes_any = cls.__init__ is not nn.Module.__init__ and inspect.Parameter.VAR_KEYWORD in kinds  # type: ignore[misc]
     for option in options:
         if option not in known and not takes_any:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(option, known, most=1)
             raise OptionError(f"{name!r} takes the options {', '.join(known) or '(none)'}. Found {option!r}.{hint}")
     lost = [option for option, value in known.items() if value is inspect.Parameter.empty and option not in options]
     if lost:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtl_axes.errors import DataError
 
-__all__ = ["Kind", "Need", "Signals", "StepReport", "TaskInfo", "is_finite", "wide"]
+__all__ = ["Kind", "Need", "Signals", "StepReport", "TaskInfo", "active_tasks", "is_finite", "wide"]
 
 Kind = Literal["regression", "binary", "multiclass"]
 Need = Literal["losses", "norms", "gramian"]
@@ -28,6 +28,12 @@ def is_finite(values: Tensor) -> Tensor:
     """Return ``torch.isfinite(values)``, in two kernels instead of four."""
     zeros_or_nan = values - values
     return zeros_or_nan == zeros_or_nan
+
+
+def active_tasks(losses: Tensor, labelled: Tensor | None) -> Tensor:
+    """Return which tasks have a label and a finite loss, (K,) bool; ``labelled`` is None if all have a label."""
+    finite = is_finite(losses)
+    return finite if labelled is None else labelled & finite
 
 
 @dataclass(frozen=True)

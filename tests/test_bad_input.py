@@ -70,10 +70,8 @@ class NormsOnly(Probe):
         ({"every": True}, r"Option `every` should be an integer in \[1, inf\)\. Found every=True\."),
         ({"accumulate": 0}, r"Option `accumulate` should be an integer in \[1, inf\)\. Found accumulate=0\."),
         ({"accumulate": "auto"}, r"`accumulate` should be an integer >= 1 or \"manual\"\. Found accumulate='auto'\."),
-        ({"normalise": "x"}, r"Option `normalise` should be one of None, 'sum1', 'sumK'\. Found normalise='x'\."),
         ({"reduction": "sum"}, r"`reduction` should be one of 'mean', 'weighted_mean'\. Found reduction='sum'\."),
         ({"missing": "drop"}, r"Option `missing` should be one of 'error', 'ignore'\. Found missing='drop'\."),
-        ({"eval_weights": None}, r"should be one of 'reference', 'current'\. Found eval_weights=None\."),
         ({"sync": "all"}, r"Option `sync` should be 'norms', 'gradients' or None\. Found sync='all'\."),
         ({"shared": []}, r"Option `shared` should have parameters, frozen or not\. Found none\."),
         ({"shared": nn.ReLU()}, r"Option `shared` should have parameters, frozen or not\. Found none\."),
@@ -83,10 +81,6 @@ class NormsOnly(Probe):
         ({"probe": "nope"}, r"Option `probe` should be one of 'exact'.* or a Probe\. Found 'nope'\."),
         ({"probe": ["exact"]}, r"Option `probe` should be one of 'exact'.* or a Probe\. Found \['exact'\]\."),
         ({"outer": "uncertainty"}, r"Uncertainty\(variant='kendall'\) has learnable parameters.*Pass tasks=\[\.\.\.\]"),
-        (
-            {"outer": "uncertainty", "tasks": ["a", "b"], "normalise": "sum1"},
-            r"Uncertainty\(.*learns its weights together with a penalty\. Found normalise='sum1'; use None\.",
-        ),
         (
             {"outer": "dwa", "inner": Signed()},
             r"DWA takes ratios .*never negative\. Found Signed\(\), which can be\. Choose",
@@ -259,7 +253,7 @@ def without(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
 
 NAN = torch.tensor([1.0, torch.nan] * 4)
 
-# name -> (the bad call, its message); each is bad in a first call and, with debug=True, in any other.
+# name -> (the bad call, its message); each is bad in a first call and, with criterion.debug, in any other.
 BAD_CALLS: dict[str, tuple[Call, str]] = {
     "missing prediction": (
         with_outputs(without("health")),
@@ -515,7 +509,8 @@ def test_a_bad_first_call_fixes_nothing(case: str, training: bool) -> None:
 def test_a_bad_call_leaves_no_trace(case: str, accumulate: int) -> None:
     """A later call that fails says why, leaves the state as it was, and the next calls go on as if it had not happened."""
     call, message = {**BAD_CALLS, **LATER_CALLS}[case]
-    criterion, twin = built(debug=True, accumulate=accumulate), built(debug=True, accumulate=accumulate)
+    criterion, twin = built(accumulate=accumulate), built(accumulate=accumulate)
+    criterion.debug = twin.debug = True
     for seed in range(3):
         assert equal(good_call(criterion, KINDS, seed), good_call(twin, KINDS, seed))
     before = state_of(criterion)
@@ -530,7 +525,7 @@ def test_a_bad_call_leaves_no_trace(case: str, accumulate: int) -> None:
 
 
 def test_values_are_checked_in_every_call_only_with_debug() -> None:
-    """Without debug=True a NaN target in a later call is not looked for: the loss is NaN, and no state takes it up."""
+    """Without criterion.debug a NaN target in a later call is not looked for: the loss is NaN, and no state takes it up."""
     criterion = built()
     good_call(criterion, KINDS, 0)
     ema = criterion.outer.weights().clone()

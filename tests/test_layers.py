@@ -15,22 +15,22 @@ PACKAGE = Path(mtl_axes.__file__).parent
 ADAPTERS = Path(__file__).parents[1] / "adapters"
 
 # Which layers a layer may import at the top of a module, beside itself.
-BASE = {"errors", "options", "__about__"}
+BASE = {"errors", "options", "__about__", "_text"}
 STRATEGY = BASE | {"signals", "_state", "registry"}
 ALLOWED: dict[str, set[str]] = {
     "__about__": set(),
+    "_text": set(),
     "errors": set(),
     "options": {"errors"},
     "signals": {"errors"},
     "_state": {"errors", "signals"},
-    "registry": {"errors", "options"},
+    "registry": {"_text", "errors", "options"},
     "distributed": {"errors", "signals"},
-    "solvers": BASE | {"signals"},
     "logs": {"_state"},
     "uncompiled": set(),
     "describe": {"options", "errors", "registry"},
     "inner": STRATEGY,
-    "outer": STRATEGY | {"solvers"},
+    "outer": STRATEGY,
     "probes": STRATEGY | {"distributed"},
     "tasks": STRATEGY | {"distributed", "inner"},
     "window": STRATEGY | {"distributed", "logs", "outer", "probes"},

@@ -184,15 +184,15 @@ INTRODUCTION = """\
 # Reference
 
 Every built-in strategy, from the registry. `python docs/builder` writes this page and the linked ones, and a test compares
-them with the code. In a shell, `mtl-axes list` and `mtl-axes show NAME` print the same for everything installed, including
-plugins.
+them with the code. In a shell, `mtl-axes list` and `mtl-axes show NAME` print the names and docstrings of everything
+installed, including plugins.
 
 Which one? Start with `fixed` and tuned constants: they are the baseline to beat. If losses differ by orders of magnitude
 and only their sizes are wrong, a weighting that reads losses costs nothing (`uncertainty`, `scale_invariant`, `gls`). If
 the gradients on the shared parameters should have similar norms, take one that reads norms (`inverse_norm`, `gaba`,
 `gradnorm`). If tasks pull against each other, take one that reads the Gramian (`upgrad`, `nash_mtl`, `cagrad`), and look at
 `criterion.report.cosines` first: without negative cosines there is no conflict to resolve. Any of them can be smoothed,
-floored, clipped, and warmed up by the stages `ema`, `floor`, `clip`, `warmup`.
+floored, clipped, and warmed up by the stages `ema`, `floor`, `clip`, `warmup`, and rescaled to the sum 1 or K by `rescaled`.
 
 Not included, because they are not a weight per task from losses, a Gramian and a small state: GradDrop, TrimmedMean,
 AdaTask and ExcessMTL (element by element), MoCo and DB-MTL with beta > 0 (an average of all K gradients), MoDo and

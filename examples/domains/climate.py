@@ -145,6 +145,7 @@ def trivial(seed: int) -> dict[str, float]:
 
 if __name__ == "__main__":
     title = "Climate: do log losses, or a ramp towards extremes, help to downscale temperature, rain and wind?"
-    cells = {"outer": {"equal": "fixed", "log": "scale_invariant"}, "inner": {"plain": PLAIN, "ramp": {**PLAIN, **EXTREMES}}}
-    options = {"metrics": METRICS, "compose": {"normalise": "sum1"}, "naive": "bilinear interpolation"}
+    log = {"name": "rescaled", "base": "scale_invariant", "total": "1"}
+    cells = {"outer": {"equal": "fixed", "log": log}, "inner": {"plain": PLAIN, "ramp": {**PLAIN, **EXTREMES}}}
+    options = {"metrics": METRICS, "naive": "bilinear interpolation"}
     common.main(title, train, trivial, **cells, **options, steps=200, quick_steps=30)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from mtl_axes._text import did_you_mean
 from mtl_axes.advise.facts import Advice, Candidate, Cost
 from mtl_axes.advise.measuring import Observation, observe
 from mtl_axes.advise.rules import findings, gaba_end, unknowns
@@ -20,7 +21,7 @@ from mtl_axes.criterion import MultiTaskCriterion
 from mtl_axes.errors import MtlAxesError, OptionError, UnknownNameError
 from mtl_axes.options import check_number
 from mtl_axes.outer import GABA
-from mtl_axes.registry import near_names, resolve
+from mtl_axes.registry import resolve
 
 __all__ = ["CANDIDATES", "advise"]
 
@@ -87,8 +88,7 @@ def advise(
     with untouched(batches) as guard:
         found = observe(trial, guard, batches, steps, begin + _MEASURED * seconds)
         if primary is not None and primary not in found.tasks:
-            near = near_names(primary, found.tasks)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(primary, found.tasks)
             raise UnknownNameError(f"`primary` should be one of the tasks {list(found.tasks)}. Found {primary!r}.{hint}")
         chosen = _with_own(criterion, chosen)
         weighed = _weighed(trial, found, chosen, begin + _WEIGHED * seconds)
@@ -99,7 +99,7 @@ def advise(
     spec, gaba = _gaba(chosen, len(found.tasks))
     ratio = found.ratio(gaba.floor)
     end = gaba_end(spec, gaba, ratio, norms) if ratio is not None else None
-    losses = found.task_losses(trial.criterion.task_set)
+    losses = found.task_losses(trial.criterion._tasks)
     by_label = {cost.label: cost for cost in costs}
     plain = by_label.pop(PLAIN, None)
     if plain is not None:
@@ -167,7 +167,7 @@ def _shortest(own: dict[str, Any]) -> str | dict[str, Any]:
 def _weighed(
     trial: Trial, found: Observation, chosen: list[str | Mapping[str, Any]], deadline: float
 ) -> tuple[Candidate, ...]:
-    infos, norms = trial.criterion.task_set.infos(), found.norms()
+    infos, norms = trial.criterion._tasks.infos(), found.norms()
     weighed = []
     for number, outer in enumerate(chosen):
         now = time.perf_counter()

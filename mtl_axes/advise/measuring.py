@@ -166,14 +166,14 @@ def observe(trial: Trial, guard: Guard, batches: Iterable[object], limit: int, d
 
 def _add(found: Observation, trial: Trial, call: Call, losses: TaskLosses) -> None:
     """Add the losses of a batch, and what its targets tell of their units."""
-    tasks = trial.criterion.task_set
+    tasks = trial.criterion._tasks
     if not found.tasks:
         found.tasks = tasks.names
         found.absent, found.not_finite = [0] * len(tasks.names), [0] * len(tasks.names)
         found.device = next(loss.device for loss in losses.losses if loss is not None)
-    labelled = losses.labelled()
+    labelled = losses.labelled
     here = [True] * len(found.tasks) if labelled is None else labelled.tolist()
-    values = losses.values().double().cpu()
+    values = losses.values.double().cpu()
     for index, name in enumerate(found.tasks):
         found.absent[index] += not here[index]
         found.not_finite[index] += here[index] and not math.isfinite(values[index])
@@ -215,7 +215,7 @@ def _exponent(shape: InnerShape, prediction: Tensor, target: Tensor, valid: Tens
 
 def _finite(losses: TaskLosses) -> tuple[Tensor | None, ...]:
     """Return the losses with None for a task without a label, or whose loss is not finite."""
-    labelled = losses.labelled()
+    labelled = losses.labelled
     here = [True] * len(losses.losses) if labelled is None else labelled.tolist()
     return tuple(
         loss if loss is not None and flag and bool(torch.isfinite(loss.detach())) else None

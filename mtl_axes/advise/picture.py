@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mtl_axes._text import shorten, without_math
 from mtl_axes.advise.facts import Advice, signed, sized
 from mtl_axes.errors import MtlAxesError
 
@@ -41,7 +42,7 @@ def drawn(advice: Advice, path: str | Path | None) -> Figure:
     _cosines(cosines, advice, above)
     _shares(shares, advice)
     _costs(costs, advice)
-    says = _plain(f"{advice.recommendation.rule}: {advice.recommendation.says}")
+    says = without_math(f"{advice.recommendation.rule}: {advice.recommendation.says}")
     figure.suptitle("\n".join(textwrap.wrap(says, 120, max_lines=3, placeholder=" ...")), fontsize=10, ha="left", x=0.01)
     if path is not None:
         figure.savefig(path, dpi=150)
@@ -167,10 +168,4 @@ def _any(axes: Axes, there: object, otherwise: str) -> bool:
 
 
 def _short(text: str, length: int = 16) -> str:
-    half = (length - 3) // 2
-    return _plain(text if len(text) <= length else f"{text[: length - 3 - half]}...{text[-half:]}")
-
-
-def _plain(text: str) -> str:
-    """Return a text in which no dollar begins a formula."""
-    return text.replace("$", r"\$")
+    return without_math(shorten(text, length))

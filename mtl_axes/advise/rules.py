@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mtl_axes._text import join
 from mtl_axes.advise.facts import Cosine, Finding, Norm, Ratio, Rule, TaskLoss, signed, sized
 from mtl_axes.outer import GABA
 from mtl_axes.signals import Signals
@@ -66,7 +67,7 @@ def _broken(losses: Sequence[TaskLoss], norms: Sequence[Norm]) -> list[Finding]:
         found.append(
             Finding(
                 "loss not finite",
-                f"Mend the loss of {_listed([loss.task for loss in broken])} first: a weight cannot.",
+                f"Mend the loss of {join([loss.task for loss in broken])} first: a weight cannot.",
                 "; ".join(
                     f"loss or gradient of {loss.task} NaN or infinite in {loss.not_finite} of {len(loss.values)} batches"
                     for loss in broken
@@ -81,8 +82,8 @@ def _broken(losses: Sequence[TaskLoss], norms: Sequence[Norm]) -> list[Finding]:
         found.append(
             Finding(
                 "no gradient",
-                f"Look at the model: {_listed(still)} cannot train what the tasks share, whatever the weight.",
-                f"its gradient on the shared parameters was 0 in every batch: {_listed(still)}. A dead ReLU, a detached "
+                f"Look at the model: {join(still)} cannot train what the tasks share, whatever the weight.",
+                f"its gradient on the shared parameters was 0 in every batch: {join(still)}. A dead ReLU, a detached "
                 "input, a loss beyond its clip, or nothing in common with the others",
                 "arithmetic: a weight times 0",
                 "strong for these batches",
@@ -288,7 +289,7 @@ def _inner(losses: Sequence[TaskLoss]) -> list[Finding]:
     return [
         Finding(
             "inner axis",
-            f"If an error of {_listed(numbers)} costs more on one side, or where targets are rare, that is for the inner "
+            f"If an error of {join(numbers)} costs more on one side, or where targets are rare, that is for the inner "
             "axis: asymmetric, quantile, failure_biased. No weight per task does it.",
             "what errors cost is not in the gradients; only you know",
             f"{_BOOK}, chapter 23, section 4",
@@ -333,7 +334,3 @@ def _ratio(ratio: Ratio) -> str:
 def _cosine(cosine: Cosine) -> str:
     sd = "" if cosine.sd is None else f" (sd {cosine.sd:.2f})"
     return f"cosine {cosine.first}, {cosine.second} {signed(cosine.mean or 0.0)}{sd}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from mtl_axes._text import fill, plural, shorten, table
 from mtl_axes.advise.facts import Advice, Candidate, Cost, Finding, Ratio, TaskLoss, signed, sized
 
 __all__ = ["told"]
 
-_WIDTH = 100
 # With more tasks, weights and shares of all of them would not fit beside each other.
 _BESIDE = 3
 
@@ -24,7 +24,7 @@ def told(advice: Advice) -> str:
         _section("Gradients on the shared part", _gradients(advice)),
         _section("Were losses and gradients to stay as they are", _candidates(advice)),
         _section("A step here (forward, criterion, backward), over that of the plain weighted sum", _costs(advice)),
-        _section("What this does not know", "\n".join(_wrapped(text, "- ", "  ") for text in advice.unknown)),
+        _section("What this does not know", "\n".join(fill(text, "- ", "  ") for text in advice.unknown)),
         _section("To settle it", textwrap.indent(advice.code, "  ")),
     ]
     return "\n\n".join(block for block in blocks if block)
@@ -33,9 +33,8 @@ def told(advice: Advice) -> str:
 def _head(advice: Advice) -> str:
     shared = "" if advice.shared is None else f", {advice.shared:,} shared parameter entries"
     primary = "" if advice.primary is None else f", the one that matters is {advice.primary}"
-    count = f"{len(advice.tasks)} task{'s' if len(advice.tasks) > 1 else ''}"
-    batches = f"{advice.batches} batch{'es' if advice.batches > 1 else ''}"
-    return _wrapped(
+    count, batches = plural(len(advice.tasks), "task"), plural(advice.batches, "batch", "es")
+    return fill(
         f"Advice on {count} ({', '.join(advice.tasks)}{primary}) from {batches}{shared}, in {advice.seconds:.1f} s", "", "  "
     )
 
@@ -43,10 +42,10 @@ def _head(advice: Advice) -> str:
 def _finding(head: str, finding: Finding) -> str:
     return "\n".join(
         [
-            _wrapped(f"{head} [{finding.rule}]: {finding.says}", "", "  "),
-            _wrapped(f"because   {finding.because}", "  ", " " * 12),
-            _wrapped(f"source    {finding.source}", "  ", " " * 12),
-            _wrapped(f"evidence  {finding.evidence}", "  ", " " * 12),
+            fill(f"{head} [{finding.rule}]: {finding.says}", "", "  "),
+            fill(f"because   {finding.because}", "  ", " " * 12),
+            fill(f"source    {finding.source}", "  ", " " * 12),
+            fill(f"evidence  {finding.evidence}", "  ", " " * 12),
         ]
     )
 
@@ -57,9 +56,9 @@ def _losses(advice: Advice) -> str:
         spread = "" if loss.target_range is None else f"{loss.target_range[0]:.4g} to {loss.target_range[1]:.4g}"
         rows.append(
             [
-                _short(loss.task, 20),
+                shorten(loss.task, 20),
                 loss.kind or ("no label seen" if loss.unlabelled else "computed elsewhere"),
-                _short(loss.shape or "", 28),
+                shorten(loss.shape or "", 28),
                 sized(loss.mean),
                 sized(loss.sd),
                 spread,
@@ -68,7 +67,7 @@ def _losses(advice: Advice) -> str:
                 str(loss.not_finite) if loss.not_finite else "",
             ]
         )
-    return _table(rows, left=(0, 1, 2, 5))
+    return table(rows, indent="  ", left=(0, 1, 2, 5))
 
 
 def _units(loss: TaskLoss) -> str:
@@ -85,26 +84,26 @@ def _gradients(advice: Advice) -> str:
         noise = norm.signal_to_noise
         rows.append(
             [
-                _short(norm.task, 30),
+                shorten(norm.task, 30),
                 sized(norm.mean),
                 sized(norm.sd),
                 "" if noise is None else f"{noise:.1f}",
                 f"{known}{zeros}",
             ]
         )
-    lines = [_table(rows, left=(0,))]
+    lines = [table(rows, indent="  ", left=(0,))]
     ratio = advice.ratio
     if ratio is not None:
         spread = f" ({sized(ratio.low)} to {sized(ratio.high)} over the batches)" if len(ratio.values) > 1 else ""
         told = f"ratio  {ratio.largest} / {ratio.smallest}: {sized(ratio.median)}{spread}"
-        lines.append(_wrapped(told + _over(ratio), "  ", " " * 9))
+        lines.append(fill(told + _over(ratio), "  ", " " * 9))
     pairs = [cosine for cosine in advice.cosines if cosine.mean is not None]
     # Of many pairs, those that conflict most.
     pairs.sort(key=lambda cosine: cosine.mean or 0.0)
     for cosine in pairs[:6]:
         sd = "" if cosine.sd is None else f" (sd {cosine.sd:.2f})"
         lines.append(
-            _wrapped(
+            fill(
                 f"cosine {cosine.first}, {cosine.second}: {signed(cosine.mean or 0.0)}{sd}, negative in "
                 f"{cosine.conflicts or 0:.0%} of the batches",
                 "  ",
@@ -147,12 +146,12 @@ def _candidates(advice: Advice) -> str:
     for one in advice.candidates:
         weights = " / ".join(_weight(one.weights[task]) for task in shown) if one.weights else "-"
         shares = " / ".join(f"{one.shares[task]:.1%}" for task in shown) if set(shown) <= set(one.shares) else "-"
-        rows.append([_short(one.label, 20), one.reads or "-", weights, shares, _settles(one)])
+        rows.append([shorten(one.label, 20), one.reads or "-", weights, shares, _settles(one)])
         note = f"at the floor: {', '.join(one.at_floor)}" if one.at_floor else one.note
         if note:
             notes.setdefault(note, []).append(one.label)
-    lines = [_wrapped(f"of {' / '.join(shown)}", "  ", "    "), _table(rows, left=(0, 1, 2, 3))]
-    lines += [_wrapped(f"{', '.join(labels)}: {note}", "  ", "    ") for note, labels in notes.items()]
+    lines = [fill(f"of {' / '.join(shown)}", "  ", "    "), table(rows, indent="  ", left=(0, 1, 2, 3))]
+    lines += [fill(f"{', '.join(labels)}: {note}", "  ", "    ") for note, labels in notes.items()]
     return "\n".join(lines)
 
 
@@ -170,11 +169,11 @@ def _costs(advice: Advice) -> str:
         if cost.problem is not None:
             continue
         if cost.ratio is None or cost.seconds is None:
-            rows.append([_short(cost.label, 44), "no time", "", ""])
+            rows.append([shorten(cost.label, 44), "no time", "", ""])
         else:
-            rows.append([_short(cost.label, 44), f"{cost.ratio:.2f}", f"{1e3 * cost.seconds:.3g}", str(cost.rounds)])
+            rows.append([shorten(cost.label, 44), f"{cost.ratio:.2f}", f"{1e3 * cost.seconds:.3g}", str(cost.rounds)])
     problems = _problems(advice.costs)
-    return _table(rows, left=(0,)) + ("\n" + problems if problems else "")
+    return table(rows, indent="  ", left=(0,)) + ("\n" + problems if problems else "")
 
 
 def _problems(costs: Sequence[Cost]) -> str:
@@ -182,34 +181,11 @@ def _problems(costs: Sequence[Cost]) -> str:
     for cost in costs:
         if cost.problem is not None:
             reasons.setdefault(cost.problem, []).append(cost.label)
-    return "\n".join(_wrapped(f"{', '.join(labels)}: not here. {why}", "  ", "    ") for why, labels in reasons.items())
+    return "\n".join(fill(f"{', '.join(labels)}: not here. {why}", "  ", "    ") for why, labels in reasons.items())
 
 
 def _section(head: str, body: str) -> str:
     return f"{head}\n{body}" if body else ""
-
-
-def _table(rows: list[list[str]], *, left: tuple[int, ...]) -> str:
-    """Return rows as aligned columns; one that is empty but for its head is left out."""
-    columns = [index for index in range(len(rows[0])) if any(row[index] for row in rows[1:])]
-    widths = {index: max(len(row[index]) for row in rows) for index in columns}
-    return "\n".join(
-        "  "
-        + "  ".join(
-            f"{row[index]:<{widths[index]}}" if index in left else f"{row[index]:>{widths[index]}}" for index in columns
-        ).rstrip()
-        for row in rows
-    )
-
-
-def _wrapped(text: str, first: str, later: str) -> str:
-    return textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=later, break_on_hyphens=False)
-
-
-def _short(text: str, length: int) -> str:
-    # Names of tasks often differ in their ends.
-    half = (length - 3) // 2
-    return text if len(text) <= length else f"{text[: length - 3 - half]}...{text[-half:]}"
 
 
 def _weight(value: float) -> str:

@@ -53,7 +53,7 @@ class Method:
         criterion = self.criterion
         assert criterion is not None
         if self.held:
-            criterion.window.step = _LATE + 1
+            criterion._window.step = _LATE + 1
         clock = time.thread_time if device.type == "cpu" else time.perf_counter
         _wait(device)
         begin = clock()
@@ -110,7 +110,7 @@ def _criterion(trial: Trial, found: Observation, outer: Any, **options: Any) -> 
         **options,
     )
     criterion.to(found.device)
-    criterion.window.step = _LATE
+    criterion._window.step = _LATE
     return criterion
 
 

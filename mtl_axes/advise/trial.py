@@ -119,7 +119,7 @@ class Trial:
 
     def losses(self, call: Call) -> TaskLosses:
         """Return the task losses of a call, each with its graph."""
-        tasks = self.criterion.task_set
+        tasks = self.criterion._tasks
         if call.losses is not None:
             try:
                 return tasks.scalars(call.losses)

@@ -32,6 +32,7 @@ from mtl_axes.outer.mgda import MGDA
 from mtl_axes.outer.nash_mtl import NashMTL
 from mtl_axes.outer.pcgrad import PCGrad
 from mtl_axes.outer.relobralo import ReLoBRaLo
+from mtl_axes.outer.rescaled import Rescaled
 from mtl_axes.outer.rlw import RLW
 from mtl_axes.outer.scale_invariant import ScaleInvariant
 from mtl_axes.outer.slaw import SLAW
@@ -77,6 +78,7 @@ __all__ = [
     "OuterWeighting",
     "PCGrad",
     "ReLoBRaLo",
+    "Rescaled",
     "ScaleInvariant",
     "SoftAdapt",
     "Stage",
@@ -117,6 +119,7 @@ def mtl_axes_outer_weightings() -> Mapping[str, type[OuterWeighting]]:
         "nash_mtl": NashMTL,
         "pcgrad": PCGrad,
         "relobralo": ReLoBRaLo,
+        "rescaled": Rescaled,
         "rlw": RLW,
         "scale_invariant": ScaleInvariant,
         "slaw": SLAW,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtl_axes.options import check_number
 from mtl_axes.outer.gramian import GramianWeighting, Problem
-from mtl_axes.solvers import min_norm, nnls
+from mtl_axes.outer.solvers import min_norm, nnls
 
 __all__ = ["CAGrad"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtl_axes.outer.gramian import GramianWeighting, Problem
-from mtl_axes.solvers import nnls
+from mtl_axes.outer.solvers import nnls
 
 __all__ = ["DualProj"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtl_axes.options import check_number
 from mtl_axes.outer.gramian import GramianWeighting, Problem
-from mtl_axes.solvers import nash
+from mtl_axes.outer.solvers import nash
 
 __all__ = ["FairGrad"]
 

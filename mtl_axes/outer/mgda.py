@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from mtl_axes.outer.gramian import GramianWeighting, Problem
-from mtl_axes.solvers import min_norm
+from mtl_axes.outer.solvers import min_norm
 
 __all__ = ["MGDA"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtl_axes.options import check_number
 from mtl_axes.outer.gramian import GramianWeighting, Problem
-from mtl_axes.solvers import nash
+from mtl_axes.outer.solvers import nash
 
 __all__ = ["NashMTL"]
 
@@ -28,7 +28,7 @@ class NashMTL(GramianWeighting):
     active, K is k. The authors also reuse weights for several steps: ``compose(..., every=n)``.
 
     Opposed gradients, or any whose non-negative combination is 0, have no solution; x would be infinite. It ends at
-    x_i g_i = 1e5 at most times sqrt(K) (see :func:`mtl_axes.solvers.nash`): for K = 2, where the cosine is below
+    x_i g_i = 1e5 at most times sqrt(K) (see :func:`mtl_axes.outer.solvers.nash`): for K = 2, where the cosine is below
     -1 + 1e-10. Long before, weights of 1 / sqrt(1 + cos) multiply the heads' gradients, too.
 
     Args:

@@ -151,7 +151,7 @@ def test_the_loop_equals_one_by_hand(outer: str, steps: int, probe: str) -> None
     found, expected = run.state(), by_hand(outer, 3, steps, probe=probe)
     for part in expected:
         assert equal(found[part], expected[part]), part
-    assert run.criterion.window.step == 3 * (7 if steps == 1 else 3)
+    assert run.criterion._window.step == 3 * (7 if steps == 1 else 3)
     assert len({tuple(weights) for weights in run.weights}) > 1, "the weights should move"
 
 
@@ -160,7 +160,7 @@ def test_windows_may_span_epochs() -> None:
     plugin = GradientAccumulationPlugin(num_steps=3, sync_with_dataloader=False)
     run = Run("gaba", accelerator={"gradient_accumulation_plugin": plugin})
     run.epochs(2)
-    assert (run.criterion.window.step, run.criterion.window.calls) == (4, 2)
+    assert (run.criterion._window.step, run.criterion._window.calls) == (4, 2)
     assert equal(run.state()["criterion"], by_hand("gaba", 2, 3, over_epochs=True)["criterion"])
 
 
@@ -188,11 +188,11 @@ def test_a_skipped_step_drops_its_window(steps: int, probe: str) -> None:
         run.batch(*batch)
     assert run.accelerator.optimizer_step_was_skipped
     pending = steps > 1 or probe == "lagged"
-    assert (run.criterion.window.step, run.criterion.window.calls) == (0 if pending else 1, 0)
+    assert (run.criterion._window.step, run.criterion._window.calls) == (0 if pending else 1, 0)
     for batch in batches[steps : 3 * steps]:
         run.batch(*batch)
     assert not run.accelerator.optimizer_step_was_skipped
-    assert run.criterion.window.step == (2 if pending else 3)
+    assert run.criterion._window.step == (2 if pending else 3)
 
     other = Run("gaba", probe=probe, scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10), accelerator=fp16)
     for batch in batches[steps : 3 * steps]:
@@ -279,7 +279,7 @@ def test_a_scheduler_may_be_built_on_the_prepared_optimizer() -> None:
     run = Run("gaba", accelerator={"gradient_accumulation_steps": 2})
     run.scheduler = torch.optim.lr_scheduler.ExponentialLR(run.optimizer, 0.9)
     run.epochs(1)
-    assert run.criterion.window.step == 4
+    assert run.criterion._window.step == 4
 
 
 def parts(outer: str, **options: Any) -> tuple[Accelerator, MultiTaskCriterion, torch.optim.Optimizer]:
@@ -293,7 +293,7 @@ def test_several_calls_per_batch_are_composed_as_manual() -> None:
     run = Run("gaba", accumulate="manual", accelerator={"gradient_accumulation_steps": 2})
     run.epochs(1)
     assert run.criterion.accumulate == "manual"
-    assert (run.criterion.window.step, run.criterion.window.calls) == (4, 0)
+    assert (run.criterion._window.step, run.criterion._window.calls) == (4, 0)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 2), (1, 4), (4, 1)])
@@ -303,13 +303,13 @@ def test_a_changed_number_of_steps_is_followed(before: int, after: int, probe: s
     run = Run("gaba", data=dataset(8), probe=probe, accelerator={"gradient_accumulation_steps": before})
     run.accelerator.gradient_accumulation_steps = after
     run.epochs(1)
-    assert (run.criterion.window.step, run.criterion.window.calls) == (8 // after, 0)
+    assert (run.criterion._window.step, run.criterion._window.calls) == (8 // after, 0)
     expected = Run("gaba", data=dataset(8), probe=probe, accelerator={"gradient_accumulation_steps": after})
     expected.epochs(1)
     assert run.weights == expected.weights
     expected.accelerator.gradient_accumulation_steps = before
     expected.epochs(1)
-    assert (expected.criterion.window.step, expected.criterion.window.calls) == (8 // after + 8 // before, 0)
+    assert (expected.criterion._window.step, expected.criterion._window.calls) == (8 // after + 8 // before, 0)
 
 
 def test_a_second_call_is_refused() -> None:
@@ -443,4 +443,4 @@ def test_one_rank_takes_over_from_two(ranks: tuple[Path, list[dict[str, Any]]], 
     run.accelerator.load_state(folder / f"{outer}-exact-False")
     assert equal(snapshot(run.criterion), first[f"{outer} exact False"]["saved"]["criterion"])
     run.epochs(1)
-    assert run.criterion.window.step == 3 + 4
+    assert run.criterion._window.step == 3 + 4

@@ -250,7 +250,7 @@ def test_the_huggingface_trainer_runs_the_batches_again(size: int, dropout: floa
     assert equal(model.state_dict(), expected.state_dict())
     assert equal(snapshot(criterion.outer), snapshot(its.outer))
     assert (criterion.outer.updates == EPOCHS * len(windows(size))).all()
-    assert criterion.window.calls == 0 and not criterion.replaying
+    assert criterion._window.calls == 0 and not criterion.replaying
 
 
 def test_a_huggingface_batch_without_any_label_takes_part(tmp_path: Path) -> None:

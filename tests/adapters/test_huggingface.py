@@ -113,7 +113,7 @@ def test_accumulating_micro_batches_gives_the_gradient_of_the_batch(outer: str, 
         )
         attach(trainer, criterion).train()
         seen[accumulate] = recorder.gradients
-        assert criterion.window.step == 3
+        assert criterion._window.step == 3
     assert len(seen[1]) == len(seen[2]) == 3
     for whole, parts in zip(seen[1], seen[2], strict=True):
         for one, other in zip(whole, parts, strict=True):
@@ -168,7 +168,7 @@ def test_the_trainer_equals_the_loop_written_by_hand(outer: str, probe: str, acc
     assert equal(model.state_dict(), expected.state_dict())
     assert same(snapshot(criterion), snapshot(its))
     assert all(parameter.grad is None for parameter in criterion.parameters())
-    assert criterion.window.calls == 0
+    assert criterion._window.calls == 0
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
@@ -183,7 +183,7 @@ def test_a_step_that_the_scaler_skips_drops_its_window(probe: str, optim: str, t
     trainer.accelerator.scaler = GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-120)
     trainer.train()
     assert trainer.state.global_step == 3
-    assert criterion.window.step == 2
+    assert criterion._window.step == 2
     assert all(parameter.grad is None for parameter in criterion.parameters())
     assert all(math.isfinite(value) for value in criterion.outer.weights().tolist())
     assert all(torch.isfinite(gradient).all() for gradient in recorder.gradients[-1])
@@ -204,11 +204,11 @@ def test_the_criterion_is_given_back_as_it_was_composed(interrupted: bool, tmp_p
     first = attach(trainer_of(tmp_path, bert(), texts(), cls=Interrupted, gradient_accumulation_steps=2), criterion)
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
         first.train()
-    assert (criterion.accumulate, criterion.window.calls) == (1, 0)
-    done = criterion.window.step
+    assert (criterion.accumulate, criterion._window.calls) == (1, 0)
+    done = criterion._window.step
     second = attach(trainer_of(tmp_path, bert(), texts(), gradient_accumulation_steps=3), criterion)
     second.train()
-    assert criterion.window.step == done + 2
+    assert criterion._window.step == done + 2
     assert criterion.accumulate == 1
 
 
@@ -444,7 +444,7 @@ def test_a_batch_without_any_label_weighs_nothing(tmp_path: Path) -> None:
     recorder = Recorder(model)
     trainer.add_callback(recorder)
     trainer.train()
-    assert len(recorder.gradients) == 2 == criterion.window.step
+    assert len(recorder.gradients) == 2 == criterion._window.step
     assert any(gradient.any() for gradient in recorder.gradients[0])
     assert not any(gradient.any() for gradient in recorder.gradients[1])
 
@@ -525,7 +525,7 @@ def test_the_criterion_lies_beside_the_model(tmp_path: Path) -> None:
     fresh.load_state_dict(saved)
     assert same(snapshot(fresh), snapshot(trainer.criterion))
     early = torch.load(tmp_path / "checkpoint-4" / FILE_NAME, weights_only=True)
-    assert early["window._extra_state"]["step"] == 4
+    assert early["_window._extra_state"]["step"] == 4
 
     (tmp_path / "checkpoint-4" / FILE_NAME).unlink()
     again = attach(trainer_of(tmp_path, bert(), texts()), composed())
@@ -552,7 +552,7 @@ def test_the_best_model_comes_back_without_its_criterion(tmp_path: Path) -> None
     losses = [row["eval_loss_score"] for row in trainer.state.log_history if "eval_loss_score" in row]
     assert trainer.evaluate()["eval_loss_score"] == pytest.approx(min(losses), rel=1e-6)
     assert trainer.state.best_metric == min(losses)
-    assert trainer.criterion.window.step == len(losses) == 6
+    assert trainer.criterion._window.step == len(losses) == 6
 
 
 # Labels and columns

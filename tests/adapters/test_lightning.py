@@ -214,7 +214,7 @@ def test_a_closure_that_is_evaluated_again_is_recorded_once(probe: str) -> None:
     fit(module, trainer_for(max_epochs=1))
     evaluations = len(module.weights) // len(BATCHES)
     assert evaluations > 1
-    assert module.criterion.window.step == len(BATCHES)
+    assert module.criterion._window.step == len(BATCHES)
     distinct = {tuple(weights.tolist()) for weights in module.weights}
     assert len(distinct) == len(BATCHES)
 
@@ -251,7 +251,7 @@ def test_a_step_that_the_scaler_skips_drops_its_window(probe: str, accumulate: i
     )
     fit(module, trainer)
     assert scaler.get_scale() == 512.0
-    assert module.criterion.window.step == windows
+    assert module.criterion._window.step == windows
     assert all(bool(value.isfinite().all()) for value in module.state_dict().values() if isinstance(value, Tensor))
 
 
@@ -309,7 +309,7 @@ def test_a_pending_window_is_saved(tmp_path: Path, probe: str) -> None:
 
     through = run(Save(tmp_path / "saved.ckpt", 5))
     saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)["state_dict"]
-    assert saved["criterion.window._extra_state"] == {"step": 1, "calls": 2, "answered": 0}
+    assert saved["criterion._window._extra_state"] == {"step": 1, "calls": 2, "answered": 0}
     again = run(ckpt_path=tmp_path / "saved.ckpt", weights_only=True)
     assert same(snapshot(through), snapshot(again))
 
@@ -352,7 +352,7 @@ def test_several_criteria_are_kept_apart() -> None:
     module = Twice()
     metrics = fit(module, trainer_for(accumulate_grad_batches=2)).callback_metrics
     assert {"criterion/loss/rul", "criterion/norm/rul", "aux/loss/rul", "aux/weight/health"} <= set(metrics)
-    assert module.aux.window.step == module.criterion.window.step == 8
+    assert module.aux.window.step == module.criterion._window.step == 8
 
 
 def test_a_criterion_is_given_back_as_it_was_composed() -> None:
@@ -366,14 +366,14 @@ def test_a_criterion_is_given_back_as_it_was_composed() -> None:
     fit(module, trainer_for(accumulate_grad_batches=2))
     assert module.criterion.accumulate == 1
     fit(module, trainer_for(accumulate_grad_batches=3))  # a second run may do otherwise
-    assert module.criterion.window.step == 8 + 6
+    assert module.criterion._window.step == 8 + 6
     failing = Failing()
     with pytest.raises(RuntimeError, match="interrupted"):
         fit(failing, trainer_for(accumulate_grad_batches=2))
     assert failing.criterion.accumulate == 1
-    before = failing.criterion.window.step
+    before = failing.criterion._window.step
     failing.criterion.train()(failing.net(BATCHES[0][0]), BATCHES[0][1])
-    assert failing.criterion.window.step == before + 2, "the pending window and the call's own"
+    assert failing.criterion._window.step == before + 2, "the pending window and the call's own"
 
 
 def test_a_skipped_rest_of_an_epoch_ends_it() -> None:
@@ -386,7 +386,7 @@ def test_a_skipped_rest_of_an_epoch_ends_it() -> None:
     module = Short(criterion_for("dwa"))
     fit(module, trainer_for(accumulate_grad_batches=2), torch.utils.data.DataLoader(BATCHES, batch_size=None))
     assert module.criterion.outer.means.tolist() == [2, 2]
-    assert module.criterion.window.step == 4 and module.criterion.window.calls == 0
+    assert module.criterion._window.step == 4 and module.criterion._window.calls == 0
 
 
 def test_a_module_without_a_criterion_is_refused() -> None:
@@ -411,7 +411,7 @@ def test_a_contradicting_number_of_calls_is_refused() -> None:
     for accumulate in (2, "manual"):
         module = Net(criterion_for("gaba", accumulate=accumulate))
         fit(module, trainer_for(accumulate_grad_batches=2, max_epochs=1))
-        assert module.criterion.window.step == 4
+        assert module.criterion._window.step == 4
         assert module.criterion.accumulate == accumulate
 
 
@@ -423,7 +423,7 @@ def test_a_change_in_mid_window_is_refused() -> None:
             if batch_idx == 1:
                 trainer.accumulate_grad_batches = 3
 
-    with pytest.raises(StateError, match=r"should change between two windows\. Found 1 calls pending"):
+    with pytest.raises(StateError, match=r"cannot change within a window: 1 calls are pending"):
         fit(Net(), trainer_for(Change(), accumulate_grad_batches=2))
 
 
@@ -503,7 +503,7 @@ def test_fabric_with_autocast_needs_the_lagged_probe(probe: str, precision: str,
     criterion = compose({"name": "gaba", "warmup": warmup}, "failure_biased", probe=probe)
     with pytest.raises(GraphError, match=r"admits fabric\.backward\(loss\) only\. Use probe=\"lagged\""):
         fabric_run(fabric_for(precision), criterion)
-    assert criterion.window.step == 0 and criterion.tasks == ()
+    assert criterion._window.step == 0 and criterion.tasks == ()
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def test_run_puts_model_and_criterion_into_training_mode() -> None:
     model.eval(), criterion.eval()
     loop.run(batches(2))
     assert model.training and criterion.training
-    assert criterion.window.step == 4
+    assert criterion._window.step == 4
 
 
 def test_the_progress_bar_shows_losses_and_weights(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from mtl_axes import MultiTaskCriterion, OuterWeighting, Signals, compose
-from mtl_axes.uncompiled import TRACES_STATE
+from mtl_axes.compiling import TRACES_STATE
 
 # Of torch, which looks at the gradient of every input of a graph.
 pytestmark = [
@@ -191,7 +191,7 @@ def test_compiled_and_eager_calls_mix(outer: Any) -> None:
             saved = copy.deepcopy(run.criterion.state_dict())
             run.advance(5, compiled=which)
             run.criterion.load_state_dict(saved)
-            run.seen += [run.criterion.window.step, copy.deepcopy(run.criterion).window.step]
+            run.seen += [run.criterion._window.step, copy.deepcopy(run.criterion).window.step]
     assert mixed.counter.frame_count == 1
     assert_same(mixed, eager)
 
@@ -275,15 +275,21 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"accumulate": 2},
         r"accumulate is not 1, and calls are counted on the host",
     ),
-    "debug": ("dwa", {"debug": True}, r"debug=True reads the values of every call. Leave it out"),
+    "debug": ("dwa", {"debug": True}, r"criterion\.debug reads the values of every call\. Set it to False"),
 }
+
+
+def composed(outer: Any, options: dict[str, Any]) -> MultiTaskCriterion:
+    criterion = compose(outer, "mse", **{name: value for name, value in options.items() if name != "debug"})
+    criterion.debug = options.get("debug", False)
+    return criterion
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_traced_says_why_with_fullgraph(case: str) -> None:
     """With fullgraph=True the error gives the reason and what to do."""
     outer, options, message = REFUSED[case]
-    model, criterion = model_for(KINDS), compose(outer, "mse", **options)
+    model, criterion = model_for(KINDS), composed(outer, options)
     with pytest.raises(Exception, match=message) as caught:
         step(criterion, torch.compile(criterion, backend="aot_eager", fullgraph=True), model, 0)
     assert type(caught.value).__name__ == "Unsupported"
@@ -295,7 +301,7 @@ def test_what_is_not_traced_works_behind_a_graph_break(case: str) -> None:
     """Without fullgraph the same calls run in Python, with the eager numbers; after a first call all is one graph."""
     outer, options, _ = REFUSED[case]
     model = model_for(KINDS)
-    criteria = [compose(copy.deepcopy(outer), "mse", **options) for _ in range(2)]
+    criteria = [composed(copy.deepcopy(outer), options) for _ in range(2)]
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(criteria[0], backend=counter)
     for seed in range(8):
@@ -334,8 +340,8 @@ def test_copies_of_a_criterion_compiled_in_place_are_their_own() -> None:
     assert counter.frame_count == 1 and set(names) <= set(criterion.state_dict())
     for twin in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
         assert equal(step(twin, twin, model, 4)[0], step(criterion, criterion.forward, model, 4)[0])
-        assert (twin.window.step, criterion.window.step) == (5, 5)
-        criterion.load_state_dict(copy.deepcopy({**criterion.state_dict(), "window._extra_state": {"step": 4, "calls": 0}}))
+        assert (twin._window.step, criterion._window.step) == (5, 5)
+        criterion.load_state_dict(copy.deepcopy({**criterion.state_dict(), "_window._extra_state": {"step": 4, "calls": 0}}))
 
 
 def test_eager_calls_after_compiled_ones_wait_for_nothing() -> None:

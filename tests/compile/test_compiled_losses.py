@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mtl_axes import compose
-from mtl_axes.uncompiled import TRACES_STATE
+from mtl_axes.compiling import TRACES_STATE
 
 # Of torch, which looks at the gradient of every input of a graph.
 pytestmark = [

@@ -15,8 +15,8 @@ from strategies import OUTERS, batch_for, equal, model_for, quick, same, snapsho
 from torch import Tensor, nn
 
 from mtl_axes import MultiTaskCriterion, OuterWeighting, Signals, compose
+from mtl_axes.compiling import TRACES_STATE
 from mtl_axes.outer import FAMO
-from mtl_axes.uncompiled import TRACES_STATE
 
 KINDS = {"rul": "regression", "health": "multiclass", "wear": "regression"}
 TASKS = list(KINDS)
@@ -77,7 +77,7 @@ class Run:
         for seed in seeds:
             inputs, labels = batch_for(KINDS, seed=seed, dtype=torch.float64)
             with torch.no_grad():
-                found.append(self.criterion.task_set.losses(self.model(inputs), labels, None, None, None).values())
+                found.append(self.criterion._tasks.losses(self.model(inputs), labels, None, None, None).values())
         return torch.stack(found).mean(0)
 
 
@@ -96,8 +96,8 @@ def test_the_weighting_sees_the_losses_after_the_step(accumulate: Any, told: boo
         if told:
             run.criterion.step()
         run.again(*window)
-        assert run.criterion.window.calls == 0
-        assert run.criterion.window.step == start // 3 + 1
+        assert run.criterion._window.calls == 0
+        assert run.criterion._window.step == start // 3 + 1
         torch.testing.assert_close(run.criterion.outer.logits, reference.logits, rtol=1e-12, atol=0)
         torch.testing.assert_close(run.criterion.outer.weights(), reference.weights(), rtol=1e-12, atol=0)
     assert len(set(reference.logits.tolist())) == 3
@@ -119,7 +119,7 @@ def test_weights_of_a_window_of_several_calls_use_the_losses_after_the_last_step
 def parts_of(criterion: MultiTaskCriterion) -> dict[str, Any]:
     """All that a criterion remembers, without its weighting and what that has seen."""
     return {
-        name: value for name, value in snapshot(criterion).items() if "outer" not in name and name != "window._extra_state"
+        name: value for name, value in snapshot(criterion).items() if "outer" not in name and name != "_window._extra_state"
     }
 
 
@@ -135,7 +135,7 @@ def test_nothing_but_the_weighting_moves() -> None:
     assert not run.criterion.replaying
     torch.testing.assert_close(value, (weights * run.values(0)).sum())
     assert same(parts_of(run.criterion), before)
-    assert run.criterion.report is report and run.criterion.window.step == 1
+    assert run.criterion.report is report and run.criterion._window.step == 1
     assert run.criterion.log_dict()["loss/rul"] == float(report.losses[0])
     assert run.criterion.log_dict() == {}
 
@@ -248,10 +248,10 @@ def test_a_dropped_window_is_never_compared() -> None:
     run.loss(2), run.loss(3)
     run.criterion.step(skipped=True)
     run.again(2, 3)
-    assert not run.criterion.outer.after and run.criterion.window.step == 1
+    assert not run.criterion.outer.after and run.criterion._window.step == 1
     run.step(4, 5)
     run.again(4, 5)
-    assert len(run.criterion.outer.after) == 1 and run.criterion.window.step == 2
+    assert len(run.criterion.outer.after) == 1 and run.criterion._window.step == 2
 
 
 def test_absent_and_broken_tasks_are_not_active() -> None:
@@ -293,7 +293,7 @@ def test_a_weighting_of_norms_sees_what_follows_its_own_windows(probe: str, ever
         run.step(seed)
         run.again(seed)
         assert len(run.criterion.outer.windows) == len(run.criterion.outer.after) == seed // every + 1
-    assert run.criterion.window.step == 6
+    assert run.criterion._window.step == 6
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -333,7 +333,7 @@ def test_a_state_after_the_block_is_not_compared_again() -> None:
         twin = Run(Recorder())
         state = copy.deepcopy(run.criterion.state_dict())
         if older:
-            del state["window._extra_state"]["answered"]
+            del state["_window._extra_state"]["answered"]
         twin.criterion.load_state_dict(state)
         twin.again(0)
         assert not twin.criterion.outer.after
@@ -348,7 +348,7 @@ def test_a_copy_made_within_the_block_is_outside() -> None:
     assert not twin.replaying
     run.criterion = twin
     run.step(1)
-    assert twin.window.step == 2
+    assert twin._window.step == 2
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -417,7 +417,7 @@ def test_a_compiled_criterion_gives_what_an_eager_one_gives() -> None:
                 each.criterion.step(skipped=True)
             each.again(seed)
             each.again(seed)
-    assert whole.window.compiled and not eager.criterion.window.compiled
+    assert whole.window.compiled and not eager.criterion._window.compiled
     torch.testing.assert_close(whole.outer.logits, eager.criterion.outer.logits, rtol=1e-12, atol=0)
     assert whole.outer.updates.tolist() == [4.0, 4.0, 4.0]
     twin = Run()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mtl_axes import OuterWeighting, Signals, compose
 from mtl_axes.errors import GraphError
+from mtl_axes.outer import Rescaled
 
 f64 = torch.float64
 EXTREME = (1e-3, 0.0, 7.0, 40.0, 0.5)
@@ -100,14 +101,14 @@ def test_gradient_is_the_weighted_sum_for_weights_far_from_even(count: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("outer", "normalise", "count"),
-    [case for case in crossed([None, "sum1", "sumK"], [2, 1, 4]) if case[1] is None or not quick(case[0]).learnable],
+    ("outer", "total_weight", "count"),
+    [case for case in crossed([None, "1", "K"], [2, 1, 4]) if case[1] is None or not quick(case[0]).learnable],
 )
-def test_gradient_is_the_weighted_sum_for_every_weighting(outer: str, count: int, normalise: Any) -> None:
+def test_gradient_is_the_weighted_sum_for_every_weighting(outer: str, count: int, total_weight: Any) -> None:
     """Gradient and value of (total - penalty) are those of the reported weights, which are constants to autograd."""
-    weighting = quick(outer)
+    weighting = quick(outer) if total_weight is None else Rescaled(quick(outer), total=total_weight)
     model, inputs, targets = setting(count, spread=25.0)
-    criterion = compose(weighting, tasks=names(count), normalise=normalise)
+    criterion = compose(weighting, tasks=names(count))
     drive(criterion, model, inputs, targets, 5)
     total = criterion(model(inputs), targets)
     penalty = weighting.penalty()
@@ -121,8 +122,8 @@ def test_gradient_is_the_weighted_sum_for_every_weighting(outer: str, count: int
     for index, parameter in enumerate(model.parameters()):
         expected = sum(weight * row[index] for weight, row in zip(weights, rows, strict=True))
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-11, atol=1e-12)
-    if normalise is not None:
-        assert float(weights.sum()) == pytest.approx({"sum1": 1, "sumK": count}[normalise], rel=1e-12)
+    if total_weight is not None:
+        assert float(weights.sum()) == pytest.approx({"1": 1, "K": count}[total_weight], rel=1e-12)
 
 
 def test_measuring_writes_no_gradient() -> None:

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mtl_axes import MultiTaskCriterion, OuterWeighting, Signals, compose
+from mtl_axes.outer import Rescaled
 
 KINDS = {"x": "regression", "y": "multiclass", "z": "binary"}
 
@@ -171,8 +172,8 @@ def test_no_weighting_waits(guard: Any, outer: str, options: dict[str, Any]) -> 
 @pytest.mark.parametrize("outer", [outer for outer in WAITING_FOR_NOTHING if not quick(outer).learnable])
 def test_no_option_waits(outer: str) -> None:
     """Normalisation, the weighted mean and current weights in evaluation read no value either."""
-    options = {"normalise": "sumK", "reduction": "weighted_mean", "eval_weights": "current"}
-    model, criterion = setting(quick(outer), "mse", **options)
+    model, criterion = setting(Rescaled(quick(outer), total="K"), "mse", reduction="weighted_mean")
+    criterion.eval_weights = "current"
     on_meta(model, criterion, KINDS)
 
 
@@ -201,8 +202,9 @@ def test_a_long_log_does_not_wait() -> None:
 
 
 def test_debug_reads_values_on_purpose() -> None:
-    """With debug=True every call checks values, which the guard notices: the checks are really off without it."""
-    model, criterion = setting(quick("gaba"), "mse", debug=True)
+    """With criterion.debug every call checks values, which the guard notices: the checks are really off without it."""
+    model, criterion = setting(quick("gaba"), "mse")
+    criterion.debug = True
     with pytest.raises((RuntimeError, NotImplementedError)):
         on_meta(model, criterion, KINDS)
 

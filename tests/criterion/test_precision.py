@@ -171,9 +171,9 @@ def test_scales_are_powers_of_two_and_only_in_float16() -> None:
         for _ in range(3):
             losses = losses_of(model, sizes, how)
             criterion.combine(losses)
-            before = criterion.window.scale_exponents.tolist() if before is None else before
+            before = criterion._window.scale_exponents.tolist() if before is None else before
             losses["a"].register_hook(seen.append)
-        assert criterion.window.scale_exponents.tolist() == before
+        assert criterion._window.scale_exponents.tolist() == before
         criterion.combine(losses)
         assert seen[0] == 1
     model = model_of()
@@ -304,14 +304,14 @@ def assert_went_on(model: nn.Module, criterion: MultiTaskCriterion, scaler: Grad
     """The overflow has left no trace in parameters and weights, and the last norms are right."""
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert all(bool(report.weights.isfinite().all()) for report in reports)
-    assert criterion.window.step > 0 and all(tensor.isfinite().all() for tensor in criterion.buffers())
+    assert criterion._window.step > 0 and all(tensor.isfinite().all() for tensor in criterion.buffers())
     assert all(parameter.isfinite().all() and parameter.dtype is f32 for parameter in criterion.parameters())
     assert reports[-1].active.all()
     # A weighting that divides by the very loss leaves nothing that could overflow.
     overflows = sum(float(reports[number].weights[0]) * 2.0**100 > 2.0**20 for number in BAD)
     assert scaler.get_scale() == 2.0**8 / 2.0**overflows, "the steps that overflow should have been skipped"
     # Nor does one that leaves the task out in the very call in which its loss or its gradient overflows.
-    same_call = criterion.window.accumulate == 1 and (criterion.probe.same_step or criterion.outer.needs == "losses")
+    same_call = criterion._window.accumulate == 1 and (criterion.probe.same_step or criterion.outer.needs == "losses")
     assert overflows == len(BAD) or (same_call and type(criterion.outer).__name__ not in STEADY)
 
 
@@ -362,7 +362,7 @@ def test_an_overflow_in_the_plain_loop(outer: str, probe: str, accumulate: int) 
     loop = Loop(model, criterion, build, scaler=scaler, compute_loss=loss, progress=False, log_every=100)
     loop.run([(number, None) for number in range(CALLS)])
     assert_went_on(model, criterion, scaler, reports)
-    assert criterion.window.step == CALLS // accumulate - (
+    assert criterion._window.step == CALLS // accumulate - (
         0 if accumulate == 1 and (probe == "exact" or criterion.outer.needs == "losses") else len(BAD)
     )
 

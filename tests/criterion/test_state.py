@@ -331,10 +331,13 @@ CRIPPLED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda state: state.pop("outer.base.base.current"),
         "does not fit.*Missing key.*outer.base.base",
     ),
-    "the schedule is missing": (lambda state: state.pop("window._extra_state"), "does not fit.*Missing key.*window._extra"),
-    "the schedule is cut": (lambda state: state["window._extra_state"].pop("calls"), "does not fit: 'calls'"),
-    "the sums are missing": (lambda state: state.pop("window.loss_sum"), "saved before its first call"),
-    "another shape": (lambda state: state.update({"window.norm_sum": torch.ones(3)}), "does not fit.*size mismatch"),
+    "the schedule is missing": (
+        lambda state: state.pop("_window._extra_state"),
+        "does not fit.*Missing key.*_window._extra",
+    ),
+    "the schedule is cut": (lambda state: state["_window._extra_state"].pop("calls"), "does not fit: 'calls'"),
+    "the sums are missing": (lambda state: state.pop("_window.loss_sum"), "saved before its first call"),
+    "another shape": (lambda state: state.update({"_window.norm_sum": torch.ones(3)}), "does not fit.*size mismatch"),
     "another number of weights": (lambda state: state.update({"outer.current": torch.ones(3)}), "Found a state of 3 tasks"),
     "a key too many": (lambda state: state.update({"outer.momentum": torch.ones(2)}), "does not fit.*Unexpected key"),
     "a state of a model": (
@@ -383,7 +386,7 @@ def test_a_crippled_state_is_refused_as_a_whole(crippled: str, strict: bool, wit
 def test_sums_that_are_missing_from_a_fresh_criterion() -> None:
     """A fresh criterion that is given half of a state has no names of its tasks afterwards, and takes a whole one."""
     state = called().state_dict()
-    half = {key: value for key, value in state.items() if key != "window.loss_sum"}
+    half = {key: value for key, value in state.items() if key != "_window.loss_sum"}
     fresh = compose(quick("gaba"))
     with pytest.raises(StateError, match="Unexpected key"):
         fresh.load_state_dict(half)
@@ -417,7 +420,7 @@ def test_any_state_is_read_with_weights_only(outer: str, probe: str, accumulate:
     fresh = build()
     fresh.load_state_dict(torch.load(file, weights_only=True))
     assert same(snapshot(fresh), snapshot(criterion))
-    assert fresh.window.calls == (1 if accumulate == 2 or (probe == "lagged" and fresh.outer.needs == "norms") else 0)
+    assert fresh._window.calls == (1 if accumulate == 2 or (probe == "lagged" and fresh.outer.needs == "norms") else 0)
 
 
 def test_loading_takes_no_part_of_the_given_state_over() -> None:

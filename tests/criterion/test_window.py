@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mtl_axes import OuterWeighting, Probe, Signals, compose
 from mtl_axes.errors import DataError, OptionError, StateError
+from mtl_axes.outer import Rescaled
 from mtl_axes.probes import Exact, Measurement, Tape
 
 f64 = torch.float64
@@ -52,7 +53,9 @@ class Run:
 
     def __init__(self, outer: Any, **options: Any) -> None:
         self.model = model_for(KINDS, dtype=f64)
+        eval_weights = options.pop("eval_weights", "reference")
         self.criterion = compose(outer, **{"tasks": list(KINDS), **options})
+        self.criterion.eval_weights = eval_weights
         self.seed = 0
 
     def batch(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -182,7 +185,7 @@ def test_a_skipped_step_drops_its_window() -> None:
     assert len(recorder.shown) == 2
     torch.testing.assert_close(recorder.shown[1].losses, run.losses(6), rtol=1e-13, atol=0)
     assert [int(signals.step) for signals in recorder.shown] == [0, 1]
-    assert run.criterion.window.step == 2
+    assert run.criterion._window.step == 2
 
 
 def test_a_step_without_calls_does_nothing() -> None:
@@ -327,7 +330,7 @@ def test_hold_fixes_the_weights(outer: str) -> None:
     total.backward()
     assert run.model.trunk.weight.grad is not None
     run.call()
-    assert run.criterion.window.step == 4, "after hold() windows count again"
+    assert run.criterion._window.step == 4, "after hold() windows count again"
 
 
 def test_hold_ends_with_an_error() -> None:
@@ -337,7 +340,7 @@ def test_hold_ends_with_an_error() -> None:
     with pytest.raises(KeyError), run.criterion.hold():
         raise KeyError
     run.call()
-    assert run.criterion.window.step == 2
+    assert run.criterion._window.step == 2
 
 
 def test_lbfgs_sees_one_objective_per_step() -> None:
@@ -362,7 +365,7 @@ def test_lbfgs_sees_one_objective_per_step() -> None:
         optimizer.step(closure)
         assert same(snapshot(run.criterion), state)
         assert len(evaluations) > 1 and evaluations[-1] < evaluations[0]
-        assert run.criterion.window.step == step + 1
+        assert run.criterion._window.step == step + 1
         history.append(run.weights())
     assert history[0] != history[1]
 
@@ -378,14 +381,14 @@ def test_end_epoch_takes_a_full_window_along() -> None:
     run.criterion.end_epoch()
     expected = torch.stack([run.losses(seed) for seed in (5, 6)]).mean(0)
     torch.testing.assert_close(run.criterion.outer.mean_last, expected, rtol=1e-12, atol=0)
-    assert run.criterion.window.calls == 1
+    assert run.criterion._window.calls == 1
 
 
 @pytest.mark.parametrize("outer", [name for name in REPRESENTATIVE if not quick(name).learnable])
-@pytest.mark.parametrize(("normalise", "total"), [("sum1", 1.0), ("sumK", 2.0)])
-def test_normalise_rescales_and_keeps_the_ratios(outer: str, normalise: Any, total: float) -> None:
-    """sum1 and sumK change the sum of the weights and nothing else, also with eval_weights="current"."""
-    plain, scaled = Run(quick(outer)), Run(quick(outer), normalise=normalise, eval_weights="current")
+@pytest.mark.parametrize(("option", "total"), [("1", 1.0), ("K", 2.0)])
+def test_rescaled_keeps_the_ratios(outer: str, option: Any, total: float) -> None:
+    """The stage changes the sum of the weights and nothing else, even with eval_weights="current"."""
+    plain, scaled = Run(quick(outer)), Run(Rescaled(quick(outer), total=option), eval_weights="current")
     plain.call(4)
     scaled.call(4)
     left, right = np.array(plain.weights()), np.array(scaled.weights())
@@ -396,8 +399,8 @@ def test_normalise_rescales_and_keeps_the_ratios(outer: str, normalise: Any, tot
 
 
 def test_weights_that_sum_to_zero_are_left_alone() -> None:
-    """normalise does not divide by zero."""
-    run = Run({"name": "fixed", "weights": [1.0, -1.0]}, normalise="sum1")
+    """rescaled does not divide by zero."""
+    run = Run({"name": "rescaled", "base": {"name": "fixed", "weights": [1.0, -1.0]}, "total": "1"})
     run.call()
     assert run.weights() == [1.0, -1.0]
 
@@ -486,7 +489,7 @@ def ended(run: Run, optimizer: torch.optim.Optimizer, total: Tensor) -> None:
     with torch.no_grad():
         run.call()
     run.criterion.state_dict()
-    run.criterion.load_state_dict({**run.criterion.state_dict(), "window.dropped": torch.tensor([7, 7])})
+    run.criterion.load_state_dict({**run.criterion.state_dict(), "_window.dropped": torch.tensor([7, 7])})
 
 
 @pytest.mark.parametrize(
@@ -552,9 +555,9 @@ def test_dropped_values_are_counted_before_they_are_saved() -> None:
         bad = torch.nan if call % 3 == 0 else 1.0
         criteria[0].combine((leaf * bad, (leaf if call % 2 else leaf.double()) * 2))
         criteria[1].combine((leaf, leaf * torch.inf))
-        assert len(criteria[0].window._uncounted) < 64
+        assert len(criteria[0]._journal._entries) < 64
     state = criteria[0].state_dict()
-    assert state["window.dropped"].tolist() == [50, 0]
+    assert state["_window.dropped"].tolist() == [50, 0]
     criteria[1].load_state_dict(state)
     for criterion in criteria:
         criterion.combine({"a": leaf * torch.nan, "b": None})
@@ -587,9 +590,9 @@ def test_a_weighting_that_does_not_move_is_only_read(accumulate: Any) -> None:
             each.combine((leaf * 1.0, leaf * 2.0))
     for each in (still, stirred):
         each.step()
-    assert still.window.step == stirred.window.step == {1: 4, 2: 2, "manual": 1}[accumulate]
+    assert still._window.step == stirred._window.step == {1: 4, 2: 2, "manual": 1}[accumulate]
     assert still.outer.current.tolist() == [0.5, 0.5]
-    assert stirred.outer.current.tolist() == [0.5 + stirred.window.step] * 2
+    assert stirred.outer.current.tolist() == [0.5 + stirred._window.step] * 2
 
 
 @pytest.mark.parametrize("outer", REPRESENTATIVE)
@@ -614,7 +617,7 @@ def test_a_non_finite_loss_reaches_the_user_and_never_the_state(outer: str, bad:
         each.call(2)
         each.criterion.step()
     left, right = snapshot(run.criterion), snapshot(absent.criterion)
-    left.pop("window.dropped"), right.pop("window.dropped")
+    left.pop("_window.dropped"), right.pop("_window.dropped")
     assert same(left, right)
     assert all(bool(torch.isfinite(value).all()) for value in left.values() if isinstance(value, Tensor))
 
@@ -721,7 +724,7 @@ def test_the_log_is_folded() -> None:
     shared = torch.ones((), requires_grad=True)
     for _ in range(200):
         criterion.combine({"a": shared * 1.0, "b": shared * 2.0})
-    assert len(criterion._log._calls) < 64
+    assert len(criterion._journal._entries) < 64
     assert criterion.log_dict() == {"loss/a": 1.0, "loss/b": 2.0, "weight/a": 0.5, "weight/b": 0.5}
 
 
@@ -762,7 +765,7 @@ def test_calls_per_step_change_between_windows_only() -> None:
     inputs, targets = batch_for(kinds)
     criterion.accumulate = 2
     criterion(model(inputs), targets).backward()
-    assert (criterion.accumulate, criterion.window.step, criterion.window.calls) == (2, 0, 1)
+    assert (criterion.accumulate, criterion._window.step, criterion._window.calls) == (2, 0, 1)
     with pytest.raises(StateError, match=r"between two windows. Found 1 calls pending"):
         criterion.accumulate = 4
     criterion.step()
@@ -770,7 +773,7 @@ def test_calls_per_step_change_between_windows_only() -> None:
     with pytest.raises(OptionError, match="`accumulate`"):
         criterion.accumulate = 0
     criterion(model(inputs), targets).backward()
-    assert criterion.window.step == 2
+    assert criterion._window.step == 2
 
 
 class Late(Probe):
@@ -798,7 +801,7 @@ def test_a_dropped_window_leaves_nothing_in_a_probe_that_only_collects() -> None
     model, (inputs, targets) = model_for(kinds), batch_for(kinds)
     criterion(model(inputs), targets)
     criterion.step(skipped=True)
-    assert (criterion.window.step, probe.arrived) == (0, [])
+    assert (criterion._window.step, probe.arrived) == (0, [])
     criterion(model(inputs), targets)
     criterion.step()
     assert criterion.outer.weights()[0] == 0.5

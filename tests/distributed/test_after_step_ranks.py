@@ -86,7 +86,7 @@ def losses_of_ranks(model: nn.Module, criterion: MultiTaskCriterion, step: int) 
     rows = []
     for rank in range(RANKS):
         inputs, targets = batch_of(rank, step)
-        losses = criterion.task_set.losses(model(inputs), targets, None, None, None).losses
+        losses = criterion._tasks.losses(model(inputs), targets, None, None, None).losses
         rows.append(dict(zip(KINDS, losses, strict=True)))
     return rows
 

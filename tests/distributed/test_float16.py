@@ -37,7 +37,7 @@ def scaled(rank: int) -> dict[str, Any]:
             sizes = {"a": 1e-6, "b": 2.0**100 if rank and step == OVERFLOWS else 1.0, "c": 1e3}
             losses = {name: sizes[name] * output.float().square().mean() for name, output in outputs.items()}
             criterion.combine({**losses, "a": None} if rank and step in (7, 8) else losses)
-            window = criterion.window
+            window = criterion._window
             steps.append([criterion.report.weights, window.scale_exponents.clone(), criterion.outer.ema.clone()])
         found[f"{probe}, {sync}, {accumulate}"] = steps
     return found

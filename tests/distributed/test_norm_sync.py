@@ -36,7 +36,7 @@ def rank_of_two(rank: int) -> dict[str, Any]:
                     criterion(model(inputs), targets, mask=mask).backward()
                     seen.append(criterion.report.weights.clone())
                 state = {key: value.clone() for key, value in criterion.outer.state_dict().items() if value is not None}
-                state |= {"measured_at": criterion.window.measured_at} if outer != "dwa" else {}
+                state |= {"measured_at": criterion._window.measured_at} if outer != "dwa" else {}
                 losses = criterion.report.losses
                 result[f"{outer} {sync} {accumulate}"] = {"weights": torch.stack(seen), "state": state, "losses": losses}
     criterion = compose(quick("gaba"), tasks=list(KINDS))

@@ -201,7 +201,12 @@ def test_no_graph_is_kept() -> None:
     del outputs, loss
     gc.collect()
     assert gone() is None
-    assert all(not part.requires_grad for row in history._seen for part in row if isinstance(part, torch.Tensor))
+    assert all(
+        not part.requires_grad
+        for row in [row for _, row in history.flush.__self__._entries]
+        for part in row
+        if isinstance(part, torch.Tensor)
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"probe": "lagged"}], ids=str)

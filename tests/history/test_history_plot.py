@@ -129,7 +129,7 @@ def test_a_picture_is_written_and_shown(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "history.svg").read_text().startswith("<?xml")
     shown = history._repr_png_()
     assert shown is not None and shown.startswith(b"\x89PNG")
-    monkeypatch.setitem(sys.modules, "mtl_axes.history_plot", None)
+    monkeypatch.setitem(sys.modules, "mtl_axes.telemetry.history_plot", None)
     with pytest.raises(ImportError, match=r"mtl_axes\[report\]"):
         history.plot()
     assert history._repr_png_() is None

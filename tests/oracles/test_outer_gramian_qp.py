@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mtl_axes import Signals, create
 from mtl_axes.errors import OptionError
-from mtl_axes.solvers import nnls
+from mtl_axes.outer.solvers import nnls
 
 FOLDER = Path(__file__).parent
 VECTORS: dict[str, Any] = json.loads((FOLDER / "reference_vectors.json").read_text())

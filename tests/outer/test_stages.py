@@ -15,11 +15,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Plan, batch_for, model_for, plans, same, snapshot
+from strategies import Plan, batch_for, model_for, plans, random_signals, same, snapshot
 from torch import Tensor
 
 from mtl_axes import InnerShape, OuterWeighting, Signals, compose, create
 from mtl_axes.errors import OptionError, StateError, UnknownNameError
+from mtl_axes.testing import check_outer
 
 f64 = torch.float64
 
@@ -89,6 +90,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "floor": {"floor": 0.1},
     "warmup": {"windows": 2},
     "clip": {"low": 0.2, "high": 1.2},
+    "rescaled": {"total": "1"},
 }
 PAIRS = [pair for pair in itertools.product(STAGES, BASES) if pair != ("floor", "fixed")]
 every_pair = pytest.mark.parametrize(("name", "base"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
@@ -364,6 +366,77 @@ class TestClip:
             stage("clip", "dwa", high=math.nan)
 
 
+class TestRescaled:
+    """The fixed sum."""
+
+    @pytest.mark.parametrize("total", ["1", "K"])
+    @pytest.mark.parametrize("base", [*BASES, "gaba", "mgda"])
+    def test_it_is_a_rescaled_sum_of_the_base(self, base: str, total: str) -> None:
+        """Bit for bit the weights and the reference weights of the base, times the total over their sum."""
+        weighting, raw = stage("rescaled", BASES.get(base, base), total=total), alone(BASES.get(base, base))
+        for signals in PLAN.signals():
+            if raw.needs == "gramian":
+                signals = random_signals(3, seed=int(signals.step), step=int(signals.step), active=signals.active.tolist())
+            weights, before = weighting(signals), raw(signals)
+            whole = 1.0 if total == "1" else float(signals.active.sum()) if raw.memoryless else 3.0
+            assert torch.equal(weights, before * (whole / before.sum()))
+            assert torch.equal(weighting.weights(), weights)
+        reference = raw.reference()
+        assert torch.equal(weighting.reference(), reference * ((1.0 if total == "1" else 3.0) / reference.sum()))
+
+    @pytest.mark.parametrize(("total", "normalise"), [("1", "sum1"), ("K", "sumK")])
+    @pytest.mark.parametrize("base", ["gaba", "dwa", "imtl_g"])
+    def test_it_is_what_normalise_was(self, base: str, total: str, normalise: Any) -> None:
+        """A criterion with the stage has the losses and gradients, in training and evaluation, that normalise= gives."""
+        kinds = {"a": "regression", "b": "multiclass", "c": "binary"}
+        given_ = named({"dwa": {"name": "dwa", "window": 2}, "gaba": {"name": "gaba", "warmup": 1}}.get(base, base))
+        seen = []
+        for options in (
+            {"outer": {"name": "rescaled", "base": given_, "total": total}},
+            {"outer": given_, "normalise": normalise},
+        ):
+            criterion = compose(tasks=kinds, **options)
+            model, values = model_for(kinds, seed=1), []
+            for step in range(6):
+                inputs, targets = batch_for(kinds, seed=step)
+                absent = step == 3 and base != "imtl_g"
+                loss = criterion(model(inputs), {**targets, "b": None} if absent else targets)
+                model.zero_grad()
+                loss.backward()
+                values += [loss.detach(), criterion.report.weights, *(p.grad.clone() for p in model.trunk.parameters())]
+                if step % 2:
+                    for criterion.eval_weights in ("current", "reference"):
+                        values.append(criterion.eval()(model(inputs), targets).detach())
+                    criterion.train()
+            seen.append(values)
+        assert all(torch.equal(one, other) for one, other in zip(*seen, strict=True))
+
+    @pytest.mark.parametrize("base", ["dwa", "db_mtl", "imtl_g"])
+    def test_it_keeps_its_contracts_with_the_sum_k(self, base: str) -> None:
+        """The registry runs the kit with the sum 1."""
+        check_outer(lambda: stage("rescaled", base, total="K"))
+
+    def test_a_sum_that_is_not_positive_stays(self) -> None:
+        """Neither a negative sum nor zero is divided by; one that is positive is, whatever the signs."""
+        weighting = stage("rescaled", Given(sign="any"), total="K")
+        assert weighting(shown(-3.0, 1.0)).tolist() == [-3.0, 1.0]
+        assert weighting(shown(-1.0, 1.0)).tolist() == [-1.0, 1.0]
+        assert weighting(shown(3.0, -1.0)).tolist() == [3.0, -1.0]
+        assert weighting(shown(6.0, -2.0)).tolist() == [3.0, -1.0]
+        assert weighting.total is None
+
+    def test_the_sum_holds_for_the_tasks_that_take_part(self) -> None:
+        """An absent task of a base without memory keeps 0; the others have the sum that they would have without it."""
+        for total, expected in (("1", [0.25, 0.0, 0.75]), ("K", [0.5, 0.0, 1.5])):
+            weighting = stage("rescaled", Given(memoryless=True), total=total)
+            assert weighting(shown(1.0, 5.0, 3.0, active=[True, False, True])).tolist() == expected
+
+    def test_what_it_refuses(self) -> None:
+        """A total that is neither."""
+        with pytest.raises(OptionError, match=r"Option `total` should be one of '1', 'K'\. Found total=1\."):
+            stage("rescaled", "dwa", total=1)
+
+
 class TestEveryStage:
     """What all have in common."""
 
@@ -426,8 +499,9 @@ class TestEveryStage:
         assert weighting.memoryless == (raw.memoryless and name != "ema")
         assert weighting.moves == (raw.moves or name in ("ema", "warmup"))
         assert weighting.reads_signals == (raw.reads_signals or name == "ema")
-        assert weighting.total == (None if name == "clip" else raw.total)
-        assert weighting.scaling in (None, raw.scaling)
+        rescaled = "1" if raw.sign != "any" else None
+        assert weighting.total == {"clip": None, "rescaled": rescaled}.get(name, raw.total)
+        assert weighting.scaling in (None, "invariant" if name == "rescaled" else raw.scaling)
 
     def test_claims_can_depend_on_options(self) -> None:
         """A floor above 0 makes weights positive, one of 0 leaves the sign; a share of the sum scales with it."""
@@ -435,6 +509,9 @@ class TestEveryStage:
         assert stage("floor", "inverse_norm", floor=0.0).sign == "nonnegative"
         assert stage("floor", "db_mtl").scaling == "inverse"
         assert stage("ema", "db_mtl").scaling is None and stage("warmup", "db_mtl").scaling is None
+        assert (
+            stage("rescaled", "db_mtl").scaling == "invariant" and stage("rescaled", "dwa").scaling == alone("dwa").scaling
+        )
 
     @pytest.mark.parametrize("name", STAGES)
     def test_what_cannot_be_a_base(self, name: str) -> None:
@@ -507,10 +584,10 @@ class TestEveryStage:
             assert torch.equal(weighting.weights(), expected)
         assert float(raw.weights().max()) > 0.6
 
-    @pytest.mark.parametrize("name", ["floor", "clip", "warmup"])
+    @pytest.mark.parametrize("name", ["floor", "clip", "warmup", "rescaled"])
     def test_the_end_of_an_epoch_reaches_the_base_and_the_weights(self, name: str) -> None:
         """DWA's new weights count at once, as the stage has them, and not from the next window on."""
-        options = {"floor": {"floor": 0.32}, "clip": {"low": 0.9, "high": 1.05}, "warmup": {"windows": 1}}[name]
+        options = {"floor": {"floor": 0.32}, "clip": {"low": 0.9, "high": 1.05}, "warmup": {"windows": 1}}.get(name, {})
         weighting, raw = stage(name, "dwa", **options), create("outer", "dwa")
         for epoch in range(3):
             for step in range(2):
@@ -618,6 +695,6 @@ def test_an_absent_task_is_not_said_to_be_at_the_floor(options: dict[str, Any]) 
         for _ in range(calls):
             total = criterion.combine([None if loss is None else torch.tensor(loss, requires_grad=True) for loss in losses])
             total.backward()
-        if criterion.window.step == 1:
+        if criterion._window.step == 1:
             assert criterion.report.extra["floor_active"].tolist() == [False, True]
     assert criterion.report.extra["floor_active"].tolist() == [False, False]

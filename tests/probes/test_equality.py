@@ -14,6 +14,7 @@ from strategies import quick
 from torch import Tensor, nn
 
 from mtl_axes import compose
+from mtl_axes.outer import Rescaled
 
 TOLERANCE = {f32: 1e-6, f64: 1e-12}
 every_probe = pytest.mark.parametrize("probe", PROBES)
@@ -52,6 +53,7 @@ class Condition:
         given: whether the trunk is passed as ``shared``.
         clip: largest norm of all gradients together.
         set_to_none: of ``zero_grad``.
+        rescaled: whether the weights are rescaled to the sum K.
     """
 
     model: type[Net] = Net
@@ -63,6 +65,7 @@ class Condition:
     tap: Callable[[Tensor], Any] | None = None
     prepare: Callable[[Net, int], None] = lambda model, call: None
     given: bool = False
+    rescaled: bool = False
     clip: float | None = None
     set_to_none: bool = True
 
@@ -83,7 +86,7 @@ CONDITIONS = {
     "hook": Condition(tap=halved),
     "clipped": Condition(clip=0.5),
     "zeroed in place": Condition(set_to_none=False),
-    "normalised": Condition(options=(("normalise", "sumK"),)),
+    "normalised": Condition(rescaled=True),
     "trunk given": Condition(given=True),
     "everything": Condition(
         model=Skip,
@@ -109,7 +112,8 @@ class Training:
         options = {**PROBES[probe], **dict(condition.options)}
         if condition.given:
             options["shared"] = self.model.trunk
-        self.criterion = compose(Spread() if outer is None else outer, tasks=self.tasks, **options)
+        outer = Spread() if outer is None else outer
+        self.criterion = compose(Rescaled(outer, total="K") if condition.rescaled else outer, tasks=self.tasks, **options)
         self.optimizers = [torch.optim.SGD(each.parameters(), lr=1e-3) for each in (self.model, self.twin)]
         self.weights: list[tuple[float, ...]] = []
         self.reused: list[bool] = []

@@ -261,7 +261,7 @@ def test_weights_stay_where_no_backward_comes() -> None:
         training.criterion.combine(training.model(call))
         assert training.criterion.report.weights.tolist() == weights
     moved.backward()
-    assert training.criterion.window.step == 6
+    assert training.criterion._window.step == 6
 
 
 @late

@@ -16,8 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtl_axes import solvers
-from mtl_axes.solvers import min_norm, nash, nnls
+from mtl_axes.outer import solvers
+from mtl_axes.outer.solvers import min_norm, nash, nnls
 
 f64 = torch.float64
 FAMILIES = ("general", "low rank", "duplicates", "opposed", "nearly parallel", "nearly opposed", "integer", "orthogonal")

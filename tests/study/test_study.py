@@ -250,7 +250,7 @@ def test_what_a_study_cannot_use_is_a_failure_once_a_run_has_finished(tmp_path: 
 
 def test_options_of_the_criterion_count_also_where_a_strategy_has_no_name(tmp_path: Path) -> None:
     """A finished run with other options is not taken for the same run."""
-    for options in ({}, {"missing": "ignore"}, {"eval_weights": "current"}, {"missing": "ignore"}):
+    for options in ({}, {"missing": "ignore"}, {"sync": None}, {"missing": "ignore"}):
         small(tmp_path, outer=[Own()], seeds=1, compose={**TASKS, **options}).run(training.train, **quiet)
     assert len(list((tmp_path / "runs").iterdir())) == 3
 

@@ -29,7 +29,7 @@ def logits(size: int = 4, classes: int = 3) -> Tensor:
 
 
 def kinds(criterion: MultiTaskCriterion) -> dict[str, str]:
-    return {name: str(kind) for name, kind in criterion.task_set.kinds.items()}
+    return {name: str(kind) for name, kind in criterion._tasks.kinds.items()}
 
 
 @pytest.mark.parametrize(

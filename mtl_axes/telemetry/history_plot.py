@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from mtl_axes._text import without_math
+
 __all__ = ["draw"]
 
 _INK, _PALE, _CONFLICT = "#3a3a3a", "#d8d8d8", "#f3ece9"
@@ -190,7 +192,7 @@ def _mark_skipped(axes: Axes, steps: Values, skipped: Values) -> None:
 
 def _plain_text(name: str) -> str:
     """Return a name that matplotlib shows as it is: no formula between dollars, not hidden by an underscore."""
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+    return (" " if name.startswith("_") else "") + without_math(name)
 
 
 def _plain(axes: Axes) -> None:

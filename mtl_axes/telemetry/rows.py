@@ -1,4 +1,4 @@
-"""Committed windows as rows: as they wait on the device, on their way to the host, and there."""
+"""Committed windows as rows: on the device, in transfer to the host, and there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["Block", "Row", "Rows", "beside", "joined", "packed", "row_of"]
 
-# What a row may hold, each (K,) but for the cosines (K, K); and its place among the values of a row on the host.
+# The parts of a row, each (K,) except the cosines (K, K); and their places among the values of a row on the host.
 _PARTS = ("losses", "weights", "labelled", "norms", "floored", "cosines")
 _LOSS, _WEIGHT, _NORM, _FLOOR = range(4)
 
@@ -19,17 +19,17 @@ class Row(NamedTuple):
     """A committed window, on the device. Its tensors are detached and never written again.
 
     Attributes:
-        step: its number, counted from 1.
+        step: its number, counted from 1; a tensor if windows are counted on the device.
         skipped: windows that were skipped before it.
         losses: (K,)
         weights: (K,)
-        labelled: (K,) bool, False where the loss is none; None when all are.
+        labelled: (K,) bool, False where the loss is none; None if all are losses.
         norms: (K,) NaN where not measured, or None.
         floored: (K,) bool or None.
         cosines: (K, K) or None.
     """
 
-    step: int
+    step: int | Tensor
     skipped: int
     losses: Tensor
     weights: Tensor
@@ -45,7 +45,7 @@ class Rows(NamedTuple):
     Attributes:
         step: (n,) int64
         skipped: (n,) int64
-        values: (n, 4, K) losses, weights, norms, and 1 or 0 for a floor that holds the weight or does not; NaN for none.
+        values: (n, 4, K) losses, weights, norms, and 1 or 0 for a floor that holds the weight or does not; NaN if missing.
         cosines: (n, K (K - 1) / 2) for each pair of tasks, or (n, 0) where none were ever measured.
     """
 
@@ -72,7 +72,7 @@ class Rows(NamedTuple):
         return Rows(self.step[kept], self.skipped[kept], values, newest(self.cosines))
 
     def last_norms(self, before: Tensor | None = None) -> Tensor:
-        """Return the norms (K,) that were measured last, those before these rows for what they have not measured."""
+        """Return the norms (K,) that were measured last; ``before`` for tasks that these rows have not measured."""
         return _carried(self.values[:, _NORM], before)[-1]
 
     def by_name(self, tasks: tuple[str, ...], before: Tensor | None = None) -> dict[str, list[float]]:
@@ -100,15 +100,15 @@ class Rows(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Rows that are on their way to the host until ``arrived``; None once they are there.
+    """Rows in transfer to the host.
 
     Attributes:
         step: of each row.
         skipped: of each row.
         places: for each of ``_PARTS``, which rows have it.
         flat: the parts one after the other.
-        tasks: their number.
-        arrived: what the device has passed when they are there.
+        tasks: the number of tasks.
+        arrived: the event that ends the transfer; None if there is nothing to wait for.
     """
 
     step: list[int]
@@ -119,11 +119,11 @@ class Block(NamedTuple):
     arrived: torch.cuda.Event | None
 
     def there(self) -> bool:
-        """Return whether they are there, without waiting."""
+        """Return whether the rows have arrived, without waiting."""
         return self.arrived is None or bool(self.arrived.query())  # type: ignore[no-untyped-call]
 
     def rows(self) -> Rows:
-        """Return the rows, once they are there."""
+        """Return the rows, once they have arrived."""
         total, count, flat = len(self.step), self.tasks, self.flat
         widths = [count * count if name == "cosines" else count for name in _PARTS]
         parts = torch.split(flat, [len(places) * width for places, width in zip(self.places, widths, strict=True)])
@@ -143,7 +143,7 @@ class Block(NamedTuple):
 
 
 def packed(rows: list[Row]) -> Block:
-    """Return rows as a block on its way."""
+    """Start the transfer of rows to the host; return the block."""
     like, host = rows[-1].losses, torch.device("cpu")
     places = [[at for at, row in enumerate(rows) if getattr(row, name) is not None] for name in _PARTS]
     parts = [
@@ -158,18 +158,20 @@ def packed(rows: list[Row]) -> Block:
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record(torch.cuda.current_stream(flat.device))
         flat = target
-    return Block([row.step for row in rows], [row.skipped for row in rows], places, flat.to(host), like.shape[0], arrived)
+    return Block(
+        [int(row.step) for row in rows], [row.skipped for row in rows], places, flat.to(host), like.shape[0], arrived
+    )
 
 
 def beside(part: Tensor, like: Tensor) -> Tensor:
-    """Return a part beside ``like``: a run may move or widen between two windows. Flags stay flags."""
+    """Return a part on the device and in the dtype of ``like``; flags stay bool. A run may move or widen between windows."""
     dtype = like.dtype if part.is_floating_point() else part.dtype
     # A conversion that changes nothing is not free.
     return part if part.device == like.device and part.dtype is dtype else part.to(like.device, dtype)
 
 
 def row_of(rows: Rows) -> Row:
-    """Return the one row of ``rows`` as it was on the device."""
+    """Return a single row in the form that it has on the device."""
     losses, weights, norms, floored = rows.values[0]
     count = len(losses)
     cosines = None
@@ -199,7 +201,7 @@ def joined(pieces: list[Rows]) -> Rows:
 
 
 def _shares(losses: Tensor, weights: Tensor, norms: Tensor, before: Tensor | None) -> Tensor:
-    """Return what each task has of the weighted norms, (n, K) each; NaN in rows that measured none."""
+    """Return each task's share of the weighted norms, (n, K); NaN in rows that measured none."""
     here = ~losses.isnan()
     pulls = torch.where(here, weights.abs() * _carried(norms, before), 0.0)
     shares = pulls / pulls.sum(1, keepdim=True)
@@ -207,7 +209,7 @@ def _shares(losses: Tensor, weights: Tensor, norms: Tensor, before: Tensor | Non
 
 
 def _carried(values: Tensor, before: Tensor | None) -> Tensor:
-    """Return values (n, K) with each gap filled by what was there last, at first by what was ``before`` (K,)."""
+    """Return values (n, K) with each gap filled by the last value above it, at first by ``before`` (K,)."""
     if before is not None:
         return _carried(torch.cat([before[None], values]), None)[1:]
     known = ~values.isnan()

@@ -1,25 +1,22 @@
-"""What a criterion tells of its windows to: rows on the device, brought to the host in blocks, bounded in number."""
+"""The committed windows of a run: rows that come to the host in blocks, bounded in number."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtl_axes.options import check_number
-from mtl_axes.rows import Block, Row, Rows, beside, joined, packed, row_of
+from mtl_axes.telemetry.rows import Block, Row, Rows, beside, joined, packed, row_of
 
 __all__ = ["Held", "Records"]
 
-# Rows that wait on the device until they come to the host in one transfer.
-_BLOCK = 64
-
 
 class Held(NamedTuple):
-    """What the calls of a window share, of which the window tells when it is committed: detached, never written again.
+    """What the calls of a pending window share: detached, never written again.
 
     Attributes:
         weights: (K,) the weights that multiplied the losses.
@@ -31,22 +28,27 @@ class Held(NamedTuple):
 
 
 class Records(nn.Module):
-    """What a criterion tells of its windows to, and saves with its own state. :class:`mtl_axes.History` shows it.
+    """The rows of a run, saved with the state of its criterion. :class:`mtl_axes.History` shows them.
+
+    The criterion's journal writes them now and then; whatever reads them asks it first to write what is pending.
 
     Args:
         every: keep every n-th window, and the last one.
         capacity: rows at most. When there are more, every second one is dropped, and every second one kept from then on.
 
     Attributes:
-        gives_way: True where another may take its place, of a criterion that has one only in case that nobody asks for it.
+        gives_way: True if another History may replace this one.
+        flush: writes the rows that the journal holds; None without a criterion.
+        held: what the calls of the pending window share; None if no window is pending.
     """
 
     gives_way = False
-    # It has no parameters, buffers or modules, and is written in every step: past what a module does for those.
+    # It has no parameters, buffers or modules, and is written in every step: skip what a module does for those.
     __setattr__ = object.__setattr__  # type: ignore[assignment]
 
     def __init__(self, *, every: int, capacity: int) -> None:
         super().__init__()
+        self.flush: Callable[[], None] | None = None
         self.every = int(check_number("every", every, low=1, integer=True))
         self.capacity = int(check_number("capacity", capacity, low=2, integer=True))
         self._begin()
@@ -56,81 +58,72 @@ class Records(nn.Module):
         self.skipped = 0
         self.held: Held | None = None
         self._stride = self.every
-        # Windows so far; None before one is seen, whose number may have to be read from the device.
+        # Windows so far; None before the first, whose number may have to be read from the device.
         self._step: int | None = None
         self._open = False
-        # The last window where it is between two that are kept.
+        # The last window if it lies between two that are kept.
         self._tail: Row | None = None
-        self._seen: list[Row] = []
         self._sent: list[Block] = []
         self._pieces: list[Rows] = []
         self._count = 0
-        # What is told of, and the norms (K,) that were measured last until there; None where no row is told of.
-        self._told = 0
+        # The last step that was logged, and the norms (K,) that were measured last until there; None if nothing was logged.
+        self._logged = 0
         self._norms: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
+        self._write_pending()
+        return self._length()
+
+    def _length(self) -> int:
         return self._count + (self._tail is not None)
 
-    def note(self, held: Held) -> None:
-        """Take note of a call whose window is committed later."""
+    def _write_pending(self) -> None:
+        if self.flush is not None:
+            self.flush()
+
+    def note(self, held: Held | None) -> None:
+        """Take note of a training call: of what its window shares if it is pending, None if it was committed."""
         self.held, self._open = held, True
 
     def stepped(self, *, skipped: bool) -> None:
-        """Take note that the optimizer has stepped, or that the step of the calls since the last one was skipped."""
+        """Take note that the optimizer has stepped, or that it skipped the step of the calls since the last one."""
         self.skipped += skipped and self._open
         self._open = False
 
-    def add(
-        self,
-        tasks: tuple[str, ...],
-        step: int | Tensor,
-        held: Held,
-        losses: Tensor,
-        labelled: Tensor | None,
-        norms: Tensor | None,
-        cosines: Tensor | None,
-    ) -> None:
-        """Add a window that is committed.
+    def write(self, tasks: tuple[str, ...], rows: list[Row]) -> None:
+        """Add committed windows, and start their transfer to the host.
 
-        Args:
-            tasks: names of the K tasks.
-            step: windows committed so far, with this one; read where the device counts them, and only for the first one.
-            held: what its calls shared.
-            losses: (K,)
-            labelled: (K,) bool, False where a loss is none. None: all are.
-            norms: (K,) NaN where not measured, or None.
-            cosines: (K, K) or None.
+        Only the first row's ``step`` is read, from the device if windows are counted there.
         """
-        self.tasks, self.held, self._open = tasks, None, True
-        self._step = int(step) if self._step is None else self._step + 1
-        before = self._tail
-        if before is not None:
-            # Measured since the last row that is kept, for which this one stands.
-            norms, cosines = _newest(norms, before.norms), _newest(cosines, before.cosines)
-        row = Row(self._step, self.skipped, losses, held.weights, labelled, norms, held.floored, cosines)
-        if not self._keeps(row.step):
-            self._tail = row
-        else:
-            self._tail = None
-            self._seen.append(row)
-            self._count += 1
-        while len(self) > self.capacity:
+        self.tasks = tasks
+        kept = []
+        for row in rows:
+            self._step = int(row.step) if self._step is None else self._step + 1
+            norms, cosines = row.norms, row.cosines
+            if self._tail is not None:
+                # Measured since the last row that is kept, which this row replaces.
+                norms, cosines = _newest(norms, self._tail.norms), _newest(cosines, self._tail.cosines)
+            row = row._replace(step=self._step, norms=norms, cosines=cosines)
+            if self._keeps(self._step):
+                self._tail = None
+                self._count += 1
+                kept.append(row)
+            else:
+                self._tail = row
+        if kept:
+            self._sent.append(packed(kept))
+        self._take_arrived()
+        while self._length() > self.capacity:
             self._thin()
-        if len(self._seen) >= _BLOCK:
-            self._send()
 
     def _keeps(self, step: int) -> bool:
         return (step - 1) % self._stride == 0
 
     def _thin(self) -> None:
-        """Drop every second row. Waits for the device, which in a whole run it does a few times: ever more rarely."""
+        """Drop every second row. Waits for the device, which happens ever more rarely in a run."""
         self._stride *= 2
-        self._take(self.rows())
-
-    def _take(self, rows: Rows) -> None:
-        """Have what the stride leaves of these rows, and the last one."""
+        rows = joined([*self._arrived(), *self._last()])
         kept = (rows.step - 1) % self._stride == 0
         between = not kept[-1]
         kept[-1] = True
@@ -139,49 +132,45 @@ class Records(nn.Module):
         self._pieces = [rows.at(slice(-1)) if between else rows]
         self._count = len(self._pieces[0].step)
 
-    def _send(self) -> None:
-        """Bring the rows on the device on their way to the host, in one transfer."""
-        if self._seen:
-            block = packed(self._seen)
-            self._seen = []
-            self._sent.append(block)
-        # Out of pinned memory, which is scarce, what has come by now.
+    def _take_arrived(self) -> None:
+        """Take the blocks that have arrived out of pinned memory, which is scarce."""
         while self._sent and self._sent[0].there():
             self._pieces.append(self._sent.pop(0).rows())
 
-    def _settle(self) -> list[Rows]:
-        """Return all rows but the tail on the host; waits for those that are on their way."""
-        # Outside inference mode, wherever it is read: rows are put together with others outside of it.
+    def _arrived(self) -> list[Rows]:
+        """Return all rows but the tail on the host; waits for blocks in transfer."""
+        # Outside inference mode, wherever they are read: they are joined with rows made outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            self._send()
             for block in self._sent:
-                assert block.arrived is not None
-                block.arrived.synchronize()
-            self._send()
+                if block.arrived is not None:
+                    block.arrived.synchronize()
+            self._take_arrived()
         return self._pieces
 
     def rows(self) -> Rows:
         """Return all rows. Reads the device."""
-        pieces = self._settle()
+        self._write_pending()
+        pieces = self._arrived()
         if len(pieces) > 1:
             self._pieces = pieces = [joined(pieces)]
         return joined([*pieces, *self._last()])
 
     def latest(self) -> Rows:
-        """Return the rows of the windows since the last call of it. Reads the device."""
-        pieces = [rows for rows in self._last() if rows.step > self._told]
-        for piece in reversed(self._settle()):
-            new = piece.at(piece.step > self._told)
+        """Return the rows of the windows since the last call of this method. Reads the device."""
+        self._write_pending()
+        pieces = [rows for rows in self._last() if rows.step > self._logged]
+        for piece in reversed(self._arrived()):
+            new = piece.at(piece.step > self._logged)
             pieces.insert(0, new)
             if len(new.step) < len(piece.step):
                 break
-        self._told = self._step or self._told
+        self._logged = self._step or self._logged
         return joined(pieces)
 
-    def news(self) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Return means of ``share/TASK``, ``cosine/A/B`` and ``floor/TASK`` over the rows since the last call; ``skipped``.
 
-        ``criterion.log_dict()`` asks for it, so that trainers log it. Reads the device.
+        ``criterion.log_dict()`` includes them, so that trainers log them. Reads the device.
         """
         rows = self.latest()
         if not len(rows.step):
@@ -203,14 +192,15 @@ class Records(nn.Module):
         yield block.rows()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy or a pickle is made of: nothing of it is on its way."""
-        self._settle()
-        return self.__dict__.copy()
+        """Return what a copy or a pickle is made of. The journal of a copied criterion connects itself to its copy."""
+        self._write_pending()
+        self._arrived()
+        return {**self.__dict__, "flush": None}
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the rows, the schedule, and what is known of the window that is pending."""
+        """Return the rows, the schedule, and what is known of the pending window."""
+        self._write_pending()
         tail = [rows._asdict() for rows in self._last()]
-        self._settle()
         held = (
             None
             if self.held is None
@@ -218,7 +208,7 @@ class Records(nn.Module):
         )
         return {
             "tasks": list(self.tasks),
-            "rows": {name: part.clone() for name, part in joined(self._pieces)._asdict().items()},
+            "rows": {name: part.clone() for name, part in joined(self._arrived())._asdict().items()},
             "tail": tail[0] if tail else None,
             "held": held,
             "every": self.every,
@@ -228,7 +218,7 @@ class Records(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any] | None) -> None:
-        """Become what was saved, from here on with the ``every`` and ``capacity`` of this one; None: begin anew."""
+        """Take over what was saved, with this object's own ``every`` and ``capacity``; None: begin anew."""
         self._begin()
         if state is None:
             return
@@ -242,10 +232,10 @@ class Records(nn.Module):
         assert rows is not None
         self._pieces, self._count = [rows], len(rows.step)
         self._tail = None if tail is None else row_of(tail)
-        if len(self):
+        if self._length():
             kept = rows if tail is None else joined([rows, tail])
-            self._told, self._norms = int(kept.step[-1]), kept.last_norms()
-        while len(self) > self.capacity:
+            self._logged, self._norms = int(kept.step[-1]), kept.last_norms()
+        while self._length() > self.capacity:
             self._thin()
 
     def extra_repr(self) -> str:
@@ -259,7 +249,7 @@ def _loaded(state: dict[str, Tensor]) -> Rows:
 
 
 def _newest(values: Tensor | None, before: Tensor | None) -> Tensor | None:
-    """Return what was measured last, NaN being nothing."""
+    """Return what was measured last; NaN stands for nothing."""
     if values is None or before is None:
         return before if values is None else values
     return torch.where(values.isnan(), beside(before, values), values)
