@@ -1,1 +1,1 @@
-"""Adapters: mtl_axes inside the trainers people have. Each is imported on its own, with the library it adapts to."""
+"""Adapters: mtl_axes inside common trainers. Import each by its own name, next to the library it adapts to."""

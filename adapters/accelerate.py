@@ -1,45 +1,48 @@
-"""Accelerate: one call, after ``prepare``, and the loop that you have stays as it is."""
+"""Accelerate: one call after ``prepare``; the training loop stays unchanged."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from types import MethodType
 
+from mtl_axes.adapters.steps import calls_per_step
 from torch import nn
 
 from mtl_axes import MultiTaskCriterion
-from mtl_axes.errors import OptionError
+from mtl_axes.errors import OptionError, StateError
 
 try:
     from accelerate import Accelerator  # type: ignore[import-untyped]
     from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
 except ImportError as error:
-    raise ImportError('This adapter needs accelerate. Install it with: pip install "mtl_axes[accelerate]"') from error
+    raise ImportError('mtl_axes.adapters.accelerate needs accelerate: pip install "mtl_axes[accelerate]".') from error
 
 __all__ = ["attach"]
 
 
 def attach(accelerator: Accelerator, criterion: MultiTaskCriterion, optimizer: AcceleratedOptimizer) -> None:
-    """Let an accelerator save and resume the criterion, and an optimizer's steps end the criterion's windows.
+    """Save and resume the criterion with the accelerator, and end its windows with the optimizer's steps.
 
-    Call it once, after ``accelerator.prepare`` and before ``accelerator.load_state``. The criterion moves to the
-    accelerator's device, takes part in ``save_state`` and ``load_state``, and accumulates as the accelerator does; where
-    ``gradient_accumulation_steps`` changes, ``accelerator.accumulate`` lets the next window follow. Every
-    ``optimizer.step()`` that synchronises gradients then commits the pending window, also an epoch's shorter last one, and
-    one that the GradScaler skips drops it. An epoch's end stays yours: ``criterion.end_epoch()``. So does the loss after the
-    optimizer step, for a weighting that wants it: where ``accelerator.sync_gradients``, run the batches of the window again
-    within ``with torch.no_grad(), criterion.after_step():``. After a step that was skipped that block does nothing.
+    Call it once, after ``accelerator.prepare`` and before ``accelerator.load_state``. The criterion is moved to the
+    accelerator's device, is part of ``save_state`` and ``load_state``, and accumulates as the accelerator does; after a
+    change of ``gradient_accumulation_steps``, ``accelerator.accumulate`` applies the new number to the next window. Every
+    ``optimizer.step()`` that synchronises gradients commits the pending window, including an epoch's shorter last one; a
+    step that the GradScaler skips drops it.
+
+    Two calls stay in your loop: ``criterion.end_epoch()``, and, for a weighting that needs the losses after the optimizer
+    step (FAMO), the batches of the window once more if ``accelerator.sync_gradients``, within
+    ``with torch.no_grad(), criterion.after_step():``. After a skipped step that block does nothing.
 
     Args:
         accelerator: with or without ``gradient_accumulation_steps``.
-        criterion: from ``compose``, not prepared: it belongs into no DistributedDataParallel, and all ranks hold the same
-            state without. ``accumulate="manual"`` is left as it is, for several calls of the criterion per batch.
+        criterion: from ``compose``, not prepared: all ranks hold the same state without DistributedDataParallel.
+            ``accumulate="manual"`` is left unchanged, for several calls of the criterion per batch.
         optimizer: from ``accelerator.prepare``, with ``criterion.param_groups()`` among its groups.
 
     Raises:
-        OptionError: the criterion is attached already, is none or was prepared, the optimizer was not, the criterion's
-            parameters are not in it, or the criterion was composed to accumulate otherwise than the accelerator.
+        OptionError: the criterion is already attached, is not a criterion, or was prepared; the optimizer was not prepared
+            or lacks the criterion's parameters; or the criterion was composed with another number of calls per step.
     """
     if not isinstance(getattr(criterion, "module", criterion), MultiTaskCriterion):
         raise OptionError(
@@ -48,8 +51,8 @@ def attach(accelerator: Accelerator, criterion: MultiTaskCriterion, optimizer: A
         )
     if not isinstance(criterion, MultiTaskCriterion) or getattr(criterion, "_is_accelerate_prepared", False):
         raise OptionError(
-            "The criterion should not pass through accelerator.prepare(), which wraps and saves it as a model. Found a "
-            f"prepared {type(criterion).__name__}. Prepare model, optimizer and data, and attach what compose() returned."
+            f"The criterion is a prepared {type(criterion).__name__}: accelerator.prepare() wraps and saves it as a model. "
+            "Prepare model, optimizer and data only, and attach what compose() returned."
         )
     if not isinstance(optimizer, AcceleratedOptimizer):
         raise OptionError(
@@ -58,14 +61,19 @@ def attach(accelerator: Accelerator, criterion: MultiTaskCriterion, optimizer: A
     optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if any(id(parameter) not in optimized for parameter in criterion.parameters()):
         raise OptionError(
-            f"The parameters of {criterion.outer!r} should be in the optimizer. Found them missing. Add "
-            "criterion.param_groups() to its groups before accelerator.prepare()."
+            f"The optimizer lacks the parameters of {criterion.outer!r}. Add criterion.param_groups() to its groups before "
+            "accelerator.prepare()."
         )
     if any(known is criterion for known in accelerator._custom_objects):
-        raise OptionError("A criterion should be attached to an accelerator once. Found it attached. Drop the second call.")
+        raise OptionError("This criterion is already attached to this accelerator. Drop the second call of attach().")
     composed = criterion.accumulate
-    _accumulate(criterion, composed, accelerator.gradient_accumulation_steps)
-    # Before a state is loaded: the optimizer's state goes to where its parameters are then.
+
+    def follow() -> None:
+        calls = accelerator.gradient_accumulation_steps
+        criterion.accumulate = calls_per_step(composed, calls, "gradient_accumulation_steps")
+
+    follow()
+    # Before a state is loaded: the optimizer's state is loaded to the device of its parameters.
     criterion.to(accelerator.device)
     accelerator.register_for_checkpointing(criterion)
     step, accumulate = optimizer.step, accelerator.accumulate
@@ -75,24 +83,14 @@ def attach(accelerator: Accelerator, criterion: MultiTaskCriterion, optimizer: A
         if accelerator.sync_gradients:
             criterion.step(skipped=self.step_was_skipped)
 
-    def follow_and_accumulate(*models: nn.Module) -> AbstractContextManager[None]:
-        if not criterion._window.calls:
-            _accumulate(criterion, composed, accelerator.gradient_accumulation_steps)
-        context: AbstractContextManager[None] = accumulate(*models)
+    def follow_and_accumulate(*models: nn.Module) -> contextlib.AbstractContextManager[None]:
+        # A pending window keeps its number; the next one follows.
+        with contextlib.suppress(StateError):
+            follow()
+        context: contextlib.AbstractContextManager[None] = accumulate(*models)
         return context
 
-    # Not a hook of the torch optimizer: a GradScaler that skips a step calls none. A method, as schedulers wrap it.
+    # Not a hook of the torch optimizer: a GradScaler that skips a step calls none. A method, because schedulers wrap it.
     optimizer.step = MethodType(step_and_commit, optimizer)
-    # Where Accelerate itself reads the number.
+    # Accelerate itself reads the number here.
     accelerator.accumulate = follow_and_accumulate
-
-
-def _accumulate(criterion: MultiTaskCriterion, composed: int | str, calls: int) -> None:
-    if composed not in (1, calls, "manual"):
-        raise OptionError(
-            f"The criterion and the accelerator should accumulate alike. Found accumulate={composed} and "
-            f"gradient_accumulation_steps={calls}. Leave accumulate= out of compose(), or set criterion.accumulate = 1: "
-            "attach() sets it."
-        )
-    if composed != "manual":
-        criterion.accumulate = calls

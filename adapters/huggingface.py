@@ -1,14 +1,16 @@
-"""The HuggingFace Trainer: several tasks, one criterion, and the Trainer you already have."""
+"""HuggingFace Trainer: train an existing Trainer with a criterion of several tasks."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
+from mtl_axes.adapters.labels import as_label, complete, stack
 from mtl_axes.adapters.replay import Replay
+from mtl_axes.adapters.steps import calls_per_step, finish_step, loss_scale
 from torch import Tensor
 
 from mtl_axes import MultiTaskCriterion
@@ -26,45 +28,43 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import TrainerState, TrainingArguments
     from transformers.trainer_utils import EvalLoopOutput
 
     _Base = Trainer
 else:
-    _Base = object  # the mixin stands before a Trainer, and brings none of its own
+    _Base = object  # a mixin: the Trainer comes from the class that it is mixed into
 
 __all__ = ["FILE_NAME", "MultiTaskMixin", "TaskCollator", "attach"]
 
 FILE_NAME = "mtl_axes.pt"
-"""Where a checkpoint of the Trainer keeps the state of the criterion."""
+"""Name of the file in a checkpoint that holds the state of the criterion."""
 
 Row = Mapping[str, Any]
 Collator = Callable[[list[Any]], Mapping[str, Any]]
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
-_MISSING_CLASS = -100
-
 
 def attach(trainer: AnyTrainer, criterion: MultiTaskCriterion, *, lr: float | None = None) -> AnyTrainer:
-    """Let a Trainer, of any subclass, train with a criterion; return the same Trainer.
+    """Train a Trainer, of any subclass, with a criterion; return the same Trainer.
 
-    Its class is replaced by a subclass of it that has :class:`MultiTaskMixin` in front. What the class itself, or another
-    mixin, does in ``compute_loss`` is then not called: derive from :class:`MultiTaskMixin` to add to the loss.
+    Its class is replaced by a subclass with :class:`MultiTaskMixin` in front, so that its own ``compute_loss`` is not
+    called: to add to the loss, derive from :class:`MultiTaskMixin` instead.
 
     Args:
         trainer: built without ``compute_loss_func``, label smoothing and ``model_init``.
         criterion: from ``compose(..., tasks=[...])``, kept outside the model. The tasks are the names of the model's
             outputs and of the label columns.
-        lr: learning rate of the criterion's own parameters, where it has some; None takes the Trainer's. The scheduler
-            scales it as it scales the others.
+        lr: learning rate of the criterion's parameters, if it has any; None takes the Trainer's. The scheduler scales it
+            like the others.
 
     Raises:
-        OptionError: the Trainer and the criterion contradict each other, or the Trainer cannot do this.
+        OptionError: the Trainer and the criterion contradict each other, or the Trainer uses an option that is refused.
         StateError: a window of the criterion is pending.
     """
     cls = type(trainer)
     if isinstance(trainer, MultiTaskMixin):
-        raise OptionError(f"A Trainer should be attached to one criterion, once. Found a {cls.__name__}, which has one.")
+        raise OptionError(f"This {cls.__name__} already has a criterion. Build a new Trainer for another one.")
     _check(trainer, criterion)
     trainer.__class__ = type("MTL" + cls.__name__, (MultiTaskMixin, cls), {})
     cast(MultiTaskMixin, trainer)._adopt(criterion, lr)
@@ -72,28 +72,28 @@ def attach(trainer: AnyTrainer, criterion: MultiTaskCriterion, *, lr: float | No
 
 
 class MultiTaskMixin(_Base):
-    """What a Trainer needs to train with a criterion, for a subclass of your own: ``class Mine(MultiTaskMixin, Trainer)``.
+    """Mixin that trains a Trainer with a criterion: ``class Mine(MultiTaskMixin, Trainer)``.
 
-    Takes ``criterion`` and ``criterion_lr`` by keyword beside the arguments of the Trainer; they are the ``criterion`` and
-    ``lr`` of :func:`attach`, which does the same to a Trainer that exists.
+    Takes ``criterion`` and ``criterion_lr`` by keyword in addition to the Trainer's arguments; they are the ``criterion``
+    and ``lr`` of :func:`attach`, which does the same to an existing Trainer.
 
     - The model is called without the labels. Its outputs, by name, and ``inputs["labels"]``, a mapping by task, go to the
       criterion. Outputs that belong to no task are ignored.
-    - ``criterion.accumulate`` follows ``gradient_accumulation_steps`` during a training, and is then as composed; a window
-      ends with its optimizer step, also the short one at the end of an epoch, and a step that the GradScaler skips drops it.
-    - For a weighting that wants the losses after the optimizer step, ``compute_loss`` runs again on the micro-batches of the
-      step, without gradients and in training mode, with the random numbers of the first time; the model's buffers stay as
-      the first time left them. ``criterion.replaying`` is True then, for a ``compute_loss`` of your own that counts.
-    - With ``missing="ignore"`` a batch of which no row has a label has the loss 0.
-    - Learnable parameters of the criterion get a group of the optimizer without weight decay, also of an optimizer that you
-      gave, unless it has them. Clipping does not see them.
+    - ``criterion.accumulate`` follows ``gradient_accumulation_steps`` during a training and is restored after it. A window
+      ends with its optimizer step, including the short one at the end of an epoch; one that the GradScaler skips drops it.
+    - If the weighting needs the losses after the optimizer step (FAMO), ``compute_loss`` runs again on the micro-batches of
+      the step, without gradients, in training mode and with the same random numbers; the model's buffers are unchanged.
+      ``criterion.replaying`` is True then, for a ``compute_loss`` of your own that counts.
+    - With ``missing="ignore"`` a batch without any label has the loss 0.
+    - Learnable parameters of the criterion get a group of the optimizer without weight decay, even in an optimizer that you
+      passed, unless it has them. Gradient clipping ignores them.
     - Training logs gain ``mtl/loss/TASK``, ``mtl/weight/TASK`` and ``mtl/norm/TASK``: means since the last log, over calls
       and then over ranks; with a :class:`mtl_axes.History` also what it adds to ``criterion.log_dict()``.
     - Evaluation logs gain ``eval_loss_TASK``: means over the labels of the whole evaluation set. ``eval_loss`` is the
-      Trainer's mean of the batches' sums with reference weights. ``label_ids`` has every task: NaN, or -100 for classes,
-      where a label is missing, and floats but for classes.
-    - Checkpoints gain ``mtl_axes.pt``, which ``torch.load(weights_only=True)`` reads: ``criterion.state_dict()``. With
-      ``load_best_model_at_end`` the criterion, like the optimizer, stays as it was at the end of the training.
+      Trainer's mean of the batches' sums with reference weights. ``label_ids`` has every task, with NaN, or -100 for
+      classes, for a missing label; all but classes are floats.
+    - Checkpoints gain ``mtl_axes.pt``: ``criterion.state_dict()``, readable by ``torch.load(weights_only=True)``. With
+      ``load_best_model_at_end`` the criterion, like the optimizer, keeps its state from the end of the training.
 
     Raises:
         OptionError: as :func:`attach` does.
@@ -111,23 +111,23 @@ class MultiTaskMixin(_Base):
         self._adopt(criterion, criterion_lr)
 
     def _adopt(self, criterion: MultiTaskCriterion, lr: float | None) -> None:
-        # On the device before the optimizer's state is loaded, which goes where the parameters are.
+        # Before the optimizer's state is loaded: it is loaded to the device of the parameters.
         self.criterion = criterion.to(self.args.device)
         self._criterion_lr = lr
         self._evaluated = None
         assert self.model is not None
         self._replay = Replay(self.model)
-        # The criterion's loss is a mean over one micro-batch, so that the Trainer has to divide it by their number.
+        # The criterion's loss is a mean over one micro-batch: the Trainer has to divide it by their number.
         self.model_accepts_loss_kwargs = False
         self.label_names = ["labels"]
         own = self.data_collator
-        # A collator from elsewhere may pack the labels itself, and would miss the columns.
+        # A collator from elsewhere may pack the labels itself, and needs the columns.
         if (own.__module__ if hasattr(own, "__name__") else type(own).__module__).split(".")[0] == "transformers":
             self.data_collator = TaskCollator(criterion.tasks, own, missing=criterion._tasks.missing)
         self.add_callback(_Steps(self))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and give the criterion back as it was composed, however the training ends."""
+        """Train, and restore the criterion's ``accumulate`` however the training ends."""
         composed = self.criterion.accumulate
         try:
             return super().train(*args, **kwargs)
@@ -137,7 +137,7 @@ class MultiTaskMixin(_Base):
             self._replay.forget()
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Train on a micro-batch, and keep it where the weighting wants its losses after the optimizer step."""
+        """Train on a micro-batch, and record it if the weighting needs its losses after the optimizer step."""
         if self.criterion.outer.wants_after_step:
             self._replay.remember(model, inputs)
         return super().training_step(model, inputs, *args, **kwargs)
@@ -156,11 +156,11 @@ class MultiTaskMixin(_Base):
         """Return the criterion's loss of one micro-batch, with the model's outputs if they are asked for."""
         labels: Any = inputs.get("labels")
         if not isinstance(labels, Mapping):
-            found = f"{type(labels).__name__} there" if "labels" in inputs else f"the inputs {list(inputs)}"
+            given = f"labels of type {type(labels).__name__}" if "labels" in inputs else f"the inputs {list(inputs)}"
             raise DataError(
                 f"A batch should have 'labels', a mapping with the labels of the tasks {list(self.criterion.tasks)}. Found "
-                f"{found}. Name the label columns after the tasks; a collator of your own packs them itself, or is wrapped "
-                "as TaskCollator(tasks, collator)."
+                f"{given}. Name the label columns after the tasks; a collator of your own packs them itself, or is wrapped "
+                "in TaskCollator(tasks, collator)."
             )
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         if self._evaluated is not None:
@@ -170,67 +170,30 @@ class MultiTaskMixin(_Base):
         else:
             loss = self.criterion(outputs, labels)
             if self._evaluated is not None:
-                self._evaluated.add(outputs, labels, self._without_repetitions)
+                self._evaluated.add(outputs, labels)
         return (loss, outputs) if return_outputs else loss
 
     def _loss_without_labels(self, outputs: Any) -> Any:
-        """Return the loss of a batch of which no row has a label: 0."""
+        """Return the loss of a batch without any label: 0."""
         if not torch.is_grad_enabled() and not self.criterion.replaying:
             return torch.zeros((), device=self.args.device)
-        # Through the criterion, which other ranks may wait for.
-        return self.criterion(outputs, self._completed({}, outputs))
-
-    def _completed(self, labels: Mapping[str, Tensor | None], outputs: Any) -> dict[str, Tensor | None]:
-        """Return labels of every task that has an output: all missing where a task has none, None if that shape is unknown.
-
-        Other than integers for classes they are floats, so that batches and ranks agree on the dtype.
-        """
-        tasks = self.criterion._tasks
-        output_of = as_mapping("outputs", outputs, tasks.names)
-        completed: dict[str, Tensor | None] = {}
-        for task in tasks.names:
-            label, output = labels.get(task), output_of.get(task)
-            if output is None:
-                continue
-            if label is None:
-                label = self._blank(task, output)
-            elif label.ndim == output.ndim and not label.is_floating_point():
-                label = _cast(label, torch.get_default_dtype(), tasks.missing)
-            completed[task] = label
-        return completed
-
-    def _blank(self, task: str, output: Tensor) -> Tensor | None:
-        tasks = self.criterion._tasks
-        kind, given = tasks.known_kinds().get(task), tasks.given.get(task)
-        kinds = {kind} if kind is not None else given.kinds if given is not None else {"regression", "multiclass"}
-        if "multiclass" not in kinds or output.ndim == 1:
-            return torch.full_like(output, torch.nan, dtype=torch.get_default_dtype())
-        if kinds == {"multiclass"}:
-            return torch.full_like(output.select(1, 0), _MISSING_CLASS, dtype=torch.int64)
-        return None
+        # Through the criterion: other ranks may wait for it.
+        return self.criterion(outputs, complete({}, outputs, self.criterion._tasks))
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, Any, Any]:
-        """Evaluate or predict a batch; the labels returned have every task, so that batches can be put together."""
+        """Evaluate or predict a batch; the returned labels have every task, so that batches can be concatenated."""
         loss, predictions, labels = super().prediction_step(*args, **kwargs)
         if not isinstance(labels, Mapping) or self._evaluated is None or self._evaluated.latest is None:
             return loss, predictions, labels
-        completed = self._completed(labels, self._evaluated.latest)
+        completed = complete(labels, self._evaluated.latest, self.criterion._tasks)
         for task, label in completed.items():
             if label is None:
                 raise DataError(
-                    f"Task {task!r} should have had a label before a batch without any is put together with others: its "
-                    "shape is not known yet. Found none. Predict with the criterion of a training, or one with its state, "
-                    f"name the task's shape in compose(inner={{{task!r}: ...}}), or let a labelled row come first."
+                    f"Task {task!r} has no label in this batch, and the shape of its labels is not known yet, so batches "
+                    "cannot be concatenated. Use a criterion that has been trained or has a loaded state, name the task's "
+                    f"shape in compose(inner={{{task!r}: ...}}), or put a labelled row first."
                 )
         return loss, predictions, completed
-
-    def _without_repetitions(self, size: int) -> int:
-        """Return how many samples of a batch count: the last ones of an evaluation may repeat the first ones, to fill it."""
-        state = self.accelerator.gradient_state
-        if self.accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder < 1:
-            return size
-        before = int(self.accelerator.process_index) * size
-        return min(max(int(state.remainder) - before, 0), size)
 
     def evaluation_loop(
         self,
@@ -240,8 +203,8 @@ class MultiTaskMixin(_Base):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Evaluate or predict, and add the mean loss of every task that had a label to the metrics."""
-        self._evaluated = _TaskMeans(self.criterion)
+        """Evaluate or predict, and add the mean loss of every labelled task to the metrics."""
+        self._evaluated = _TaskMeans(self.criterion, self.accelerator)
         try:
             output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
             means = self._evaluated.means()
@@ -252,7 +215,7 @@ class MultiTaskMixin(_Base):
         return output
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Build the Trainer's optimizer, or take the given one, and add the criterion's parameters unless it has them."""
+        """Build the Trainer's optimizer, or take the given one, and add the criterion's parameters if it lacks them."""
         optimizer = super().create_optimizer(*args, **kwargs)
         known = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         options = {} if self._criterion_lr is None else {"lr": self._criterion_lr}
@@ -260,15 +223,14 @@ class MultiTaskMixin(_Base):
             if known.isdisjoint(group["params"]):
                 if self.lr_scheduler is not None:
                     raise OptionError(
-                        "An optimizer given with its scheduler should have the criterion's parameters. Found them missing, "
-                        "and the scheduler cannot take them up. Build it from [..., *criterion.param_groups()], or pass "
-                        "optimizers=(optimizer, None)."
+                        "The optimizer lacks the criterion's parameters, and the scheduler given with it cannot add them. "
+                        "Build it from [..., *criterion.param_groups()], or pass optimizers=(optimizer, None)."
                     )
                 optimizer.add_param_group(group)
         return optimizer
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, and add what the criterion saw since the last log to a log of the training loss."""
+        """Log, and add the criterion's ``log_dict()`` to a log of the training loss."""
         if "loss" in logs:
             logs.update({f"mtl/{name}": mean for name, mean in _mean_over_ranks(self.criterion.log_dict()).items()})
         super().log(logs, *args, **kwargs)
@@ -284,8 +246,8 @@ class MultiTaskMixin(_Base):
         path = os.path.join(resume_from_checkpoint, FILE_NAME)
         if not os.path.isfile(path):
             raise StateError(
-                f"A checkpoint to resume from should hold {FILE_NAME}, the state of the criterion. Found none in "
-                f"{resume_from_checkpoint!r}. To begin anew with its model, load the model and do not resume."
+                f"The checkpoint {resume_from_checkpoint!r} has no {FILE_NAME}, the state of the criterion. To start again "
+                "from its model, load the model and do not resume."
             )
         self.criterion.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
@@ -296,138 +258,125 @@ class MultiTaskMixin(_Base):
 
 
 def _check(trainer: Trainer, criterion: MultiTaskCriterion) -> None:
-    """Raise unless the Trainer can train with the criterion as both of them are."""
+    """Raise unless the Trainer can train with the criterion."""
     if not isinstance(trainer, Trainer):
         raise OptionError(
-            f"attach() should be given a transformers Trainer, then a criterion. Found {type(trainer).__name__}."
+            f"attach() takes a transformers Trainer, then a criterion. Found {type(trainer).__name__} as the Trainer."
         )
     if not isinstance(criterion, MultiTaskCriterion):
         raise OptionError(f"The criterion should come from compose(). Found {type(criterion).__name__}.")
     if not criterion.tasks:
         raise OptionError(
-            "The criterion should know its tasks, which name the label columns. Use compose(..., tasks=[...])."
+            "The criterion does not know its tasks, which name the label columns. Use compose(..., tasks=[...])."
         )
-    if criterion._window.calls:
+    if criterion.pending:
         raise StateError(
-            f"The criterion should be between two windows. Found {criterion._window.calls} calls pending. Call "
-            "criterion.step() after the optimizer step."
+            f"The criterion has a pending window of {criterion.pending} calls. Call criterion.step() after the last "
+            "optimizer step, before it is attached."
         )
     assert trainer.model is not None
     if any(module is criterion for module in trainer.model.modules()):
-        raise OptionError("The criterion should be kept outside the model. Found it among the model's modules.")
+        raise OptionError("The criterion is one of the model's modules. Keep it outside the model.")
+    args = trainer.args
     refused = {
         "compute_loss_func": (trainer.compute_loss_func is not None, "The criterion is the loss."),
-        "label_smoothing_factor": (
-            trainer.args.label_smoothing_factor != 0,
+        f"label_smoothing_factor={args.label_smoothing_factor}": (
+            args.label_smoothing_factor != 0,
             "It works on a single label; a loss with smoothing can be the inner shape of a task.",
         ),
-        "model_init": (trainer.model_init is not None, "It replaces the model; build the model first."),
-        "deepspeed": (trainer.is_deepspeed_enabled, "DeepSpeed keeps the criterion out of its checkpoints and optimizer."),
+        "model_init": (trainer.model_init is not None, "It replaces the model: build the model first."),
+        "deepspeed": (trainer.is_deepspeed_enabled, "DeepSpeed leaves the criterion out of its checkpoints and optimizer."),
+        f"nn.DataParallel on {args.n_gpu} GPUs": (
+            args.n_gpu > 1,
+            "Its replicas hide the graph. Start with torchrun --nproc_per_node=N, or set CUDA_VISIBLE_DEVICES to one GPU.",
+        ),
     }
-    for name, (found, why) in refused.items():
-        if found:
-            raise OptionError(f"A Trainer with a criterion should have no {name}. Found one. {why}")
-    if trainer.args.n_gpu > 1:
-        raise OptionError(
-            f"A process should use one GPU. Found {trainer.args.n_gpu}, for which the Trainer takes nn.DataParallel, whose "
-            "replicas hide the graph. Start with torchrun --nproc_per_node=N, or set CUDA_VISIBLE_DEVICES to one GPU."
-        )
-    _accumulation(trainer.args, criterion)
+    for option, (used, advice) in refused.items():
+        if used:
+            raise OptionError(f"A Trainer with a criterion cannot use {option}. {advice}")
+    calls_per_step(criterion.accumulate, args.gradient_accumulation_steps, "gradient_accumulation_steps")
 
 
-def _accumulation(args: TrainingArguments, criterion: MultiTaskCriterion) -> int | str:
-    """Return the calls per optimizer step that follow from the Trainer and the criterion, ``"manual"`` if it says so."""
-    steps, composed = args.gradient_accumulation_steps, criterion.accumulate
-    if composed not in (1, steps, "manual"):
-        raise OptionError(
-            f"The criterion's accumulate should be 1 or the Trainer's gradient_accumulation_steps={steps}. "
-            f"Found accumulate={composed}. Leave it out of compose(), or set criterion.accumulate = 1: the Trainer sets it."
-        )
-    return steps if composed != "manual" else composed
-
-
-def _mean_over_ranks(here: dict[str, float]) -> dict[str, float]:
-    ranks: list[dict[str, float]] = gather_object([here])
-    names = dict.fromkeys(name for rank in ranks for name in rank)
-    found = {name: [rank[name] for rank in ranks if name in rank] for name in names}
-    return {name: sum(values) / len(values) for name, values in found.items()}
+def _mean_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
+    ranks: list[dict[str, float]] = gather_object([metrics])
+    values = {name: [rank[name] for rank in ranks if name in rank] for name in dict.fromkeys(chain(*ranks))}
+    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
 
 
 class _Steps(TrainerCallback):
-    """Ends windows and epochs where the Trainer does, and clears the gradients that it does not know of."""
+    """Ends windows and epochs with the Trainer's, and clears the criterion's gradients, which the Trainer does not clear."""
 
     def __init__(self, trainer: MultiTaskMixin) -> None:
         self._trainer = trainer
         self._scale_before = 1.0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(self, args: TrainingArguments, *_: Any, **kwargs: Any) -> None:
         criterion = self._trainer.criterion
-        # What a training that was interrupted has left behind.
+        # Left behind by an interrupted training.
         criterion.step(skipped=True)
         criterion.zero_grad()
         criterion.log_dict()
         self._trainer._replay.forget()
-        criterion.accumulate = _accumulation(args, criterion)  # type: ignore[assignment]
+        calls = args.gradient_accumulation_steps
+        criterion.accumulate = calls_per_step(criterion.accumulate, calls, "gradient_accumulation_steps")
         criterion.train()
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._scale_before = self._scale()
+    def on_pre_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
+        self._scale_before = loss_scale(self._trainer.accelerator.scaler)
 
-    def _scale(self) -> float:
-        # Accelerate does not notice a step that was skipped by a fused optimizer, the Trainer's own choice.
-        scaler = self._trainer.accelerator.scaler
-        return 1.0 if scaler is None else float(scaler.get_scale())
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        criterion = self._trainer.criterion
-        skipped = self._scale() < self._scale_before
-        criterion.step(skipped=skipped)
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        trainer, criterion = self._trainer, self._trainer.criterion
+        # Accelerate does not notice a step that a fused optimizer, the Trainer's default, skipped.
+        skipped = loss_scale(trainer.accelerator.scaler) < self._scale_before
         criterion.zero_grad()
-        if skipped:
-            self._trainer._replay.forget()
-        elif criterion.outer.wants_after_step:
-            self._trainer._replay.run(self._trainer._compute_loss_again, [criterion])
-        # Before the Trainer saves, so that no checkpoint lies between the last step of an epoch and its end.
+        finish_step([criterion], trainer._replay, trainer._compute_loss_again, skipped=skipped)
+        # Before the Trainer saves, so that no checkpoint is written between the last step of an epoch and its end.
         if has_length(kwargs["train_dataloader"]) and state.epoch == int(state.epoch or 0):
             criterion.end_epoch()
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_end(self, *_: Any, **kwargs: Any) -> None:
         if not has_length(kwargs["train_dataloader"]):
             self._trainer.criterion.end_epoch()
 
 
 class _TaskMeans:
-    """Mean loss per task over the labels of an evaluation set, kept on the device until it is asked for.
+    """Mean loss per task over the labels of an evaluation set, on the device until it is read.
 
     Attributes:
         latest: outputs of the last batch.
     """
 
-    def __init__(self, criterion: MultiTaskCriterion) -> None:
+    def __init__(self, criterion: MultiTaskCriterion, accelerator: Any) -> None:
         self.latest: Any = None
         self._criterion = criterion
+        self._accelerator = accelerator
         self._rows: list[Tensor] = []
 
-    def add(self, outputs: Any, labels: Mapping[str, Tensor | None], counted: Callable[[int], int]) -> None:
-        """Add a batch; ``counted`` tells from its size how many of its samples count."""
+    def add(self, outputs: Any, labels: Mapping[str, Tensor | None]) -> None:
+        """Add the losses of a batch and the number of their labels."""
         tasks = self._criterion.tasks
-        output_of = as_mapping("outputs", outputs, tasks)
-        here = {task: label for task in tasks if (label := labels.get(task)) is not None}
-        size = len(next(iter(here.values())))
-        kept = counted(size)
-        if kept == 0:
+        size = len(next(label for task in tasks if (label := labels.get(task)) is not None))
+        counted = self._without_repetitions(size)
+        if counted == 0:
             return
-        here = {task: label[:kept] for task, label in here.items()}
-        predictions = {task: prediction[:kept] for task in here if (prediction := output_of[task]) is not None}
-        found = self._criterion._tasks.losses(predictions, here, None, None, None)
-        values = found.values
+        targets = {task: label[:counted] for task in tasks if (label := labels.get(task)) is not None}
+        output_of = as_mapping("outputs", outputs, tasks)
+        predictions = {task: prediction[:counted] for task in targets if (prediction := output_of[task]) is not None}
+        losses = self._criterion._tasks.losses(predictions, targets, None, None, None)
+        values = losses.values
         counts = [
-            values.new_tensor(here[task].numel() if task in here else 0) if count is None else count.to(values)
-            for task, count in zip(tasks, found.counts, strict=True)
+            values.new_tensor(targets[task].numel() if task in targets else 0) if count is None else count.to(values)
+            for task, count in zip(tasks, losses.counts, strict=True)
         ]
         self._rows.append(torch.stack([values, torch.stack(counts)]))
+
+    def _without_repetitions(self, size: int) -> int:
+        """Return how many samples of a batch count: the last batches repeat the first samples to fill up all ranks."""
+        state = self._accelerator.gradient_state
+        if self._accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder < 1:
+            return size
+        before = int(self._accelerator.process_index) * size
+        return min(max(int(state.remainder) - before, 0), size)
 
     def means(self) -> dict[str, float]:
         """Return the means over all ranks, by task that had a label."""
@@ -443,15 +392,15 @@ class _TaskMeans:
 class TaskCollator:
     """Packs the label columns that are named after tasks into ``batch["labels"]``, a mapping from task to tensor.
 
-    Numbers and arrays become tensors: floats of the default dtype, integers int64, bools bool; tensors keep their dtype. The
-    labels of a task in a batch have the dtype that holds all of them. A missing label among others, None or a column that a
-    row does not have, becomes NaN, or -100 where labels are integers; bools become floats then. A task that no row of a
-    batch labels is absent from it, whatever other batches had. Rows whose ``labels`` is a mapping by task are taken, too.
+    Numbers and arrays become tensors: floats of the default dtype, integers int64, bools bool; tensors keep their dtype. A
+    task's labels in a batch get the dtype that holds all of them. A missing label (None, or no such column in a row) becomes
+    NaN, or -100 among integers; bools become floats then. A task without any label in a batch is absent from it, whatever
+    other batches had. Rows whose ``labels`` is a mapping by task are accepted too.
 
     Args:
         tasks: names of the tasks.
         base: collates the other columns, as a tokenizer's padding collator does.
-        missing: ``"ignore"`` admits rows with labels missing, as ``compose(..., missing="ignore")`` does; ``"error"`` wants
+        missing: ``"ignore"`` admits rows without a label, as ``compose(..., missing="ignore")`` does; ``"error"`` requires
             every column in every row, and None in all rows of a batch or in none.
 
     >>> collate = TaskCollator(["mood", "score"], missing="ignore")
@@ -469,25 +418,25 @@ class TaskCollator:
         """Return the batch of some rows.
 
         Raises:
-            DataError: a label is missing and should not be, the labels of a task differ in shape, or the base collator made
-                labels of its own.
+            DataError: a label is missing although ``missing="error"``, the labels of a task differ in shape, or the base
+                collator made labels too.
         """
         rows = [self._flat(row) for row in rows]
         columns = {column for row in rows for column in row}
-        unlabelled = columns.isdisjoint(self.tasks)
-        labels = {} if unlabelled else {task: self._labels(task, rows) for task in self.tasks}
-        batch = dict(self.base([{name: value for name, value in row.items() if name not in self.tasks} for row in rows]))
-        if unlabelled:
-            return batch
+        rest = [{name: value for name, value in row.items() if name not in self.tasks} for row in rows]
+        if columns.isdisjoint(self.tasks):
+            return dict(self.base(rest))
+        labels = {task: self._labels(task, rows) for task in self.tasks}
+        batch = dict(self.base(rest))
         if "labels" in batch:
             raise DataError(
-                f"The labels of a batch should come from the columns {list(self.tasks)} alone. Found others, made by the "
-                f"base collator of {sorted(columns.difference(self.tasks))}. Drop or rename the column that is no task."
+                f"The base collator made labels from the columns {sorted(columns.difference(self.tasks))}, in addition to "
+                f"the tasks {list(self.tasks)}. Drop or rename the column that is not a task."
             )
         return {**batch, "labels": {task: label for task, label in labels.items() if label is not None}}
 
     def _flat(self, row: Row) -> Row:
-        """Return a row whose labels are columns, be they columns or a mapping under ``labels``."""
+        """Return a row with its labels as columns, unpacked from a mapping under ``labels``."""
         packed = row.get("labels")
         if not isinstance(packed, Mapping):
             return row
@@ -495,46 +444,10 @@ class TaskCollator:
         return {**rest, **{task: packed[task] for task in self.tasks if task in packed}}
 
     def _labels(self, task: str, rows: list[Row]) -> Tensor | None:
-        labels = [_tensor(task, row.get(task)) for row in rows]
-        present = [label for label in labels if label is not None]
-        if self.missing != "ignore":
-            lacking = next((row for row in rows if task not in row), None)
-            if lacking is not None:
-                raise DataError(
-                    f"Each row should have the label columns {list(self.tasks)}. Found {list(lacking)}, without {task!r}. "
-                    'Rows may lack one with compose(..., missing="ignore").'
-                )
-            if present and len(present) < len(labels):
-                raise DataError(
-                    f"The labels of task {task!r} should be there in all rows of a batch, or be None in all. Found both. "
-                    'Rows may lack one with compose(..., missing="ignore").'
-                )
-        if not present:
-            return None
-        shapes = sorted({tuple(label.shape) for label in present})
-        if len(shapes) > 1:
-            raise DataError(f"The labels of task {task!r} should have one shape in a batch. Found {shapes}. Pad them.")
-        dtype = reduce(torch.promote_types, (label.dtype for label in present))
-        if dtype is torch.bool and len(present) < len(labels):
-            dtype = torch.get_default_dtype()
-        blank = torch.full(shapes[0], torch.nan if dtype.is_floating_point else _MISSING_CLASS, dtype=dtype)
-        return torch.stack([blank if label is None else _cast(label, dtype, self.missing) for label in labels])
-
-
-def _cast(label: Tensor, dtype: torch.dtype, missing: str) -> Tensor:
-    """Return a label in another dtype; one that is missing as an integer is missing as a float, too."""
-    if missing == "ignore" and dtype.is_floating_point and not label.is_floating_point():
-        return label.to(dtype).masked_fill(label == _MISSING_CLASS, torch.nan)
-    return label.to(dtype)
-
-
-def _tensor(task: str, value: Any) -> Tensor | None:
-    if value is None or isinstance(value, Tensor):
-        return value
-    try:
-        tensor = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"A label of task {task!r} should be a number or an array. Found {value!r}.") from error
-    if tensor.is_floating_point():
-        return tensor.to(torch.get_default_dtype())
-    return tensor if tensor.dtype is torch.bool else tensor.long()
+        lacking = next((row for row in rows if task not in row), None)
+        if lacking is not None and self.missing != "ignore":
+            raise DataError(
+                f"A row has the columns {list(lacking)} and no {task!r}. Give each row the label columns "
+                f'{list(self.tasks)}, or use compose(..., missing="ignore").'
+            )
+        return stack(task, [as_label(task, row.get(task)) for row in rows], self.missing)

@@ -1,4 +1,4 @@
-"""A plain PyTorch loop: what you would otherwise write around a criterion. The criterion works without it."""
+"""A plain PyTorch training loop around a criterion. The criterion works without it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from mtl_axes.adapters.replay import Replay
+from mtl_axes.adapters.steps import finish_step, loss_scale
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
@@ -24,22 +25,22 @@ Batch = tuple[Any, Any]
 class Loop:
     """Trains a model on ``(inputs, targets)`` batches with a criterion.
 
-    For a weighting that wants the losses after the optimizer step the batches of the step are run again, without gradients
-    and in training mode, with the random numbers of the first time; the model's buffers stay as the first time left them.
+    If the weighting needs the losses after the optimizer step (FAMO), the batches of the step run again, without gradients,
+    in training mode and with the same random numbers; the model's buffers are unchanged.
 
     Args:
         model: called as ``model(inputs)``; its result goes to the criterion as the outputs.
         criterion: from ``compose``; with ``accumulate=n`` the optimizer steps once in n batches, on their mean gradient.
-        optimizer: builds the optimizer from parameter groups: ``lambda groups: torch.optim.AdamW(groups, lr=1e-3)``. It is
-            given the model's parameters and, without weight decay, the criterion's.
+        optimizer: builds the optimizer from parameter groups: ``lambda groups: torch.optim.AdamW(groups, lr=1e-3)``. The
+            groups are the model's parameters and, without weight decay, the criterion's.
         scheduler: builds a learning rate scheduler from the optimizer; it steps with every optimizer step.
-        scaler: for fp16. A step that it skips drops the criterion's pending window, when there is one (``accumulate > 1``).
+        scaler: for fp16. A step that it skips drops the criterion's pending window, if there is one (``accumulate > 1``).
         clip: largest norm of the model's gradient.
-        compute_loss: replaces ``criterion(model(inputs), targets)``, for example to run under autocast; it is given the
-            batch, a second time where the weighting wants the losses after the step.
+        compute_loss: replaces ``criterion(model(inputs), targets)``, for example to run under autocast. It takes the batch,
+            and is called a second time if the weighting needs the losses after the step.
         after_step: called with the loop after every optimizer step.
-        log_every: optimizer steps per row of ``history``; an epoch ends with a row. Reading the device waits for it.
-        progress: show a progress bar, when tqdm is installed.
+        log_every: optimizer steps per row of ``history``; an epoch ends with a row. Each row waits for the device.
+        progress: show a progress bar, if tqdm is installed.
 
     Attributes:
         history: one dict per row: ``epoch``, ``step`` (optimizer steps so far), and ``criterion.log_dict()``.
@@ -61,9 +62,9 @@ class Loop:
         progress: bool = True,
     ) -> None:
         if not isinstance(criterion.accumulate, int):
-            raise OptionError("Loop steps by itself and needs compose(accumulate=n). Found accumulate='manual'.")
+            raise OptionError("Loop needs a number of calls per step: compose(accumulate=n). Found accumulate='manual'.")
         self.model, self.criterion = model, criterion
-        own = set(criterion.parameters())  # the criterion may be a part of the model
+        own = set(criterion.parameters())  # the criterion may be inside the model
         self._parameters = [parameter for parameter in model.parameters() if parameter not in own]
         self.optimizer = optimizer([{"params": self._parameters}, *criterion.param_groups()])
         self.scheduler = scheduler(self.optimizer) if scheduler is not None else None
@@ -75,7 +76,7 @@ class Loop:
         self.step = self.epoch = 0
 
     def run(self, batches: Iterable[Batch], epochs: int = 1) -> list[dict[str, float]]:
-        """Train for some epochs and return the history so far. Call it again to go on."""
+        """Train for some epochs and return the history so far. Call it again to continue."""
         for _ in range(epochs):
             self.model.train()
             self.criterion.train()
@@ -86,7 +87,9 @@ class Loop:
                 if self.step % self.log_every == 0:
                     self._log(bar)
             if self.step == begin:
-                raise DataError(f"Epoch {self.epoch} should have batches. Found none: a generator serves one epoch only.")
+                raise DataError(
+                    f"Epoch {self.epoch} has no batches. Pass a DataLoader or a list: a generator is empty after one epoch."
+                )
             if self.step % self.log_every:
                 self._log(bar)
             self.criterion.end_epoch()
@@ -103,9 +106,8 @@ class Loop:
         self.model.zero_grad()
         self.criterion.zero_grad()
         self._replay.forget()
-        wants = self.criterion.outer.wants_after_step
         for batch in window:
-            if wants:
+            if self.criterion.outer.wants_after_step:
                 self._replay.remember(batch)
             loss = self.compute_loss(batch) / len(window)
             torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
@@ -114,9 +116,7 @@ class Loop:
                 self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self._parameters, self.clip)
         skipped = self._optimize()
-        self.criterion.step(skipped=skipped)
-        if wants and not skipped:
-            self._replay.run(self.compute_loss, [self.criterion])
+        finish_step([self.criterion], self._replay, self.compute_loss, skipped=skipped)
         if self.scheduler is not None and not skipped:
             self.scheduler.step()
         self.step += 1
@@ -124,14 +124,14 @@ class Loop:
             self.after_step(self)
 
     def _optimize(self) -> bool:
-        """Step the optimizer; return whether the scaler skipped it, which shows in a smaller scale."""
+        """Step the optimizer; return whether the scaler skipped it."""
         if self.scaler is None:
             self.optimizer.step()
             return False
-        before = self.scaler.get_scale()
+        before = loss_scale(self.scaler)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return self.scaler.get_scale() < before
+        return loss_scale(self.scaler) < before
 
     def _loss(self, batch: Batch) -> Tensor:
         inputs, targets = batch

@@ -1,4 +1,4 @@
-"""TorchJD: its Gramian weightings as outer weightings, behind your own ``loss.backward()``."""
+"""TorchJD: its Gramian weightings as outer weightings, with your own ``loss.backward()``."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ try:
     from torchjd.aggregation import Aggregator, GramianWeightedAggregator, Weighting
     from torchjd.linalg import Matrix
 except ImportError as error:
-    raise ImportError('This adapter needs torchjd 0.18. Install it with: pip install "mtl_axes[torchjd]"') from error
+    raise ImportError('mtl_axes.adapters.torchjd needs torchjd 0.18: pip install "mtl_axes[torchjd]".') from error
 
 __all__ = ["StatefulTorchJDWeighting", "TorchJDWeighting", "from_torchjd"]
 
 
 def from_torchjd(weighting: Weighting[Any], *, seed: int = 0) -> OuterWeighting:
-    """Return an outer weighting that asks a TorchJD Gramian weighting for its weights.
+    """Return an outer weighting whose weights are a TorchJD Gramian weighting's.
 
-    It is given the Gramian of the tasks that take part, in float64 on the CPU, and its weights multiply the *losses*: heads
-    are weighted too, where TorchJD's own ``mtl_backward`` leaves their gradients alone. Random numbers that it draws come
-    from a generator of its own, so that all ranks draw the same and your own numbers do not change.
+    The TorchJD weighting gets the Gramian of the active tasks, in float64 on the CPU, and its weights multiply the *losses*:
+    heads are weighted too, whereas TorchJD's ``mtl_backward`` leaves their gradients unweighted. Its random numbers come
+    from a separate generator, so that all ranks draw the same and the global random state does not change.
 
-    A task that is absent or has no gradient leaves the problem, and a ``pref_vector`` its entry. One that is ``Stateful``
-    remembers tasks by their position, and forgets or refuses when their number changes: a window in which a task is absent
-    then moves neither its state nor the weights.
+    A task that is absent or has no gradient leaves the problem, and a ``pref_vector`` loses its entry. A ``Stateful``
+    weighting remembers tasks by position, and forgets or fails when their number changes: a window with an absent task then
+    updates neither its state nor the weights.
 
-    What it returns is what you get, all zeros included, unless it is not finite: then the weights stay as they are.
+    The weights are used unmodified, even if all are zero; if one is not finite, the previous weights are kept.
 
     Args:
         weighting: of the Gramian, such as ``torchjd.aggregation.UPGradWeighting()``. It is not copied: options that you
-            change on it take effect. It should serve one criterion.
+            change on it take effect. Use it in one criterion only.
         seed: of its random numbers, >= 0.
 
     Raises:
-        OptionError: it is an aggregator, a class, or a weighting that needs the Jacobian; on binding, it cannot weigh that
+        OptionError: it is an aggregator, a class, or a weighting that needs the Jacobian; on binding, it cannot weight that
             many tasks.
 
     >>> import torch
@@ -58,16 +58,18 @@ def from_torchjd(weighting: Weighting[Any], *, seed: int = 0) -> OuterWeighting:
     References:
         P. Quinton, V. Rey, "Jacobian Descent for Multi-Objective Optimization", 2024, and the TorchJD library, 0.18.
     """
-    _check(weighting)
+    refused = _refuse(weighting)
+    if refused is not None:
+        raise OptionError(f"from_torchjd() takes a weighting of the Gramian, such as UPGradWeighting(). Found {refused}.")
     cls = StatefulTorchJDWeighting if isinstance(weighting, Stateful) else TorchJDWeighting
     return cls(weighting, seed=seed)
 
 
 class TorchJDWeighting(GramianWeighting):
-    """The weights of a TorchJD weighting for the Gramian of the active tasks. Made by :func:`from_torchjd`.
+    """A TorchJD weighting of the Gramian of the active tasks. Made by :func:`from_torchjd`.
 
     Attributes:
-        weighting: as it was given. It is no submodule: neither a cast nor a move of the criterion reaches it.
+        weighting: the TorchJD weighting. It is no submodule, so that casts and moves of the criterion leave it unchanged.
     """
 
     sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "any"
@@ -82,14 +84,16 @@ class TorchJDWeighting(GramianWeighting):
         self.__dict__["weighting"] = weighting
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
-        """Fix the tasks, and check that the weighting can weigh that many."""
+        """Fix the tasks, and check that the weighting can weight that many."""
         try:
             with torch.random.fork_rng(devices=[]):
-                found = copy.deepcopy(self.weighting)(torch.eye(len(tasks), dtype=torch.float64))
+                weights = copy.deepcopy(self.weighting)(torch.eye(len(tasks), dtype=torch.float64))
         except Exception as error:
-            raise OptionError(f"{self!r} should weigh {len(tasks)} tasks. Found that it cannot: {error}") from error
-        if found.shape != (len(tasks),):
-            raise OptionError(f"{self!r} should return {len(tasks)} weights. Found the shape {tuple(found.shape)}.")
+            raise OptionError(
+                f"{self!r} cannot weight {len(tasks)} tasks: {error}. Give it options for that many, or take another."
+            ) from error
+        if weights.shape != (len(tasks),):
+            raise OptionError(f"{self!r} should return {len(tasks)} weights. Found the shape {tuple(weights.shape)}.")
         super().bind(tasks)
 
     def solve(self, problem: Problem, /) -> Tensor:
@@ -99,33 +103,31 @@ class TorchJDWeighting(GramianWeighting):
         if isinstance(preferred, Tensor) and len(problem.index) < problem.count:
             weighting = copy.deepcopy(weighting)
             weighting.pref_vector = preferred[problem.index.to(preferred.device)]
+        generator = self.draws.generator
         try:
-            weights = self._drawing(weighting, problem.gramian)
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(generator.get_state())
+                weights = weighting(problem.gramian)
+                generator.set_state(torch.get_rng_state())
         except Exception as error:
             raise PluginError(
-                f"{self!r} should weigh the {len(problem.index)} of {problem.count} tasks that take part. Found that it "
-                f"cannot: {type(error).__name__}: {error}"
+                f"{self!r} cannot weight the {len(problem.index)} of {problem.count} tasks that are active: "
+                f"{type(error).__name__}: {error}"
             ) from error
         weights = weights.detach().to("cpu", torch.float64)
         return weights if bool(torch.isfinite(weights).all()) else self.current.cpu().double()[problem.index]
 
-    def _drawing(self, weighting: Weighting[Any], gramian: Tensor) -> Tensor:
-        """Call it with this weighting's own random numbers in place of torch's."""
-        generator = self.draws.generator
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(generator.get_state())
-            weights = weighting(gramian)
-            generator.set_state(torch.get_rng_state())
-        return weights
-
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the name of the TorchJD class, and what it remembers."""
+        """Return the name of the TorchJD class, and its state."""
         return {"class": type(self.weighting).__name__, "memory": _memory(self.weighting)}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Let the TorchJD weighting remember what a saved one did."""
+        """Load the state of a TorchJD weighting of the same class."""
         if state["class"] != type(self.weighting).__name__:
-            raise StateError(f"The state should be of {type(self.weighting).__name__}. Found one of {state['class']}.")
+            raise StateError(
+                f"The state of a {state['class']} does not fit a {type(self.weighting).__name__}. Load it into "
+                f"from_torchjd({state['class']}(...))."
+            )
         _remember(self.weighting, state["memory"])
 
     def __repr__(self) -> str:
@@ -134,62 +136,50 @@ class TorchJDWeighting(GramianWeighting):
 
 
 class StatefulTorchJDWeighting(TorchJDWeighting):
-    """The weights of a TorchJD weighting with a state, which moves in windows with all tasks only."""
+    """A TorchJD weighting with a state, which is updated only in windows with all tasks."""
 
     memoryless: ClassVar[bool] = False
 
     def forward(self, signals: Signals, /) -> Tensor:
-        """Move the state and return the weights, or leave both as they are where a task is absent."""
+        """Update the state and return the weights; if a task is absent, return the current weights."""
         return super().forward(signals) if bool(signals.active.all()) else self.current.clone()
 
     def reset(self) -> None:
-        """Let the TorchJD weighting forget what it saw, and draw its random numbers anew."""
+        """Reset the TorchJD weighting and its random numbers."""
         assert isinstance(self.weighting, Stateful)
         self.weighting.reset()
         self.draws = Draws(self.seed)
 
 
-def _check(weighting: object) -> None:
-    name = type(weighting).__name__
+def _refuse(weighting: object) -> str | None:
+    """Return what was passed in place of a weighting of the Gramian, with advice; None if it is one."""
     if isinstance(weighting, type) and issubclass(weighting, (Weighting, Aggregator)):
-        raise OptionError(f"from_torchjd() needs a weighting, not its class. Found {weighting.__name__}; call it.")
+        return f"the class {weighting.__name__}; call it"
+    name = type(weighting).__name__
     if isinstance(weighting, GramianWeightedAggregator):
-        raise OptionError(
-            f"from_torchjd() needs a weighting of the Gramian. Found the aggregator {name}; pass its .gramian_weighting."
-        )
+        return f"the aggregator {name}; pass its .gramian_weighting"
     if isinstance(weighting, Aggregator):
-        raise OptionError(
-            f"from_torchjd() needs a weighting of the Gramian, such as an aggregator's .gramian_weighting. Found {name}, an "
-            "aggregator that has none: it needs the whole Jacobian. Use another, or TorchJD's own backward."
-        )
+        return f"the aggregator {name}, which needs the whole Jacobian; use another, or TorchJD's own backward"
     if not isinstance(weighting, Weighting):
-        raise OptionError(f"from_torchjd() needs a weighting of torchjd.aggregation. Found {weighting!r}.")
-    for inner in weighting.modules():
-        # What a composition makes of its input is for the weighting within to read: there this library's own function
-        # takes a Jacobian, and would take a Gramian for one.
-        if getattr(getattr(inner, "fn", None), "__name__", "") == "compute_gramian":
-            raise OptionError(
-                "from_torchjd() needs a weighting of the Gramian. Found one that computes the Gramian of a Jacobian, as an "
-                "aggregator's .weighting does; pass its .gramian_weighting."
+        return f"{weighting!r}, which is no weighting of torchjd.aggregation"
+    # The input of a composition may be anything, except what this function of TorchJD takes: a Jacobian.
+    if any(getattr(getattr(part, "fn", None), "__name__", "") == "compute_gramian" for part in weighting.modules()):
+        return "a weighting that computes the Gramian of a Jacobian; pass the aggregator's .gramian_weighting"
+    part: object = weighting
+    while isinstance(part, Weighting):
+        reads = {arg for cls in type(part).__mro__ for base in vars(cls).get("__orig_bases__", ()) for arg in get_args(base)}
+        if Matrix in reads:
+            return (
+                f"{type(part).__name__}, which takes the Jacobian or another matrix; constant weights are "
+                'compose("fixed"), random ones compose("rlw")'
             )
-    _check_statistic(weighting)
-
-
-def _check_statistic(weighting: Weighting[Any]) -> None:
-    """Raise unless a weighting, and the one that it may wrap, declares to read a Gramian or nothing in particular."""
-    read = {arg for cls in type(weighting).__mro__ for base in vars(cls).get("__orig_bases__", ()) for arg in get_args(base)}
-    if Matrix in read:
-        raise OptionError(
-            f"from_torchjd() needs a weighting of the Gramian. Found {type(weighting).__name__}, which takes the Jacobian "
-            'or another matrix. Constant weights are compose("fixed"), random ones compose("rlw").'
-        )
-    wrapped = getattr(weighting, "weighting", None)
-    if isinstance(wrapped, Weighting) and not any(inspect.isclass(arg) for arg in read):
-        _check_statistic(wrapped)
+        # A wrapper that declares no statistic reads what the wrapped weighting reads.
+        part = None if any(inspect.isclass(arg) for arg in reads) else getattr(part, "weighting", None)
+    return None
 
 
 def _call(weighting: Weighting[Any]) -> str:
-    """Return the constructor call of a TorchJD weighting; few of them print it."""
+    """Return the constructor call of a TorchJD weighting, which the repr of most of them does not show."""
     if type(weighting).__repr__ is not nn.Module.__repr__:
         return repr(weighting)
     text = constructor_repr(weighting)
@@ -202,7 +192,7 @@ _OF_MODULES = frozenset(vars(nn.Module()))
 
 
 def _values(module: nn.Module) -> dict[str, Any]:
-    """Return what a module holds itself, buffers included, as far as a checkpoint takes it."""
+    """Return the attributes and buffers of a module that ``torch.load(weights_only=True)`` reads."""
 
     def plain(value: object) -> bool:
         return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(plain(entry) for entry in value))
@@ -212,9 +202,9 @@ def _values(module: nn.Module) -> dict[str, Any]:
 
 
 def _memory(weighting: Weighting[Any]) -> dict[str, dict[str, Any]]:
-    """Return what a stateful weighting holds that one which was reset does not, by module.
+    """Return the values, by module, in which a stateful weighting differs from one that was reset.
 
-    TorchJD registers these buffers as None until there are tasks, so that a fresh object does not take its own state_dict;
+    Not its state_dict: TorchJD registers the buffers as None until there are tasks, so that a fresh object cannot load them,
     and some of its state is no buffer.
     """
     if not isinstance(weighting, Stateful):
@@ -241,5 +231,5 @@ def _remember(weighting: Weighting[Any], memory: Mapping[str, Mapping[str, Any]]
     modules = dict(weighting.named_modules())
     for path, values in memory.items():
         for name, value in values.items():
-            # On the CPU, where it is asked; and its own, where a checkpoint is loaded into several.
+            # On the CPU, where the weighting runs; a copy, because a checkpoint may be loaded into several.
             setattr(modules[path], name, value.detach().cpu().clone() if isinstance(value, Tensor) else value)

@@ -2,7 +2,7 @@
 
 import os
 
-# Read when torch is imported and when its profiler first starts: notes on every profile, on stderr between the progress
-# bars. Errors are still shown.
+# Silences notes on every profile, which would be printed between the progress bars; errors are still shown. Read when torch
+# is imported and when its profiler first starts.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")

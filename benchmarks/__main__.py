@@ -1,7 +1,7 @@
 """Measure what `mtl_axes` costs, print the tables, draw the picture.
 
 python -m benchmarks                              everything, about ten minutes on two cores
-python -m benchmarks --quick                      every part once, in about a minute; the numbers mean nothing
+python -m benchmarks --quick                      every part once, in about a minute; the numbers are meaningless
 python -m benchmarks --only steps --rounds 15     one part, for longer
 python -m benchmarks --only report                tables and picture again, from the JSON files
 """
@@ -33,20 +33,20 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the parts that were asked for; the return value is the exit code."""
+    """Run the chosen parts; the return value is the exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.quick and options.publish:
-        parser.error("--quick gives numbers that mean nothing, which --publish would write into docs")
+        parser.error("--quick gives meaningless numbers, which --publish would write into docs; drop one of the two")
     torch.set_num_threads(1)
     where = options.machine or report.machine()
-    # What means nothing must not replace, or stand beside, what does.
+    # Meaningless numbers must not replace published ones, or be stored next to them.
     out = options.out or (RESULTS / "quick" if options.quick else RESULTS)
     out.mkdir(parents=True, exist_ok=True)
     for part in options.only:
-        found = PARTS[part](options) if part in PARTS else None
-        if found is not None:
-            report.save(out, part, found, where=where)
+        result = PARTS[part](options) if part in PARTS else None
+        if result is not None:
+            report.save(out, part, result, where=where)
     _write(out / "tables.md", out / "cost.png", results := report.load(out))
     if options.publish:
         _write(ROOT / "docs" / "cost_tables.md", ROOT / "docs" / "images" / "cost.png", results)
@@ -62,16 +62,16 @@ def _write(page: Path, picture: Path, results: dict[str, Any]) -> None:
 
 
 def _steps(options: argparse.Namespace) -> Any:
-    """The first model has every row and the most rounds; the others have the rows that show where a probe pays."""
-    found: dict[str, Any] = {"rows": [], "duels": []}
+    """Time all methods on the first model with the most rounds, and the main ones on the others."""
+    result: dict[str, Any] = {"rows": [], "duels": []}
     rounds = options.rounds or (1 if options.quick else 5)
     for workload, chosen, first in _studies(options.quick):
         rows, duels = steps.run(
             workload, chosen, rounds=rounds if first else (rounds + 1) // 2, repeats=1 if options.quick else 3
         )
-        found["rows"] += rows
-        found["duels"] += duels
-    return found
+        result["rows"] += rows
+        result["duels"] += duels
+    return result
 
 
 def _studies(quick: bool) -> list[tuple[Workload, list[Method], bool]]:
@@ -110,10 +110,10 @@ def _quality(options: argparse.Namespace) -> Any:
 
 
 def _gpu(options: argparse.Namespace) -> Any:
-    found = gpu.run(methods(rivals=("UPGrad",)), rounds=options.rounds or (1 if options.quick else 10))
-    if found is None:
-        print("gpu: left out, because torch finds no CUDA device here")
-    return found
+    result = gpu.run(methods(rivals=("UPGrad",)), rounds=options.rounds or (1 if options.quick else 10))
+    if result is None:
+        print("gpu: left out, because torch finds no CUDA device")
+    return result
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
@@ -129,7 +129,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"the number of rounds should be at least 1. Found {value}.")
+        raise argparse.ArgumentTypeError(f"--rounds should be at least 1. Found {value}.")
     return value
 
 
@@ -143,14 +143,14 @@ def _parser() -> argparse.ArgumentParser:
         chosen = text.split(",")
         unknown = [name for name in chosen if name not in names]
         if unknown:
-            raise argparse.ArgumentTypeError(f"parts should be of {', '.join(names)}. Found {', '.join(unknown)}.")
+            raise argparse.ArgumentTypeError(f"--only takes {', '.join(names)}. Found {', '.join(unknown)}.")
         return chosen
 
-    parser.add_argument("--only", type=parts, default=list(PARTS), metavar="PARTS", help=f"of {','.join(names)}")
+    parser.add_argument("--only", type=parts, default=list(PARTS), metavar="PARTS", help=f"any of {','.join(names)}")
     parser.add_argument("--rounds", type=_positive, help="rounds of the timed parts; each part has its own default")
     parser.add_argument("--quick", action="store_true", help="tiny models, one round: does it run?")
-    parser.add_argument("--out", type=Path, help="where results are written, else benchmarks/results")
-    parser.add_argument("--machine", help="how to call the machine in the tables, if not by what Python sees of it")
+    parser.add_argument("--out", type=Path, help="folder for the results; the default is benchmarks/results")
+    parser.add_argument("--machine", help="name of the machine in the tables; by default what Python reports")
     parser.add_argument("--publish", action="store_true", help="also write docs/cost_tables.md and docs/images/cost.png")
     return parser
 

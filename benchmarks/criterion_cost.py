@@ -1,7 +1,7 @@
 """What a call of the criterion itself costs: microseconds over `0.5 * mse + 0.5 * ce` written by hand.
 
-The model is so small that next to nothing else is left: 64 samples, four features, a trunk of eight units, two heads. Timed
-are the criterion and the backward, not the forward pass of the model.
+The model is tiny, so that the criterion dominates: 64 samples, four features, a trunk of eight units, two heads. Timed are
+the criterion and the backward, not the forward pass of the model.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ Call = Callable[[], float]
 HAND = "0.5 * mse + 0.5 * ce"
 TASKS = ("value", "state")
 GABA = {"name": "gaba", "warmup": 0, "floor": FLOOR}
-# A stateful weighting looks after itself more closely in its first 20 steps.
+# A stateful weighting checks itself more often in its first 20 steps.
 WARMUP = 60
 PROFILED = 12
 
 
 class _Rig:
-    """A tiny model, its batch, and one way of joining its losses."""
+    """A tiny model, its batch, and one way to sum its losses."""
 
     def __init__(self, join: Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]) -> None:
         torch.manual_seed(0)
@@ -84,7 +84,7 @@ def _rigs() -> dict[str, _Rig]:
 
 
 def run(*, rounds: int = 100) -> dict[str, Any]:
-    """Return the cost of every row, and where it goes for `fixed` and for `dwa`, which has state and no gradients."""
+    """Return the cost of every row, with a profile of `fixed` and of `dwa`, which has state and no gradients."""
     with quiet():
         rigs = _rigs()
         for rig in rigs.values():
@@ -96,7 +96,7 @@ def run(*, rounds: int = 100) -> dict[str, Any]:
 
 
 def _interleave(rigs: dict[str, _Rig], rounds: int) -> dict[str, list[float]]:
-    """Means over one period of every row in every round, in shuffled order."""
+    """Return means over one period of every row in every round, run in shuffled order."""
     seconds: dict[str, list[float]] = {name: [] for name in rigs}
     order, shuffle = list(rigs), random.Random(0).shuffle
     for _ in tqdm(range(rounds), desc="criterion", leave=False):
@@ -121,7 +121,7 @@ def _record(name: str, values: list[float], hand: list[float]) -> dict[str, Any]
 
 
 def _profile(rig: _Rig, hand: _Rig, calls: int = 50) -> dict[str, list[list[Any]]]:
-    """Where the time of a call goes: operators beyond those of the sum by hand, and Python functions of the criterion."""
+    """Return where the time of a call goes: operators beyond the sum by hand, and Python functions of the criterion."""
     base = {name: (count, us) for name, count, us in _operators(hand, calls)}
     extra: list[list[Any]] = [
         [name, count - base.get(name, (0.0, 0.0))[0], us - base.get(name, (0.0, 0.0))[1]]
@@ -145,6 +145,6 @@ def _profile(rig: _Rig, hand: _Rig, calls: int = 50) -> dict[str, list[list[Any]
 
 
 def _operators(rig: _Rig, calls: int) -> list[tuple[str, float, float]]:
-    """Name, number of calls and own microseconds of every operator in a call."""
+    """Return name, number of calls and own microseconds of every operator in a call."""
     averages = profiled(repeat(rig, calls)).key_averages()
     return [(event.key, event.count / calls, event.self_cpu_time_total / calls) for event in averages]

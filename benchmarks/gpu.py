@@ -1,4 +1,4 @@
-"""The same on a GPU: absolute times, peak memory, and how often a step waits for the device."""
+"""Steps on a GPU: absolute times, peak memory, and how often a step waits for the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.profiling import profiled, repeat
 
 __all__ = ["run"]
 
-# A weighting may look after itself in its first steps; what counts is the steady state.
+# A weighting may check itself in its first steps; only the steady state is measured.
 WARMUP = 30
 # Not cudaDeviceSynchronize, which the profiler itself calls when it stops.
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "Memcpy DtoH")
@@ -32,25 +32,25 @@ def workloads() -> list[Workload]:
 
 
 def run(methods: list[Method], *, rounds: int) -> dict[str, Any] | None:
-    """Return rows, duels, peaks and waits of every workload, or None where there is no CUDA device."""
+    """Return rows, duels, peaks and waits of every workload, or None without a CUDA device."""
     if not torch.cuda.is_available():
         return None
-    found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "rows": [], "duels": [], "memory": [], "waits": []}
+    result: dict[str, Any] = {"device": torch.cuda.get_device_name(), "rows": [], "duels": [], "memory": [], "waits": []}
     for workload in workloads():
         chosen = [method for method in methods if not method.extensive and (workload.batched or not method.batched)]
         rows, duels = steps.run(workload, chosen, rounds=rounds, wait=torch.cuda.synchronize)
-        found["rows"] += rows
-        found["duels"] += duels
-        found["memory"] += memory.run([(workload, chosen)])
-        found["waits"] += [_count(workload, method) for method in chosen if method.family != "gramian"]
-        # Every method had its own copy of the model.
+        result["rows"] += rows
+        result["duels"] += duels
+        result["memory"] += memory.run([(workload, chosen)])
+        result["waits"] += [_count(workload, method) for method in chosen if method.family != "gramian"]
+        # Every method has a copy of the model.
         gc.collect()
         torch.cuda.empty_cache()
-    return found
+    return result
 
 
 def _count(workload: Workload, method: Method) -> dict[str, Any]:
-    """Waits in a step, in two ways: operators that torch knows to synchronise, and calls that the profiler saw."""
+    """Count waits in a step in two ways: operators that torch reports to synchronise, and calls in the profile."""
     with quiet():
         step = method.build(workload)
         for _ in range(WARMUP):

@@ -32,7 +32,7 @@ def run(
     widths: tuple[int, ...] = WIDTHS,
     batches: tuple[int, ...] = BATCHES,
 ) -> list[dict[str, Any]]:
-    """Vary one thing at a time around four layers of 256 units, batch 128, K=4."""
+    """Vary tasks, width or batch, one at a time, from four layers of 256 units, batch 128, K=4."""
     methods = [row(name) for name in METHODS]
     studies = [
         *(("tasks", count, mlp(count, batch=128, width=256, depth=4)) for count in tasks),

@@ -1,10 +1,10 @@
 """What a History costs: a training step with one over the same step without, interleaved in one process.
 
 python -m benchmarks.history                     about five minutes; prints the table of docs/history.md
-python -m benchmarks.history --quick             does it run? The numbers mean nothing
+python -m benchmarks.history --quick             does it run? The numbers are meaningless
 
-A round holds whole blocks of 64 rows, each of which is one transfer to the host. A row of the table with the same
-criterion twice, without any history, shows how much of a ratio is noise.
+A round holds whole blocks of 64 rows; each block is one transfer to the host. The row `noise` compares the same criterion
+with itself, without a history.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["main"]
 BLOCK = 64
 GABA = {"name": "gaba", "warmup": 0, "floor": FLOOR}
 OUTER: dict[str, Any] = {"fixed": "fixed", "dwa": {"name": "dwa", "window": 10}, "gaba: exact": GABA, "upgrad": "upgrad"}
-# By model its options, the numbers of tasks, and the share of the rounds: a step of the large one takes much longer.
+# By model: its options, the numbers of tasks, and the share of the rounds, because a step of the large one takes longer.
 MODELS: dict[str, tuple[dict[str, int], tuple[int, ...], float]] = {
     "two layers of 64, batch 32": ({"batch": 32, "width": 64, "depth": 2}, (2, 8), 1.0),
     "six layers of 512, batch 256": ({}, (2,), 0.25),
@@ -34,7 +34,7 @@ MODELS: dict[str, tuple[dict[str, int], tuple[int, ...], float]] = {
 
 
 def times(*, rounds: int, quick: bool = False) -> Iterator[tuple[str, int, str, Spread, float]]:
-    """Yield model, number of tasks, weighting, the ratio over the rounds, and microseconds that it adds in the median."""
+    """Yield model, number of tasks, weighting, the ratio over the rounds, and the median of the added microseconds."""
     for model, (options, tasks, share) in list(MODELS.items())[: 1 if quick else None]:
         for count in tasks[: 1 if quick else None]:
             workload = mlp(count, **options)

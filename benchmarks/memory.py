@@ -1,4 +1,4 @@
-"""Peak memory of a step: the most bytes that torch holds at once, beyond what is alive between steps."""
+"""Peak memory of a step: the most bytes that torch holds at once, beyond those alive between steps."""
 
 from __future__ import annotations
 

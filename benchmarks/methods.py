@@ -1,7 +1,7 @@
-"""The table of methods: how each turns the losses of a batch into gradients.
+"""The table of methods, each of which turns the losses of a batch into gradients.
 
-Every method is a `Run` with its own copy of the model and its own Adam, so that all of them do the same work apart from
-what is compared. Three libraries take part: `mtl_axes`, TorchJD, and what one writes by hand.
+Every method is a `Run` with a copy of the model and an Adam, so that they differ only in what is compared. Methods are by
+`mtl_axes`, by TorchJD, or written by hand.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Family = Literal["losses", "norms", "gramian"]
 
 
 class Run:
-    """One method at work: a copy of the model, its optimizer, and the step that is timed."""
+    """A method with a copy of the model and its optimizer; a call is the step that is timed."""
 
     def __init__(self, workload: Workload, *modules: nn.Module) -> None:
         self.workload = workload
@@ -63,15 +63,15 @@ class Method:
     """A row of the tables.
 
     Attributes:
-        name: as it is printed.
+        name: the printed name.
         family: what its weights are computed from.
         library: who wrote it.
-        mathematics: what it computes; rows that agree in it, and differ in the library, do the same thing.
+        mathematics: what it computes; rows of two libraries with the same value are compared.
         build: makes the run on a workload.
-        every: measures in every n-th step only; a whole period of it has to be looked at.
-        extensive: a row of the first model only, where there is time for it.
-        linear: True when it is meant for linear layers only.
-        batched: True when it runs the trunk's backward under `torch.vmap`.
+        every: it measures in every n-th step; timings cover whole periods.
+        extensive: True for a row of the first model only, to save time.
+        linear: True if it is meant for linear layers only.
+        batched: True if it runs the trunk's backward under `torch.vmap`.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Plain(Run):
 
 
 class Naive(Run):
-    """GABA as one first writes it: K gradients at the shared parameters, then an ordinary backward through everything."""
+    """GABA in its simplest form: K gradients at the shared parameters, then an ordinary backward through everything."""
 
     beta = 0.99
 
@@ -132,7 +132,7 @@ class Composed(Run):
 
 
 class Scalarized(Run):
-    """A scalarizer of TorchJD on the stacked losses. One that counts epochs is told of one every `EVERY` steps."""
+    """A scalarizer of TorchJD on the stacked losses. For one that counts epochs an epoch is `EVERY` steps."""
 
     def __init__(self, workload: Workload, scalarizer: nn.Module, *, epochs: bool = False) -> None:
         super().__init__(workload, scalarizer)
@@ -149,10 +149,10 @@ class Scalarized(Run):
 
 
 class JacobianDescent(Run):
-    """`mtl_backward` and `jac_to_grad` of TorchJD, told where the trunk ends, so that it does not have to search.
+    """`mtl_backward` and `jac_to_grad` of TorchJD, given the end of the trunk, so that it does not have to search.
 
     By default it differentiates all rows at once and concatenates the Jacobian. Tuned, it takes one row at a time and sums
-    the Gramian over the parameters: of its four combinations the fastest, or nearly, on the models here.
+    the Gramian over the parameters: the fastest of its four combinations, or nearly, on these models.
     """
 
     def __init__(self, workload: Workload, aggregator: nn.Module, *, tuned: bool) -> None:
@@ -228,7 +228,7 @@ def row(name: str) -> Method:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within this context warnings about cost, of `mtl_axes` and of `torch.vmap`, are not shown: it is measured here."""
+    """Hide warnings about cost, of `mtl_axes` and `torch.vmap`, within this context: the cost is being measured."""
     with warnings.catch_warnings():
         for message in (r".*\bwhich costs about\b", "There is a performance drop"):
             warnings.filterwarnings("ignore", message, UserWarning)
@@ -270,7 +270,7 @@ def _scalarizer(name: str) -> Callable[[Workload], Run]:
 
 
 def _rivals(name: str) -> list[Method]:
-    """The same Gramian weighting in both libraries, in both of the forms that TorchJD offers."""
+    """Return a Gramian weighting in `mtl_axes` and in the two forms of TorchJD."""
 
     def part(suffix: str) -> Any:
         return getattr(importlib.import_module("torchjd.aggregation"), name + suffix)()

@@ -1,7 +1,7 @@
 """The models that are trained, with one batch each.
 
-A model is a trunk and one head per task, so that every rival can be told what is shared. `mtl_axes` is not told: it finds
-it on the graph, and pays for that.
+A model is a trunk and one head per task. Rivals are given the shared part; `mtl_axes` finds it on the graph, which is part
+of its cost.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Workload:
     """A model and its batch. Every method trains a copy of the model on this batch.
 
     Attributes:
-        name: as it is printed.
-        model: never trained itself.
-        autocast: dtype of the forward pass, or None for that of the parameters.
-        batched: False where `torch.vmap` cannot batch the backward of the trunk.
+        name: the printed name.
+        model: the original, which is never trained.
+        autocast: dtype of the forward pass; None for the parameters' dtype.
+        batched: False if `torch.vmap` cannot batch the backward of the trunk.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Workload:
 
 
 def task_losses(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the task losses as they are written by hand."""
+    """Return the task losses, written by hand."""
     return [
         F.mse_loss(outputs[name], target) if target.is_floating_point() else F.cross_entropy(outputs[name], target)
         for name, target in targets.items()

@@ -1,4 +1,4 @@
-"""torch's profiler, and the peak of the bytes alive, which is read from it."""
+"""torch's profiler, and the peak number of bytes alive, read from a profile."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def repeat(step: Callable[[], object], times: int) -> Callable[[], None]:
 def profiled(steps: Callable[[], object], *, memory: bool = False, cuda: bool = False) -> profile:
     """Return the profile of a call."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    found = profile(activities=activities, profile_memory=memory)
-    with found:
+    profiler = profile(activities=activities, profile_memory=memory)
+    with profiler:
         steps()
         if cuda:
             torch.cuda.synchronize()
-    return found
+    return profiler
 
 
 def peak_bytes(steps: Callable[[], object], device: torch.device) -> int:
     """Return the largest number of bytes that were alive during a call beyond those alive before it.
 
-    On the CPU every allocation and release of torch's allocator is summed up, temporaries inside an operator included. A
-    release of memory from before the call is not in the profile, so that the caller has to release `.grad` itself.
+    On the CPU every allocation and release of torch's allocator is summed up, including temporaries inside an operator. A
+    release of memory from before the call is not in the profile, so the caller has to release `.grad`.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -53,6 +53,6 @@ def peak_bytes(steps: Callable[[], object], device: torch.device) -> int:
 
 
 def _memory_events(steps: Callable[[], object]) -> Iterable[Any]:
-    # The public events are per operator: they give what an operator kept, and not what it held in between.
+    # The public events are per operator, without the temporaries inside it.
     profiler: Any = profiled(steps, memory=True).profiler
     return [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]

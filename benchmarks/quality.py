@@ -1,8 +1,8 @@
-"""How good the cheap probes are: the weights that they give against those of exact norms in every step.
+"""How accurate the cheap probes are: their weights against the weights of exact norms in every step.
 
-One model is trained by the plain sum. At every step each probe's criterion makes its own forward and backward pass on the
-model as it is, as if it were the one that trains, and its weights are noted; its gradients are thrown away. All probes see
-the same parameters and the same batches, so that nothing but the probe differs.
+One model is trained by the plain sum. At every step each probe's criterion runs a forward and a backward pass on the current
+model, as if it trained it; its weights are recorded and its gradients discarded. All probes see the same parameters and the
+same batches, so that only the probe differs.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ FORMS = ("complement", "inverse")
 AVERAGES = {"raw": 0.0, "average 0.9": 0.9}
 VARIANTS = list(itertools.product(FORMS, AVERAGES))
 REFERENCE = "exact"
-# Scales of the targets spread over this factor, and so do the gradient norms at first.
+# The scales of the targets, and at first the gradient norms, spread over this factor.
 SPREAD = 300.0
-# Until every task has been measured, and the average has left its start, there is nothing to compare.
+# Steps that are not compared: some task is not measured yet, or the average is still near its start.
 BURN_IN = 50
 
 Batch = Callable[[], tuple[Tensor, dict[str, Tensor]]]
 
 
 class _Variants(OuterWeighting):
-    """Several forms of GABA on the same signals, so that a probe is run once for all of them. The sum stays plain."""
+    """Several forms of GABA on the same signals, so that a probe runs once for all of them. The sum stays plain."""
 
     needs: ClassVar[Need] = "norms"
 
-    found: Tensor
+    latest: Tensor
 
     def __init__(self, source: str = "norms") -> None:
         super().__init__()
@@ -52,14 +52,14 @@ class _Variants(OuterWeighting):
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
         super().bind(tasks)
-        self.register_buffer("found", torch.full((len(VARIANTS), len(tasks)), 1.0 / len(tasks)))
+        self.register_buffer("latest", torch.full((len(VARIANTS), len(tasks)), 1.0 / len(tasks)))
 
     def forward(self, signals: Signals, /) -> Tensor:
         if self.source == "losses":
             signals = Signals(
                 signals.losses, norms=signals.losses, active=signals.active, elapsed=signals.elapsed, step=signals.step
             )
-        self.found.copy_(torch.stack([variant(signals) for variant in self.variants]))
+        self.latest.copy_(torch.stack([variant(signals) for variant in self.variants]))
         return self.current.clone()
 
 
@@ -81,15 +81,15 @@ def run(*, steps: int = 200, batch: int = 32) -> list[dict[str, Any]]:
         for title, model, draw in (_mlp_trajectory(batch), _lstm_trajectory(batch)):
             errors = _errors(title, model, draw, steps)
             for (probe, (form, average)), values in errors.items():
-                found = torch.tensor(values)
+                sample = torch.tensor(values)
                 records.append(
                     {
                         "model": title,
                         "probe": probe,
                         "form": form,
                         "average": average,
-                        "median": found.quantile(0.5).item(),
-                        "p90": found.quantile(0.9).item(),
+                        "median": sample.quantile(0.5).item(),
+                        "p90": sample.quantile(0.9).item(),
                     }
                 )
     return records
@@ -111,9 +111,9 @@ def _errors(title: str, model: MultiTask, draw: Batch, steps: int) -> dict[tuple
         inputs, targets = draw()
         weights = {name: _weights(criterion, model, inputs, targets) for name, criterion in criteria.items()}
         if step >= min(BURN_IN, steps // 2):
-            for name, found in weights.items():
+            for name, variants in weights.items():
                 if name != REFERENCE:
-                    worst = (found / weights[REFERENCE]).log().abs().amax(1)
+                    worst = (variants / weights[REFERENCE]).log().abs().amax(1)
                     for variant, error in zip(VARIANTS, worst.tolist(), strict=True):
                         errors[name, variant].append(error)
         torch.stack(task_losses(model(inputs), targets)).mean().backward()  # type: ignore[no-untyped-call]
@@ -126,10 +126,10 @@ def _weights(criterion: MultiTaskCriterion, model: MultiTask, inputs: Tensor, ta
     """Weights that a step would use, by variant."""
     loss = criterion(model(inputs), targets)
     assert isinstance(criterion.outer, _Variants)
-    found: Tensor = criterion.outer.found.clone()
+    weights: Tensor = criterion.outer.latest.clone()
     loss.backward()
     model.zero_grad()
-    return found
+    return weights
 
 
 def _mlp_trajectory(batch: int) -> tuple[str, MultiTask, Batch]:

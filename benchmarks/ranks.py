@@ -1,8 +1,8 @@
-"""What agreement between ranks costs, and how noisy the mean of norms is.
+"""The cost of agreement between ranks, and the noise of the mean of norms.
 
 python -m benchmarks.ranks                       both parts, in about two minutes; prints the tables of docs/distributed.md
 python -m benchmarks.ranks --picture FILE        also draws the noise
-python -m benchmarks.ranks --quick               does it run? The numbers mean nothing
+python -m benchmarks.ranks --quick               does it run? The numbers are meaningless
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from mtl_axes import compose
 __all__ = ["main", "noise", "tables", "times"]
 
 FEATURES, WIDTH = 16, 32
-# Noise of the targets beyond what the model says already, and how far the targets are from it.
+# Noise of the targets around the model's outputs, and the distance of the targets from them.
 TASKS = {"far from its optimum": (1.0, 5.0), "in between": (1.0, 0.3), "at its optimum": (1.0, 0.0)}
-# Samples per rank by the number of ranks: as many as fit the memory of a small machine.
+# Samples per rank by the number of ranks: as many as fit into the memory of a small machine.
 STUDIED = {2: (2, 8, 32, 128, 512), 8: (2, 8, 32, 128, 512), 64: (2, 8, 32, 128), 1024: (2, 8)}
 GABA = {"name": "gaba", "warmup": 0}
 STEPS: dict[str, dict[str, Any]] = {
@@ -70,18 +70,18 @@ def noise(worlds: Iterable[int], batches: Iterable[int], *, draws: int) -> list[
     rows = []
     for world in worlds:
         for batch in batches:
-            found = torch.zeros(draws, 2, len(TASKS))
+            norms = torch.zeros(draws, 2, len(TASKS))
             for draw in range(draws):
                 features = torch.randn(world * batch, FEATURES)
                 for task, (spread, distance) in enumerate(TASKS.values()):
                     offsets = distance * features[:, 0].abs() + spread * torch.randn(world * batch)
                     gradients = per_sample(parameters, features, heads[task], offsets)
                     flat = torch.cat([each.flatten(1) for each in gradients.values()], 1).view(world, batch, -1).mean(1)
-                    found[draw, 0, task], found[draw, 1, task] = flat.norm(dim=1).mean(), flat.mean(0).norm()
-            inverse = found.reciprocal()
+                    norms[draw, 0, task], norms[draw, 1, task] = flat.norm(dim=1).mean(), flat.mean(0).norm()
+            inverse = norms.reciprocal()
             logs = (inverse / inverse.sum(-1, keepdim=True)).log()
             error = (logs[:, 0] - logs[:, 1]).abs().amax(-1).mean()
-            ratio = (found[:, 0] / found[:, 1]).mean(0)
+            ratio = (norms[:, 0] / norms[:, 1]).mean(0)
             rows.append({"ranks": world, "batch": batch, "ratios": ratio.tolist(), "error": float(error)})
     return rows
 
@@ -115,10 +115,10 @@ def _time(rank: int, folder: str, world: int, rounds: int, width: int, counts: t
         for count in counts:
             workload = mlp(count, batch=128, width=width)
             steps = {PLAIN: _step(workload, None)} | {name: _step(workload, options) for name, options in STEPS.items()}
-            found = interleave(steps, rounds=rounds, period=5, title=f"K = {count}", repeated=PLAIN, repeats=3)
+            timed = interleave(steps, rounds=rounds, period=5, title=f"K = {count}", repeated=PLAIN, repeats=3)
             shared = sum(parameter.numel() for parameter in workload.model.trunk.parameters())
-            milliseconds = 1e3 * statistics.median(blocks[PLAIN].wall for blocks in found)
-            spreads = {name: ratios(found, name, PLAIN)[0] for name in STEPS}
+            milliseconds = 1e3 * statistics.median(blocks[PLAIN].wall for blocks in timed)
+            spreads = {name: ratios(timed, name, PLAIN)[0] for name in STEPS}
             rows.append({"tasks": count, "shared": shared, "ms": milliseconds, "ratios": spreads})
     if rank == 0:
         torch.save(rows, f"{folder}/rows")
@@ -153,10 +153,10 @@ def draw(rows: list[dict[str, Any]], picture: Path) -> None:
     plt.close(figure)
 
 
-def tables(found: list[dict[str, Any]], timed: list[dict[str, Any]]) -> str:
+def tables(noisy: list[dict[str, Any]], timed: list[dict[str, Any]]) -> str:
     """Return both tables in Markdown."""
     lines = [f"| ranks | samples per rank | {' | '.join(TASKS)} | error of a weight |", "|---" * (len(TASKS) + 3) + "|"]
-    for row in found:
+    for row in noisy:
         cells = " | ".join(f"{ratio:.2f}" for ratio in row["ratios"])
         lines.append(f"| {row['ranks']} | {row['batch']} | {cells} | {row['error']:.2f} |")
     lines += ["", _row("", [f"K = {row['tasks']}" for row in timed]), "|---" * (len(timed) + 1) + "|"]
@@ -180,13 +180,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.quick:
-        found, timed = noise((2,), (2, 4), draws=2), times(2, rounds=1, width=16, counts=(2,))
+        noisy, timed = noise((2,), (2, 4), draws=2), times(2, rounds=1, width=16, counts=(2,))
     else:
-        found = [row for world, batches in STUDIED.items() for row in noise((world,), batches, draws=20)]
+        noisy = [row for world, batches in STUDIED.items() for row in noise((world,), batches, draws=20)]
         timed = times(2, rounds=15, width=512, counts=(2, 8))
     if options.picture is not None:
-        draw(found, options.picture)
-    print(tables(found, timed))
+        draw(noisy, options.picture)
+    print(tables(noisy, timed))
     return 0
 
 

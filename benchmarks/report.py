@@ -1,4 +1,4 @@
-"""Results as Markdown tables and one picture, from the JSON that the parts left."""
+"""Results as Markdown tables and one picture, from the JSON files of the parts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PICTURE = {
 
 
 def machine() -> str:
-    """Return what the machine is, in general terms."""
+    """Return a general description of the machine."""
     try:
         guest = "hypervisor" in Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -56,12 +56,12 @@ def machine() -> str:
     return f"{kind}, {threads} thread{'s' if threads > 1 else ''}, torch {torch.__version__.split('+')[0]} CPU"
 
 
-def save(folder: Path, part: str, found: Any, *, where: str) -> None:
-    (folder / f"{part}.json").write_text(json.dumps({"machine": where, "found": found}, indent=1) + "\n")
+def save(folder: Path, part: str, result: Any, *, where: str) -> None:
+    (folder / f"{part}.json").write_text(json.dumps({"machine": where, "found": result}, indent=1) + "\n")
 
 
 def load(folder: Path) -> dict[str, Record]:
-    """Return the results that are in a folder, by part."""
+    """Return the results in a folder, by part."""
     files = {part: folder / f"{part}.json" for part in PARTS}
     return {part: json.loads(file.read_text()) for part, file in files.items() if file.exists()}
 
@@ -69,7 +69,7 @@ def load(folder: Path) -> dict[str, Record]:
 def tables(results: dict[str, Record]) -> str:
     """Return everything as one page of Markdown."""
     pages: dict[str, Callable[[Any], Iterable[str]]] = {
-        "steps": lambda found: [*_steps(found["rows"]), *_duels(found["duels"])],
+        "steps": lambda result: [*_steps(result["rows"]), *_duels(result["duels"])],
         "memory": _memory,
         "criterion": _criterion,
         "growth": _growth,
@@ -88,7 +88,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _grid(records: list[Record], column: Callable[[Record], str], cell: Callable[[Record], str], corner: str) -> str:
-    """One row per method, in the order in which they come, and one column per value."""
+    """Return a table with one row per method, in order of appearance, and one column per value."""
     columns = list(dict.fromkeys(map(column, records)))
     methods = list(dict.fromkeys(record["method"] for record in records))
     cells = {(record["method"], column(record)): cell(record) for record in records}
@@ -122,12 +122,12 @@ def _plain(rows: list[Record]) -> str:
 
 
 def _steps(rows: list[Record]) -> Iterable[str]:
-    for model, found in _by_model(rows).items():
+    for model, group in _by_model(rows).items():
         yield f"**{model}**: time of a step over the plain weighted sum, median (quartiles over the rounds); [CPU time]"
         yield _grid(
-            found, lambda row: f"K={row['tasks']}", lambda row: f"{_spread(row['wall'])} [{row['cpu'][1]:.2f}]", "method"
+            group, lambda row: f"K={row['tasks']}", lambda row: f"{_spread(row['wall'])} [{row['cpu'][1]:.2f}]", "method"
         )
-        yield _plain(found)
+        yield _plain(group)
 
 
 def _duels(duels: list[Record]) -> Iterable[str]:
@@ -152,21 +152,21 @@ def _duels(duels: list[Record]) -> Iterable[str]:
         ],
     )
     for form in forms:
-        found = [row[form] for row in cells.values() if form in row]
-        wall, cpu = (statistics.median(duel[clock][1] for duel in found) for clock in ("wall", "cpu"))
-        yield f"Over TorchJD, {form}, the median of the {len(found)} rows is {wall:.2f} [{cpu:.2f}]."
+        group = [row[form] for row in cells.values() if form in row]
+        wall, cpu = (statistics.median(duel[clock][1] for duel in group) for clock in ("wall", "cpu"))
+        yield f"Over TorchJD, {form}, the median of the {len(group)} rows is {wall:.2f} [{cpu:.2f}]."
     best = [max(row.values(), key=lambda duel: duel["wall"][1]) for row in cells.values()]
     wall, cpu = (statistics.median(duel[clock][1] for duel in best) for clock in ("wall", "cpu"))
     yield f"Over whichever form of TorchJD is faster in a row, it is {wall:.2f} [{cpu:.2f}]."
 
 
 def _memory(records: list[Record]) -> Iterable[str]:
-    for model, found in _by_model(records).items():
+    for model, group in _by_model(records).items():
         yield f"**{model}**: peak memory of a step over the plain weighted sum (MiB)"
-        yield _grid(found, lambda row: f"K={row['tasks']}", lambda row: f"{row['ratio']:.2f} ({row['mib']:.1f})", "method")
+        yield _grid(group, lambda row: f"K={row['tasks']}", lambda row: f"{row['ratio']:.2f} ({row['mib']:.1f})", "method")
 
 
-def _criterion(found: Record) -> Iterable[str]:
+def _criterion(result: Record) -> Iterable[str]:
     yield "**The criterion itself**, K=2, tiny model: microseconds of the criterion and its backward, median (quartiles)"
     yield _table(
         ["method", "µs", "µs over the sum by hand"],
@@ -176,10 +176,10 @@ def _criterion(found: Record) -> Iterable[str]:
                 f"{row['us']:.0f}",
                 f"{row['extra_us'][1]:.0f} ({row['extra_us'][0]:.0f}-{row['extra_us'][2]:.0f})",
             ]
-            for row in found["rows"]
+            for row in result["rows"]
         ],
     )
-    for name, profile in found["profile"].items():
+    for name, profile in result["profile"].items():
         yield f"Operators of `{name}` beyond those of the sum by hand, per call (the profiler slows them down):"
         yield _table(
             ["operator", "calls", "µs"],
@@ -199,11 +199,11 @@ def _growth(records: list[Record]) -> Iterable[str]:
         "batch": ("the batch, MLP 4x256, K=4", "{}"),
     }
     for along, (title, column) in titles.items():
-        found = [record for record in records if record["along"] == along]
-        if found:
+        group = [record for record in records if record["along"] == along]
+        if group:
             yield f"**Growth with {title}**: time of a step over the plain weighted sum, median [CPU time]"
             yield _grid(
-                found,
+                group,
                 lambda row, column=column: _size(row, column),  # type: ignore[misc]
                 lambda row: f"{row['wall'][1]:.2f} [{row['cpu'][1]:.2f}]",
                 "method",
@@ -216,29 +216,29 @@ def _size(row: Record, column: str) -> str:
 
 
 def _quality(records: list[Record]) -> Iterable[str]:
-    for model, found in _by_model(records).items():
+    for model, group in _by_model(records).items():
         yield (
             f"**{model}**: error of GABA's weights against those of exact norms in every step, max over the tasks of "
             "|log(w / w_exact)|, median over the steps (90th percentile). 0.7 is a factor of 2"
         )
         yield _grid(
-            [{**record, "method": record["probe"]} for record in found],
+            [{**record, "method": record["probe"]} for record in group],
             lambda row: f"{row['form']}, {row['average']}",
             lambda row: f"{row['median']:.2f} ({row['p90']:.2f})",
             "probe",
         )
 
 
-def _gpu(found: Record) -> Iterable[str]:
-    yield f"**On {found['device']}**"
-    for model, rows in _by_model(found["rows"]).items():
+def _gpu(result: Record) -> Iterable[str]:
+    yield f"**On {result['device']}**"
+    for model, rows in _by_model(result["rows"]).items():
         yield f"**{model}**: milliseconds of a step, and over the plain weighted sum, median (quartiles)"
         yield _grid(
             rows, lambda row: f"K={row['tasks']}", lambda row: f"{row['ms']:.2f} ms, {_spread(row['wall'])}", "method"
         )
-    yield from _duels(found["duels"])
-    yield from _memory(found["memory"])
-    for model, rows in _by_model(found["waits"]).items():
+    yield from _duels(result["duels"])
+    yield from _memory(result["memory"])
+    for model, rows in _by_model(result["waits"]).items():
         yield f"**{model}**: waits for the device in a step, as torch reports them / as the profiler sees them"
         yield _grid(
             rows, lambda row: f"K={row['tasks']}", lambda row: f"{row['reported']:g} / {row['profiled']:g}", "method"

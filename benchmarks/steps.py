@@ -29,9 +29,9 @@ def run(
     title = f"{workload.name}, K={len(workload.tasks)}"
     with quiet():
         steps = {method.name: method.build(workload) for method in methods}
-        found = interleave(steps, rounds=rounds, period=period, title=title, repeated=PLAIN, repeats=repeats, wait=wait)
+        timed = interleave(steps, rounds=rounds, period=period, title=title, repeated=PLAIN, repeats=repeats, wait=wait)
     head = {"model": workload.name, "tasks": len(workload.tasks), "parameters": workload.parameters, "rounds": rounds}
-    return [{**head, **_row(found, method)} for method in methods], [{**head, **duel} for duel in _duels(found, methods)]
+    return [{**head, **_row(timed, method)} for method in methods], [{**head, **duel} for duel in _duels(timed, methods)]
 
 
 def _row(rounds: list[dict[str, Block]], method: Method) -> dict[str, Any]:

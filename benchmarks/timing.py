@@ -1,7 +1,7 @@
-"""The clock: methods interleaved in one process, whole periods in a round, and ratios within a round.
+"""Timing: methods interleaved in one process, whole periods in a round, and ratios within a round.
 
-A shared machine drifts by far more than what is to be measured. Within a round every method meets about the same machine,
-so that the ratio to the plain sum of the *same* round is taken first, and the median over the rounds afterwards.
+A shared machine drifts by more than the measured differences. Within a round all methods run under about the same
+conditions, so the ratio to the plain sum of the *same* round is taken first, and the median over the rounds afterwards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 __all__ = ["Block", "Spread", "interleave", "ratios"]
 
-# Steps before the first round: Adam's moments, the allocator's blocks, what a criterion learns in its first calls.
+# Steps before the first round, for Adam's moments, the allocator's blocks and the first calls of a criterion.
 WARMUP = 3
 
 
@@ -55,12 +55,12 @@ def interleave(
     repeats: int = 1,
     wait: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Block]]:
-    """Time `period` steps of every method in every round, in an order that is shuffled anew.
+    """Time `period` steps of every method in every round, in shuffled order.
 
     Args:
         steps: one training step by method.
         period: steps in a round, a multiple of every schedule, so that a round holds whole periods.
-        repeated: a method that is timed `repeats` times in a round and averaged: the denominator, whose noise is in all.
+        repeated: a method that is timed `repeats` times in a round and averaged: the denominator of all ratios.
         wait: blocks until the device is done.
 
     Returns:
@@ -69,7 +69,7 @@ def interleave(
     rng = random.Random(0)
     order = [name for name in steps for _ in range(repeats if name == repeated else 1)]
     results = []
-    # What the methods are made of is never garbage; a collection that walks all of it would take longer than a block.
+    # The methods themselves are never garbage, and a collection that walks them would take longer than a block.
     gc.collect()
     gc.freeze()
     for step in steps.values():
@@ -83,14 +83,14 @@ def interleave(
                 for name in order:
                     blocks[name].append(_block(steps[name], period, wait))
                     bar.update()
-                results.append({name: _mean(found) for name, found in blocks.items()})
+                results.append({name: _mean(times) for name, times in blocks.items()})
     finally:
         gc.unfreeze()
     return results
 
 
 def _block(step: Callable[[], None], period: int, wait: Callable[[], None]) -> Block:
-    # The collector would strike whoever happens to fill its quota.
+    # The collector would run in whichever method happens to reach its threshold.
     gc.collect()
     gc.disable()
     try:

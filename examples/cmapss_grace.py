@@ -4,7 +4,7 @@ Without arguments a simulated fleet is used. With the real files (NASA's Prognos
 
     python examples/cmapss_grace.py --data CMAPSSData.zip --subset FD002
 
-An interrupted study goes on where it stopped when the same command is given again.
+Repeat the same command to continue an interrupted study where it stopped.
 """
 
 from __future__ import annotations
@@ -164,15 +164,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=_whole(1), help="optimizer steps per run (default 450 simulated, 600 real)")
     parser.add_argument(
-        "--protocol", choices=("honest", "published"), default="honest", help="where the checkpoint is chosen"
+        "--protocol", choices=("honest", "published"), default="honest", help="which engines choose the checkpoint"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/cmapss_grace"), help="default runs/cmapss_grace")
     parser.add_argument(
         "--workers", type=_whole(1), default=min(2, os.cpu_count() or 1), help="processes, one thread each (default 2)"
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="one seed, a small fleet, few and small steps: does it run here?"
-    )
+    parser.add_argument("--quick", action="store_true", help="one seed, a small fleet, few and small steps: does it run?")
     return parser
 
 

@@ -3,10 +3,10 @@
     torchrun --nproc_per_node=2 examples/ddp_torchrun.py      # two processes on a CPU
     python examples/ddp_torchrun.py                           # the same loop in one process
 
-Stopped and started again with ``--checkpoint FILE``, it goes on after the last whole epoch, to the same numbers.
+With ``--checkpoint FILE`` a restarted run continues after the last whole epoch, with the same numbers.
 
-The data are simulated: readings of a machine, the thousands of hours that it still has (``rul``, where errors near the end
-count more), and whether it is degraded (``health``). Losses and norms are printed as rank 0 sees them.
+The data are simulated: readings of a machine, its remaining life in thousands of hours (``rul``; errors near the end count
+more), and whether it is degraded (``health``). Losses and norms are printed by rank 0.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def main() -> None:
     """Train on this rank's share of the data."""
     parser = argparse.ArgumentParser(description="Two tasks under DistributedDataParallel.")
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--checkpoint", type=Path, help="written after every epoch, and read where it exists")
+    parser.add_argument("--checkpoint", type=Path, help="written after every epoch, and read if it exists")
     options = parser.parse_args()
     alone = {} if "RANK" in os.environ else {"store": distributed.HashStore(), "rank": 0, "world_size": 1}
-    distributed.init_process_group("gloo", **alone)  # torchrun says the rest
+    distributed.init_process_group("gloo", **alone)  # torchrun sets the rest
     rank, ranks = distributed.get_rank(), distributed.get_world_size()
 
     torch.manual_seed(0)
@@ -84,13 +84,13 @@ def main() -> None:
             if options.checkpoint is not None:
                 state = {"epochs": epoch + 1, **{name: part.state_dict() for name, part in parts.items()}}
                 torch.save(state, f"{options.checkpoint}.new")
-                os.replace(f"{options.checkpoint}.new", options.checkpoint)  # whole, or not at all
+                os.replace(f"{options.checkpoint}.new", options.checkpoint)  # atomically
 
     held: list[list[float] | None] = [None] * ranks
     distributed.all_gather_object(held, criterion.outer.weights().tolist())
     if rank == 0:
         print(f"weights {held[0]}, the same on {held.count(held[0])} of {ranks} ranks", flush=True)
-    distributed.barrier()  # rank 0 has printed and saved before anyone leaves
+    distributed.barrier()  # until rank 0 has printed and saved
     distributed.destroy_process_group()
 
 

@@ -38,18 +38,18 @@ def cells() -> dict[str, float]:
     }
 
 
-def table(found: dict[str, float]) -> str:
+def table(values: dict[str, float]) -> str:
     """Return the numbers as the lines that both examples print."""
-    left = (found["D"] - found["C"]) - (found["B"] - found["A"])
-    right = (found["lambda_rul"] - 0.5) * (found["L_WMSE"] - found["L_MSE"])
+    left = (values["D"] - values["C"]) - (values["B"] - values["A"])
+    right = (values["lambda_rul"] - 0.5) * (values["L_WMSE"] - values["L_MSE"])
     return "\n".join(
         [
-            f"L_MSE   {found['L_MSE']:.4f}    L_WMSE  {found['L_WMSE']:.4f}",
-            f"lambda  ({found['lambda_rul']:.6f}, {found['lambda_health']:.6f})",
+            f"L_MSE   {values['L_MSE']:.4f}    L_WMSE  {values['L_WMSE']:.4f}",
+            f"lambda  ({values['lambda_rul']:.6f}, {values['lambda_health']:.6f})",
             "",
             "                     mse       failure-biased",
-            f"equal weights      A {found['A']:8.4f}   B {found['B']:8.4f}",
-            f"gradient norms     C {found['C']:8.4f}   D {found['D']:8.4f}",
+            f"equal weights      A {values['A']:8.4f}   B {values['B']:8.4f}",
+            f"gradient norms     C {values['C']:8.4f}   D {values['D']:8.4f}",
             "",
             f"(L_D - L_C) - (L_B - L_A)            = {left:.4f}",
             f"(lambda_rul - 0.5)(L_WMSE - L_MSE)   = {right:.4f}",

@@ -20,7 +20,7 @@ from mtl_axes.signals import Need
 sys.path.insert(0, str(Path(__file__).parent))
 import two_axes_numpy as reference
 
-GABA = {"name": "gaba", "beta": 0.0, "floor": 0.0, "warmup": 0}  # the closed form alone: no memory, no floor
+GABA = {"name": "gaba", "beta": 0.0, "floor": 0.0, "warmup": 0}  # the closed form only: no memory, no floor
 CELLS = {
     "A": ("fixed", "mse"),
     "B": ("fixed", "failure_biased"),
@@ -30,7 +30,7 @@ CELLS = {
 
 
 class GivenNorms(Probe):
-    """A probe that reports norms it was given. Probes are open to third parties: this is all that one needs."""
+    """A probe that reports given norms. A third party's probe needs no more than this."""
 
     def __init__(self, norms: Tensor) -> None:
         super().__init__()
@@ -59,17 +59,17 @@ class DualHead(nn.Module):
 def cells_of_given_numbers() -> dict[str, float]:
     """Return the numbers of the numpy example, computed by the library from the same inputs."""
     rul, health = torch.from_numpy(reference.RUL), torch.tensor(reference.L_HEALTH, dtype=torch.float64)
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for cell, (outer, inner) in CELLS.items():
         criterion = compose(outer, inner, probe=GivenNorms(torch.from_numpy(reference.NORMS)))
         prediction = torch.from_numpy(reference.RUL_HAT).requires_grad_()
         total = criterion({"rul": prediction}, {"rul": rul}, extra={"health": health})
-        found[cell] = total.item()
+        values[cell] = total.item()
         assert criterion.report is not None
-        found["L_WMSE" if inner == "failure_biased" else "L_MSE"] = criterion.report.losses[0].item()
+        values["L_WMSE" if inner == "failure_biased" else "L_MSE"] = criterion.report.losses[0].item()
         if outer == GABA:
-            found["lambda_rul"], found["lambda_health"] = criterion.report.weights.tolist()
-    return found
+            values["lambda_rul"], values["lambda_health"] = criterion.report.weights.tolist()
+    return values
 
 
 def cells_of_a_model() -> dict[str, MultiTaskCriterion]:

@@ -1,4 +1,4 @@
-"""State of the criterion and its parts: wide whatever a cast does to the model, and on the device of the losses."""
+"""State of the criterion and its parts: float32 or wider even if the model is cast, and on the device of the losses."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class WideState(nn.Module):
                     moves = moves or tensor.device != device
                     widens = widens or (tensor.dtype.itemsize < size and tensor.is_floating_point())
         if moves or widens:
-            # Outside inference mode: what a validation pass moves must stay trainable state.
+            # Outside inference mode: state that a validation pass moves must stay trainable.
             with torch.inference_mode(False):
                 self.to(device if moves else None, wide(like.dtype) if widens else None)
 
 
 def vector(values: Sequence[float | bool], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return host values as a 1-d tensor, by fills on the device: a copy from the host would wait for the device."""
+    """Return host values as a 1-d tensor, filled on the device: a copy from the host would wait for the device."""
     if len(set(values)) == 1:
         return torch.full((len(values),), values[0], dtype=dtype, device=device)
     return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])

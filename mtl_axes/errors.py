@@ -16,7 +16,7 @@ __all__ = [
 
 
 class MtlAxesError(Exception):
-    """Root of every error that mtl_axes raises on purpose."""
+    """Root of all errors that mtl_axes raises on purpose."""
 
 
 class OptionError(MtlAxesError, ValueError):
@@ -24,9 +24,9 @@ class OptionError(MtlAxesError, ValueError):
 
 
 class UnknownNameError(MtlAxesError, KeyError):
-    """A strategy, or a task, that is asked for by name does not exist."""
+    """No strategy or task has this name."""
 
-    # KeyError shows the repr of its argument, which would print the message with quotes and escaped line ends.
+    # KeyError shows the repr of its argument: the message in quotes and with escaped line ends.
     __str__ = Exception.__str__
 
 
@@ -43,7 +43,7 @@ class StateError(MtlAxesError, ValueError):
 
 
 class StudyError(MtlAxesError, RuntimeError):
-    """A study cannot be run as it was asked for."""
+    """A study cannot be run as specified."""
 
 
 class PluginError(MtlAxesError, RuntimeError):
@@ -51,4 +51,4 @@ class PluginError(MtlAxesError, RuntimeError):
 
 
 class ContractError(MtlAxesError, AssertionError):
-    """A strategy does not do what it claims; raised by :mod:`mtl_axes.testing`."""
+    """A strategy does not do what it declares; raised by :mod:`mtl_axes.testing`."""

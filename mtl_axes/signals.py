@@ -1,4 +1,4 @@
-"""What an outer weighting may see of a window (:class:`Signals`) and what a user may see of a call (:class:`StepReport`)."""
+"""What a weighting sees of a window (:class:`Signals`) and what a user sees of a call (:class:`StepReport`)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _WIDE = (torch.float32, torch.float64)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that statistics of ``dtype`` values are kept in: float32, or wider."""
+    """Return the dtype of statistics of ``dtype`` values: float32 or wider."""
     return dtype if dtype in _WIDE else torch.promote_types(dtype, torch.float32)
 
 
 def is_finite(values: Tensor) -> Tensor:
-    """Return ``torch.isfinite(values)``, in two kernels and not in four."""
-    nothing = values - values
-    return nothing == nothing
+    """Return ``torch.isfinite(values)``, in two kernels instead of four."""
+    zeros_or_nan = values - values
+    return zeros_or_nan == zeros_or_nan
 
 
 def active_tasks(losses: Tensor, labelled: Tensor | None) -> Tensor:
@@ -49,16 +49,16 @@ class TaskInfo:
 class Signals:
     r"""Statistics of one window, for :meth:`OuterWeighting.forward`.
 
-    Everything is detached, in float32 or wider and finite. An entry that was not finite is replaced by 1 and its task
-    marked inactive; so is a task whose gradient norm is zero, because no weight can change what it contributes, and one
-    whose squared norm is beyond the dtype of the Gramian, which then says nothing about it.
+    All tensors are detached, finite and in float32 or wider. A non-finite entry is replaced by 1 and its task marked
+    inactive. A task is also inactive if its gradient norm is zero, because no weight can change what it contributes, or if
+    its squared norm is outside the range of the Gramian's dtype.
 
     Args:
         losses: (K,) mean loss of each task over the window.
-        norms: (K,) L2 norms of each task's gradient, or None. Taken from the diagonal when only ``gramian`` is given.
+        norms: (K,) L2 norms of each task's gradient, or None. Taken from the diagonal if only ``gramian`` is given.
         gramian: (K, K) inner products of the tasks' gradients, or None.
-        active: (K,) bool, True where the task took part. None means all.
-        elapsed: (K,) windows since the task's gradient was last measured, 1 when it is measured in every window.
+        active: (K,) bool, True for a task that took part. None means all.
+        elapsed: (K,) windows since the task's gradient was last measured; 1 if it is measured in every window.
         step: number of windows committed before this one, an int or a 0-dim integer tensor.
 
     Raises:
@@ -101,7 +101,7 @@ class Signals:
         if gramian is not None:
             gramian = gramian.detach().to(losses.dtype)
             squares = gramian.diagonal()
-            # Squares of norms leave the range of float32 long before the norms do: below 1e-19 and above 1e19.
+            # Squares of norms leave the range of float32 long before the norms: below 1e-19 and above 1e19.
             active = active & is_finite(squares) & (squares >= torch.finfo(squares.dtype).tiny)
             if norms is None:
                 norms = squares.clamp_min(0).sqrt()
@@ -126,18 +126,18 @@ class Signals:
 
     @classmethod
     def of_losses(cls, losses: Tensor, active: Tensor | None, step: int | Tensor) -> Signals:
-        """Return the signals of one call for a weighting that needs losses alone: what the constructor makes of them.
+        """Return the signals of one call for a loss-based weighting: the constructor's, at a lower cost.
 
         Args:
             losses: (K,), detached and in float32 or wider.
-            active: (K,) bool, True where the task took part. None means all.
+            active: (K,) bool, True for a task that took part. None means all.
             step: number of windows committed before this one, an int or a 0-dim integer tensor.
         """
         finite = is_finite(losses)
         active = finite if active is None else finite & active
         ones = torch.ones_like(losses)
         signals = cls.__new__(cls)
-        # Past the checks of the constructor and its freezing, both of which cost more than the values.
+        # Without the checks of the constructor and of the frozen dataclass, which cost more than the values.
         signals.__dict__.update(
             losses=torch.where(active, losses, ones),
             norms=None,
@@ -160,14 +160,14 @@ class StepReport:
 
     Attributes:
         tasks: names of the K tasks, in the order of every tensor below.
-        losses: (K,) mean loss of each task as it entered the sum; 0 where the task was absent.
+        losses: (K,) mean loss of each task as it entered the sum; 0 for an absent task.
         weights: (K,) the weights that multiplied them.
-        norms: (K,) gradient norms measured in this call, or None when nothing was measured.
-        cosines: (K, K) cosines between the task gradients, or None when no Gramian was measured.
-        active: (K,) bool, True where the task had a label, a finite loss and, when measured, a finite non-zero gradient.
-        measured: (K,) bool, True where this call measured the task's gradient.
-        dropped: (K,) number of calls so far in which a non-finite value of the task was kept out of the state.
-        step: windows committed so far, this call's included when it committed one.
+        norms: (K,) gradient norms measured in this call, or None if nothing was measured.
+        cosines: (K, K) cosines between the task gradients, or None if no Gramian was measured.
+        active: (K,) bool, True for a task with a label, a finite loss and, if measured, a finite non-zero gradient.
+        measured: (K,) bool, True if this call measured the task's gradient.
+        dropped: (K,) number of calls so far in which a non-finite value of the task was left out of the state.
+        step: windows committed so far, including this call's if it committed one.
         extra: further values of the weighting, from :meth:`OuterWeighting.diagnostics`.
     """
 

@@ -1,10 +1,10 @@
 """Writes docs/reference from the registry: tables of all strategies, and a page and a picture of each.
 
     python docs/builder            write the pages
-    python docs/builder --check    compare them with what would be written, and fail when they differ
+    python docs/builder --check    compare them with what would be written, and fail if they differ
 
-Text is compared as it is. What the pictures show is compared as numbers, with a tolerance, because the last digits differ
-between machines: the numbers are in ``pictures.json``, and every picture names the digest of those that it was drawn from.
+Text is compared exactly. Pictures are compared by their numbers, with a tolerance, because the last digits differ between
+machines: the numbers are in ``pictures.json``, and every picture names the digest of the numbers it was drawn from.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mtl_axes import available
 from mtl_axes.describe import describe
 
 FOLDER = Path(__file__).parents[1] / "reference"
-# A number of a picture may differ by this part of the largest of its line.
+# A number of a picture may differ by this fraction of the largest number of its line.
 TOLERANCE = 3e-3
 
 
@@ -40,18 +40,16 @@ def build() -> tuple[dict[str, str], dict[str, Picture]]:
 
 
 def built_in(axis: Any, name: str) -> bool:
-    """Whether a strategy belongs to the library, and not to a plugin that happens to be installed."""
+    """Return whether a strategy belongs to the library and not to an installed plugin."""
     return describe(axis, name).cls.__module__.startswith("mtl_axes.")
 
 
 def write(folder: Path) -> None:
-    """Write all pages and pictures, and remove those of strategies that are gone."""
+    """Write all pages and pictures, and remove the files of strategies that no longer exist."""
     texts, pictures = build()
     numbers = {name: picture.numbers() for name, picture in pictures.items()}
-    wanted = {*texts, "pictures.json", *(f"images/{name}.png" for name in pictures)}
-    for path in [path for path in folder.rglob("*") if path.is_file()]:
-        if path.relative_to(folder).as_posix() not in wanted:
-            path.unlink()
+    for name in superfluous(folder, texts, pictures):
+        (folder / name).unlink()
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -65,7 +63,7 @@ def write(folder: Path) -> None:
 
 
 def differences(folder: Path) -> list[str]:
-    """Return what in the folder is not as it would be written."""
+    """Return what differs in the folder from what would be written."""
     texts, pictures = build()
     stored = json.loads((folder / "pictures.json").read_text()) if (folder / "pictures.json").exists() else {}
     wrong = [f"{name}: the text differs" for name, text in texts.items() if read(folder / name) != text]
@@ -74,23 +72,27 @@ def differences(folder: Path) -> list[str]:
             wrong.append(f"{name}: its numbers differ from those in pictures.json")
         elif not drawn_from(folder / f"images/{name}.png", digest(stored[name])):
             wrong.append(f"images/{name}.png: not drawn from the numbers in pictures.json")
-    wanted = {*texts, "pictures.json", *(f"images/{name}.png" for name in pictures)}
-    here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return [*wrong, *(f"{name}: belongs to no strategy" for name in sorted(here - wanted))]
+    return [*wrong, *(f"{name}: belongs to no strategy" for name in superfluous(folder, texts, pictures))]
+
+
+def superfluous(folder: Path, texts: dict[str, str], pictures: dict[str, Picture]) -> list[str]:
+    """Return the files of the folder that belong to no strategy."""
+    written = {*texts, "pictures.json", *(f"images/{name}.png" for name in pictures)}
+    return sorted({path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - written)
 
 
 def read(path: Path) -> str:
-    """Return the text of a file, "" when it is missing."""
+    """Return the text of a file, or "" if it is missing."""
     return path.read_text() if path.exists() else ""
 
 
 def drawn_from(picture: Path, mark: str) -> bool:
-    """Whether a picture exists and names this digest."""
+    """Return whether a picture exists and names this digest."""
     return picture.exists() and mark.encode() in picture.read_bytes()
 
 
 def close(new: Any, old: Any, scale: float = 0.0) -> bool:
-    """Whether two sets of numbers agree, relative to the largest number of their line."""
+    """Return whether two sets of numbers agree, relative to the largest number of their line."""
     if isinstance(new, dict):
         return isinstance(old, dict) and list(new) == list(old) and all(close(new[key], old[key]) for key in new)
     if isinstance(new, list):
@@ -105,7 +107,7 @@ def close(new: Any, old: Any, scale: float = 0.0) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Write the pages, or compare them."""
     parser = argparse.ArgumentParser(description="Write docs/reference from the registry.")
-    parser.add_argument("--check", action="store_true", help="compare instead of writing; exit 1 when something differs")
+    parser.add_argument("--check", action="store_true", help="compare instead of writing; exit 1 if anything differs")
     if not parser.parse_args(arguments).check:
         write(FOLDER)
         return 0
@@ -113,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     for line in wrong:
         print(line)
     if wrong:
-        print("Run python docs/builder, and look at what changed.")
+        print("Run python docs/builder, then review and commit the changes.")
     return bool(wrong)
 
 

@@ -1,6 +1,6 @@
 """Draws the pictures of docs/concepts.md: ``python docs/builder/concepts.py``.
 
-What is a number in them comes from the library; the third is a sketch.
+The library computes the numbers of the first two; the third is a sketch.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from mtl_axes import Signals, compose, create
 FOLDER = Path(__file__).parents[1] / "images"
 FADED = "#9a9a9a"
 
-# Of RUL and health in the toy of examples/two_axes_torch.py: the ratio of about 700 is beyond what GABA's floor evens out.
+# Norms of RUL and health in examples/two_axes_torch.py: GABA's floor cannot even out a ratio of about 700.
 NORMS = torch.tensor([26.4016, 0.037833])
 
 
 def axes_weights(outer: str) -> torch.Tensor:
-    """Return the weights of a weighting that has seen these norms for a long time."""
+    """Return the weights of a weighting after many windows with these norms."""
     options = {"warmup": 0, "beta": 0.0} if outer == "gaba" else {}
     return create("outer", outer, **options)(Signals(torch.ones(2), norms=NORMS))
 
 
 def two_axes() -> Figure:
-    """What a sample of one task adds to the loss in the four cells of two weightings and two shapes."""
+    """Draw what a sample of one task adds to the loss in the four cells of two weightings and two shapes."""
     figure, grid = plt.subplots(2, 2, figsize=(8.0, 5.2), layout="constrained", sharex=True, sharey=True)
     errors = torch.linspace(-40, 40, 161)
     for row, outer in enumerate(("fixed", "gaba")):
@@ -61,7 +61,7 @@ def two_axes() -> Figure:
 
 
 def windows() -> Figure:
-    """Twelve calls of a criterion with two calls per window, measured in every second one: a real run."""
+    """Draw twelve calls of a criterion with two calls per window, every second window measured: a real run."""
     torch.manual_seed(0)
     trunk, first, second = nn.Linear(4, 8), nn.Linear(8, 1), nn.Linear(8, 1)
     criterion = compose({"name": "gaba", "warmup": 0, "beta": 0.5}, tasks=["a", "b"], accumulate=2, every=2)
@@ -75,8 +75,8 @@ def windows() -> Figure:
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(8.0, 3.9), layout="constrained", sharex=True, height_ratios=(1, 1.7)
     )
-    for call, seen in enumerate(measured):
-        colour, ink, text = (COLOURS[0], "w", "measured") if seen else (PALE, INK, "call")
+    for call, is_measured in enumerate(measured):
+        colour, ink, text = (COLOURS[0], "w", "measured") if is_measured else (PALE, INK, "call")
         above.add_patch(Rectangle((call + 0.06, 0), 0.88, 0.8, facecolor=colour, edgecolor="none"))
         above.text(call + 0.5, 0.4, text, ha="center", va="center", fontsize=7, color=ink)
         if call % 2:
@@ -96,7 +96,7 @@ def windows() -> Figure:
     below.set_ylabel("weight", fontsize=9)
     below.tick_params(labelsize=8)
     below.spines[["top", "right"]].set_visible(False)
-    # Opaque: the edges of windows are not to run through its words.
+    # Opaque, so that the edges of windows do not cross the text.
     below.legend(facecolor="w", edgecolor="none", framealpha=1, fontsize=8, loc="center right")
     return figure
 
@@ -110,12 +110,12 @@ def box(ax: Axes, left: float, low: float, width: float, height: float, text: st
 
 def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, style: str = "-") -> None:
     """Draw an arrow."""
-    # A filled head, as an open one would be dotted, too.
+    # A filled head: an open one would be dotted too.
     ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "linestyle": style, "linewidth": 1.5})
 
 
 def shared_and_probes() -> Figure:
-    """A trunk with two heads: what is shared, what is private, and how far back each probe walks."""
+    """Draw a trunk with two heads: what is shared, what is private, and how far back each probe differentiates."""
     figure, ax = plt.subplots(figsize=(8.0, 4.7), layout="constrained")
     ax.set_xlim(0, 10)
     ax.set_ylim(-2.75, 3.25)

@@ -1,4 +1,4 @@
-"""What the pictures of the reference show: numbers, before anything is drawn."""
+"""The numbers that the pictures of the reference show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtl_axes import InnerShape, OuterWeighting, Signals, TargetWeight, create
 from mtl_axes.describe import Description
 
 POINTS = 81
-# Numbers are rounded to as many significant digits.
+# Significant digits of the numbers.
 DIGITS = 4
 
 
@@ -32,13 +32,13 @@ class Panel:
 
 @dataclass
 class Picture:
-    """What a picture shows: one or two panels, and a sentence about them."""
+    """The content of a picture: one or two panels and a caption."""
 
     caption: str
     panels: list[Panel] = field(default_factory=list)
 
     def numbers(self) -> dict[str, Any]:
-        """Return what is drawn, rounded."""
+        """Return the drawn numbers, rounded."""
         return {
             f"{panel.title} over {panel.xlabel}": {
                 "x": [rounded(x) for x in panel.x],
@@ -49,11 +49,11 @@ class Picture:
 
 
 def rounded(value: float) -> float | str:
-    """Return a number with as many digits as pictures.json holds; what is not finite as a string, which JSON lacks."""
+    """Return a number rounded to DIGITS; a non-finite one as a string, because JSON has none."""
     return float(f"{value:.{DIGITS}g}") + 0.0 if math.isfinite(value) else str(value)
 
 
-# Options with which a picture says more than with those that a strategy is tested with.
+# Options that show more than a strategy's example options.
 SHOWN: dict[str, dict[str, Any]] = {
     "inner_asymmetric": {"over": 3.0},
     "inner_discrete_hazard": {"edges": (1.0, 2.0, 4.0)},
@@ -66,7 +66,7 @@ SHOWN: dict[str, dict[str, Any]] = {
     "weight_step": {"threshold": 2.0},
     "weight_lds": {"counts": (60, 30, 5, 0, 0, 2, 20, 40)},
 }
-# Ranges of the prediction and the targets, where the defaults would show little.
+# Ranges of the prediction, and targets, if the defaults would show little.
 RANGES: dict[str, tuple[tuple[float, float], tuple[float, ...]]] = {
     "aft": ((-3.0, 4.0), (5.0, -5.0)),
     "discrete_hazard": ((-4.0, 4.0), (0.5, -1.0)),
@@ -84,7 +84,7 @@ PLAIN_WEIGHT_RANGE = (-1.0, 8.0)
 
 
 def picture_of(about: Description) -> Picture:
-    """Return what the picture of a strategy shows."""
+    """Return the picture of a strategy."""
     options = SHOWN.get(f"{about.axis}_{about.name}", getattr(about.cls, "example", {}))
     strategy: Any = create(about.axis, about.name, **options)
     if about.axis == "outer":
@@ -95,12 +95,12 @@ def picture_of(about: Description) -> Picture:
 
 
 def grid(low: float, high: float) -> Tensor:
-    """Return the places on the horizontal axis."""
+    """Return the points on the horizontal axis."""
     return torch.linspace(low, high, POINTS, dtype=torch.float64)
 
 
 def shape_curves(name: str, shape: InnerShape) -> Picture:
-    """The loss of one sample and its derivative, as one number of its prediction moves."""
+    """Return the loss of one sample and its derivative, over one number of its prediction."""
     kind = next(kind for kind in ("regression", "binary", "multiclass") if kind in shape.kinds)
     if shape.masks:
         return coupled_curves(shape, kind)
@@ -133,7 +133,7 @@ def shape_curves(name: str, shape: InnerShape) -> Picture:
 
 
 def label_of(y: float, signed: bool) -> str:
-    """Return the label of a target. A signed time is negative where the sample was censored."""
+    """Return the label of a target. A signed time is negative for a censored sample."""
     if signed:
         return f"event at {y:g}" if y > 0 else f"censored at {-y:g}"
     return f"y = {y:g}"
@@ -148,7 +148,7 @@ def values_and_slopes(shape: InnerShape, prediction: Tensor, target: Tensor) -> 
 
 
 def coupled_curves(shape: InnerShape, kind: Any) -> Picture:
-    """The loss of the first sample, as the first number of its prediction moves and the rest of the batch stays."""
+    """Return the loss of the first sample over the first number of its prediction; the rest of the batch is fixed."""
     size = (2, 6) if shape.pooled else (8,)
     base, target = shape.sample(kind, size, torch.Generator().manual_seed(0), torch.float64)
     x = grid(-6.0, 6.0)
@@ -164,7 +164,7 @@ def coupled_curves(shape: InnerShape, kind: Any) -> Picture:
     what = "the sample whose entries it pools" if shape.pooled else "the first sample of a batch of 8"
     moving = "first number of the prediction"
     return Picture(
-        f"The loss of {what}, and the derivative of the sum of all losses, over the {moving}; everything else stays. "
+        f"The loss of {what}, and the derivative of the sum of all losses, over the {moving}; everything else is fixed. "
         f"Options: {shape!r}.",
         [
             Panel("loss", moving, x.tolist(), {"loss": losses}),
@@ -174,7 +174,7 @@ def coupled_curves(shape: InnerShape, kind: Any) -> Picture:
 
 
 def weight_curve(name: str, weight: TargetWeight) -> Picture:
-    """The weight over the target."""
+    """Return the weight over the target."""
     if "regression" in weight.kinds:
         x = grid(*WEIGHT_RANGES.get(name, PLAIN_WEIGHT_RANGE))
         values = weight(x)
@@ -197,7 +197,7 @@ class Point:
 
 
 def path() -> Iterator[Point]:
-    """Two tasks of two parameters on a path that is the same for every weighting.
+    """Yield two tasks of two parameters on a path that is the same for every weighting.
 
     ::
 
@@ -205,7 +205,7 @@ def path() -> Iterator[Point]:
         L_2 =      1/2 (theta - b)^T diag(0.3, 1) (theta - b) + 0.05,     b = (0, 1)
 
     The path descends L_1 / 100 + L_2 from (-1, -1.5), so that it ends where the gradients are opposed and a hundred times
-    apart. Losses and gradients carry noise of 5 %, as those of batches do.
+    apart. Losses and gradients carry noise of 5 %, like losses of batches.
     """
     anchors = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     curvatures = torch.tensor([[1.0, 0.2], [0.3, 1.0]], dtype=torch.float64)
@@ -222,7 +222,7 @@ def path() -> Iterator[Point]:
 
 
 def weights_of(weighting: OuterWeighting) -> Picture:
-    """The weights, and the share of each task in the sum of weighted gradient norms, along the fixed path."""
+    """Return the weights, and each task's share in the sum of weighted gradient norms, along the fixed path."""
     weighting.bind_unnamed(2, torch.float64)
     optimizer = torch.optim.Adam(weighting.parameters(), lr=0.05) if weighting.learnable else None
     weights, shares = [], []
@@ -245,10 +245,10 @@ def weights_of(weighting: OuterWeighting) -> Picture:
         pull = current.abs() * point.jacobian.norm(dim=1)
         shares.append(pull / pull.sum())
         before = point
-    kept = range(0, STEPS, STRIDE)
-    table, part = torch.stack(weights)[kept], torch.stack(shares)[kept]
+    drawn = range(0, STEPS, STRIDE)
+    table, part = torch.stack(weights)[drawn], torch.stack(shares)[drawn]
     positive = bool((table > 0).all())
-    x = [float(step) for step in kept]
+    x = [float(step) for step in drawn]
     names = ("task 1, a hundred times larger", "task 2")
     by_task, shares_by_task = ({name: values[:, i].tolist() for i, name in enumerate(names)} for values in (table, part))
     return Picture(

@@ -19,7 +19,7 @@ INK, PALE, COLOURS = "#3a3a3a", "#d8d8d8", ("#2f6690", "#b5654a", "#4f7f5b", "#8
 
 
 def digest(numbers: dict[str, Any]) -> str:
-    """Return what identifies the numbers of a picture."""
+    """Return a digest of the numbers of a picture."""
     return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -28,14 +28,14 @@ def draw(picture: Picture, target: Path, mark: str) -> None:
     count = len(picture.panels)
     figure, axes = plt.subplots(1, count, figsize=(4.2 * count, 2.9), layout="constrained", squeeze=False)
     for panel, ax in zip(picture.panels, axes[0], strict=True):
-        # Every second line is dashed: one beneath another then shows, and colour is not all that tells them apart.
+        # Every second line is dashed, so that overlapping lines show and colour is not the only difference.
         for order, (label, values) in enumerate(panel.lines.items()):
-            # A few places are classes, with nothing between them.
+            # A few points are classes, with nothing between them.
             style = "o" if len(panel.x) < 10 else "--" if order % 2 else "-"
             ax.plot(panel.x, values, style, color=COLOURS[order % len(COLOURS)], linewidth=1.6, label=label)
         if panel.log:
             ax.set_yscale("log")
-            # Numbers, and not powers in mathematical type; within one decade, those between its ends as well.
+            # Plain numbers instead of powers of ten; within one decade, minor ticks have numbers too.
             ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             low, high = ax.get_ylim()
             ax.yaxis.set_minor_formatter(

@@ -1,4 +1,4 @@
-"""The text of the reference: a page for each strategy, and one with tables of all."""
+"""The text of the reference: a page for each strategy, and a page with tables of all."""
 
 from __future__ import annotations
 
@@ -64,17 +64,17 @@ def default(value: object) -> str:
 
 
 def properties(about: Description) -> Iterator[tuple[str, str]]:
-    """Return what a strategy promises, in words; ``mtl_axes.testing`` holds it to that."""
+    """Return the claims of a strategy in words; ``mtl_axes.testing`` checks them."""
     claims = about.claims
     if about.axis == "weight":
         yield "kinds of task", ", ".join(sorted(claims["kinds"]))
         return
     if about.axis == "inner":
         bound = claims["lower_bound"]
-        yield "kinds of task", told(about, "kinds", ", ".join(sorted(claims["kinds"])))
-        yield "couples", told(about, "coupling", coupling(claims))
+        yield "kinds of task", from_base(about, "kinds", ", ".join(sorted(claims["kinds"])))
+        yield "couples", from_base(about, "coupling", coupling(claims))
         least = "none: it can be negative without bound" if bound is None else f"{bound:g}"
-        yield "smallest loss", told(about, "lower_bound", least)
+        yield "smallest loss", from_base(about, "lower_bound", least)
         if claims["trailing"]:
             yield "prediction", "several numbers in an extra last dimension"
         for what in ("target", "prediction"):
@@ -82,42 +82,42 @@ def properties(about: Description) -> Iterator[tuple[str, str]]:
             if low > -math.inf or high < math.inf:
                 yield f"range of the {what}", f"[{low:g}, {high:g}]"
         return
-    yield "reads", told(about, "needs", NEEDS[claims["needs"]] if claims["reads_signals"] else "nothing")
-    yield "cost", told(about, "needs", cost(claims))
+    yield "reads", from_base(about, "needs", NEEDS[claims["needs"]] if claims["reads_signals"] else "nothing")
+    yield "cost", from_base(about, "needs", cost(claims))
     yield "state", state_of(about)
     whole = total(claims) + (" while all tasks are active" if claims["total"] else "")
-    yield "sum of the weights", told(about, "total", whole)
+    yield "sum of the weights", from_base(about, "total", whole)
     if claims["learnable"]:
         yield "learned", "by your optimizer, which gets `criterion.param_groups()`"
-    yield "sign", told(about, "sign", SIGNS[claims["sign"]])
-    yield "absent task", told(about, "memoryless", absent(claims))
+    yield "sign", from_base(about, "sign", SIGNS[claims["sign"]])
+    yield "absent task", from_base(about, "memoryless", absent(claims))
     if claims["scaling"]:
-        stays = "weights stay" if claims["scaling"] == "invariant" else "weights divided by c"
-        yield "all losses times c", stays + (", where those of its base do" if "base" in about.options else "")
+        scaled = "weights unchanged" if claims["scaling"] == "invariant" else "weights divided by c"
+        yield "all losses times c", scaled + (", if its base's are" if "base" in about.options else "")
     if claims["balances"]:
         yield "one loss times c", "its weight is divided by c, up to a common factor"
     order = "carries no meaning" if claims["symmetric"] else "matters, or the weights are random"
-    yield "order of the tasks", told(about, "symmetric", order)
+    yield "order of the tasks", from_base(about, "symmetric", order)
     if claims["nonnegative"]:
         yield "refuses", "shapes that can be negative: it takes ratios or logarithms of losses"
     if claims["wants_after_step"]:
         yield "also needs", "the loss after the optimizer step, see [the guide](../../guide.md#the-loss-after-the-step)"
 
 
-def told(about: Description, claim: str, text: str) -> str:
-    """Return what is said of a claim. What follows from a base is not told for the one of the example alone."""
+def from_base(about: Description, claim: str, text: str) -> str:
+    """Return the text of a claim; a claim that depends on the base says so, because the text is about the example's base."""
     given = inspect.getattr_static(about.cls, claim)
     if "base" not in about.options or not isinstance(given, property):
         return text
     if about.axis == "inner":
-        return "those of its base that its weight serves" if claim == "kinds" else "as its base"
+        return "its base's kinds that its weight supports" if claim == "kinds" else "as its base"
     example: Any = getattr(about.cls, "example", {})
     return "as its base" if given is vars(Stage)[claim] else f"{text}, around `{example['base']}`"
 
 
 NEEDS = {"losses": "the losses", "norms": "the gradient norms", "gramian": "the Gramian of the gradients"}
 COST = {
-    "losses": "Nothing beside the losses.",
+    "losses": "Nothing in addition to the losses.",
     "norms": "A backward per task through what is shared in measured steps, less with other probes: [Cost](../../cost.md).",
     "gramian": "A backward per task through what is shared in measured steps: [Cost](../../cost.md).",
 }
@@ -127,7 +127,7 @@ SIGNS = {"positive": "positive", "nonnegative": "0 or positive", "any": "any"}
 
 
 def cost(claims: Any) -> str:
-    """Return what a weighting costs beside the losses and their sum."""
+    """Return what a weighting costs in addition to the losses and their sum."""
     further = (ON_HOST if claims["on_host"] else "") + (AFTER_STEP if claims["wants_after_step"] else "")
     return COST[claims["needs"]] + further
 
@@ -138,8 +138,8 @@ def total(claims: Any) -> str:
 
 
 def absent(claims: Any) -> str:
-    """Return what becomes of an absent task."""
-    return "weight 0, the others as if it were not there" if claims["memoryless"] else "keeps its weight and state"
+    """Return what happens to an absent task."""
+    return "weight 0, the others as if it did not exist" if claims["memoryless"] else "keeps its weight and state"
 
 
 def coupling(claims: Any) -> str:
@@ -150,7 +150,7 @@ def coupling(claims: Any) -> str:
 
 
 def state_of(about: Description) -> str:
-    """Return what a weighting saves, with shapes: the weights themselves only where they go on from the last ones."""
+    """Return what a weighting saves, with shapes: the weights only if the next ones are computed from them."""
     weighting = create("outer", about.name, **getattr(about.cls, "example", {}))
     weighting.bind_unnamed(7, torch.float64)  # a number that no other dimension has
     any_base = "base" in about.options
@@ -163,39 +163,38 @@ def state_of(about: Description) -> str:
         if name == "_extra_state":
             shapes.append("random generator")
         elif name == "current":
-            # Those of a stage around something that remembers are made anew from it.
+            # A stage around a weighting with a state computes its weights from that one.
             if not owner.memoryless and all(getattr(child, "memoryless", True) for child in owner.children()):
                 shapes.append("weights (K)" if not module else "average inside (K)")
         else:
             sizes = ", ".join("K" if size == 7 else str(size) for size in value.shape)
             shapes.append(f"{name.replace('_', ' ')} ({sizes})" if sizes else name)
     own = [shape for shape in shapes if shape != "weights (K)"]
-    return ", ".join([*(own or shapes), *(["that of its base"] if any_base else [])]) or "none"
+    return ", ".join([*(own or shapes), *(["its base's state"] if any_base else [])]) or "none"
 
 
 def paper(about: Description) -> str:
-    """Return the paper that the references begin with, as far as its year; "" where they begin with something else."""
+    """Return the paper at the start of the references, up to its year; "" if they start with something else."""
     first = re.split(r"(?<=\w\w)[.;] |(?<=\w\w)\.$", " ".join(about.references.split()))[0]
-    found = re.match(r".+?\b(?:19|20)\d\d\b", first)
-    return (found[0] if found else first) if '"' in first else ""
+    dated = re.match(r".+?\b(?:19|20)\d\d\b", first)
+    return (dated[0] if dated else first) if '"' in first else ""
 
 
 INTRODUCTION = """\
 # Reference
 
-Every strategy that the library brings, from the registry itself. This page and those behind it are written by `python
-docs/builder`, and a test compares them with what it would write. In a shell, `mtl-axes list` and `mtl-axes show NAME`
-print the names and docstrings of whatever is installed, plugins included.
+Every built-in strategy, from the registry. `python docs/builder` writes this page and the linked ones, and a test compares
+them with the code. In a shell, `mtl-axes list` and `mtl-axes show NAME` print the names and docstrings of everything
+installed, including plugins.
 
-Which one? Begin with `fixed` and tuned constants: they are the baseline to beat. Where losses differ by orders of
-magnitude and their sizes are all that is wrong, a weighting that reads losses costs nothing (`uncertainty`,
-`scale_invariant`, `gls`). Where the gradients on the shared parameters should be alike, take one that reads norms
-(`inverse_norm`, `gaba`, `gradnorm`). Where tasks pull against each other, take one that reads the Gramian (`upgrad`,
-`nash_mtl`, `cagrad`), and look at `criterion.report.cosines` first: without negative cosines there is no conflict to
-resolve. Any of them can be smoothed, floored, clipped, and warmed up by the stages `ema`, `floor`, `clip`, `warmup`, and
-rescaled to the sum 1 or K by `rescaled`.
+Which one? Start with `fixed` and tuned constants: they are the baseline to beat. If losses differ by orders of magnitude
+and only their sizes are wrong, a weighting that reads losses costs nothing (`uncertainty`, `scale_invariant`, `gls`). If
+the gradients on the shared parameters should have similar norms, take one that reads norms (`inverse_norm`, `gaba`,
+`gradnorm`). If tasks pull against each other, take one that reads the Gramian (`upgrad`, `nash_mtl`, `cagrad`), and look at
+`criterion.report.cosines` first: without negative cosines there is no conflict to resolve. Any of them can be smoothed,
+floored, clipped, and warmed up by the stages `ema`, `floor`, `clip`, `warmup`, and rescaled to the sum 1 or K by `rescaled`.
 
-Not in it, because they are no weight per task from losses, a Gramian and a small state: GradDrop, TrimmedMean,
+Not included, because they are not a weight per task from losses, a Gramian and a small state: GradDrop, TrimmedMean,
 AdaTask and ExcessMTL (element by element), MoCo and DB-MTL with beta > 0 (an average of all K gradients), MoDo and
 SDMGrad (gradients of two or three batches), Auto-lambda, MOML and FORUM (validation data), BayesAgg-MTL (a posterior
 over gradients).
@@ -203,19 +202,17 @@ over gradients).
 
 NOTES = {
     "outer": """\
-The cost follows from what is read. Losses cost nothing beside themselves. Norms and the Gramian take a backward per task
-through the shared part in the steps that measure; `every=` and the [probes](../cost.md) make that less. `famo` takes one
-more forward.
+The cost depends on what is read. Losses cost nothing extra. Norms and the Gramian take a backward per task through the
+shared part in the steps that measure; `every=` and the [probes](../cost.md) reduce that. `famo` takes one more forward.
 
 """
 }
 PROBLEM = """\
 ## The two-task problem
 
-The pictures of the weightings show their weights on one and the same path, whatever they are: two quadratic losses of
-two parameters, the first a hundred times larger. The path descends to where both gradients are opposed, a hundred
-times apart. Losses and gradients carry noise of 5 %; an epoch is 30 steps. Learned weights are learned by Adam with a
-rate of 0.05.
+The pictures of the weightings show their weights on the same path, which does not depend on them: two quadratic losses of
+two parameters, the first a hundred times larger. At its end both gradients are opposed, and a hundred times apart.
+Losses and gradients carry noise of 5 %; an epoch is 30 steps. Learned weights are learned by Adam with a rate of 0.05.
 """
 
 
@@ -236,11 +233,11 @@ def _outer_row(about: Description) -> list[str]:
     claims = about.claims
     after = "0" if claims["memoryless"] else "kept"
     return [
-        told(about, "needs", claims["needs"] if claims["reads_signals"] else "nothing"),
+        from_base(about, "needs", claims["needs"] if claims["reads_signals"] else "nothing"),
         state_of(about),
-        told(about, "total", total(claims)),
-        told(about, "sign", SIGNS[claims["sign"]]),
-        told(about, "memoryless", after),
+        from_base(about, "total", total(claims)),
+        from_base(about, "sign", SIGNS[claims["sign"]]),
+        from_base(about, "memoryless", after),
         paper(about),
     ]
 
@@ -249,9 +246,9 @@ def _inner_row(about: Description) -> list[str]:
     claims = about.claims
     bound = "none" if claims["lower_bound"] is None else f"{claims['lower_bound']:g}"
     return [
-        told(about, "kinds", ", ".join(sorted(claims["kinds"]))),
-        told(about, "coupling", coupling(claims)),
-        told(about, "lower_bound", bound),
+        from_base(about, "kinds", ", ".join(sorted(claims["kinds"]))),
+        from_base(about, "coupling", coupling(claims)),
+        from_base(about, "lower_bound", bound),
         paper(about),
     ]
 

@@ -1,7 +1,7 @@
 """Draws the picture of docs/report.md: ``python docs/builder/report_picture.py``.
 
 It runs a study of three weightings and three shapes on a simulated fleet of engines, in about a minute on two cores, and
-takes a picture of the upper part of its report, with playwright and Chromium. Given a page and a picture, it draws that one:
+takes a screenshot of the top of its report, with playwright and Chromium. Given a report and a picture, it draws that one:
 
     python docs/builder/report_picture.py runs/fd001/report.html docs/images/cmapss_fd001_report.png
 """
@@ -41,7 +41,7 @@ class Engine(nn.Module):
 
 
 def fleet(samples: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return sensors that wear bends and noise hides, and what they should tell: few engines are near their end."""
+    """Return noisy sensors that depend on wear, and the targets; few engines are near their end."""
     life = LIFE * torch.rand(samples, generator=generator) ** 0.5
     wear = (1 - life / LIFE)[:, None]
     sensors = torch.cat([wear**power for power in (1, 2, 4, 8)] * 2, 1)
@@ -50,7 +50,7 @@ def fleet(samples: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[
 
 
 def train(criterion: MultiTaskCriterion, seed: int) -> Outcome:
-    """Train an engine model for 400 steps, and measure it on engines that it has not seen."""
+    """Train an engine model for 400 steps, and measure it on unseen engines."""
     generator = torch.Generator().manual_seed(seed)
     (sensors, targets), (unseen, truth) = fleet(1024, generator), fleet(1024, generator)
     model = Engine()
@@ -62,21 +62,21 @@ def train(criterion: MultiTaskCriterion, seed: int) -> Outcome:
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        said = model(unseen)
-    late = said["rul"] - truth["rul"]
-    classes = said["health"].argmax(1)
+        predicted = model(unseen)
+    late = predicted["rul"] - truth["rul"]
+    classes = predicted["health"].argmax(1)
     return Outcome(
         {
             "rmse": late.square().mean().sqrt().item(),
             "rmse near the end": late[truth["rul"] < 30].square().mean().sqrt().item(),
             "accuracy": (classes == truth["health"]).double().mean().item(),
         },
-        predictions={"rul": (said["rul"], truth["rul"]), "health": (classes.double(), truth["health"].double())},
+        predictions={"rul": (predicted["rul"], truth["rul"]), "health": (classes.double(), truth["health"].double())},
     )
 
 
 def hold_gaba(view: Any) -> None:
-    """Choose the last cell of GABA, hold the weighting, and see that the cell's curves are drawn."""
+    """Choose the last cell of GABA, hold the weighting, and wait for the cell's curves."""
     row = view.locator("tr", has=view.get_by_role("rowheader", name="gaba", exact=True))
     row.locator("[role=gridcell]").last.click()
     view.get_by_role("button", name="Same outer").click()
@@ -85,7 +85,7 @@ def hold_gaba(view: Any) -> None:
 
 
 def main() -> None:
-    """Run the study, write its report, take the picture."""
+    """Run the study, write its report, take the screenshot."""
     if len(sys.argv) > 1:
         page, target = (Path(name).resolve() for name in sys.argv[1:])
         photograph(page, target, SIZE, hold_gaba)

@@ -1,6 +1,6 @@
 """Draws the pictures of docs/tutorial.md by running its blocks: ``python docs/builder/tutorial.py``.
 
-The picture of the report takes playwright and Chromium, and stays as it is without them.
+The picture of the report needs playwright and Chromium; it is left unchanged without them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Run the page, and keep what it drew."""
+    """Run the page, and copy its pictures."""
     program = "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / "tutorial.md").read_text(), re.DOTALL))
     with tempfile.TemporaryDirectory() as name:
         os.chdir(name)

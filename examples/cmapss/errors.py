@@ -1,11 +1,11 @@
-"""What the example says when it cannot go on."""
+"""Errors of the example."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Files or options that the example cannot use: what is required, what was found, what to do."""
+    """A file or an option that the example cannot use."""
 
 
 class RunError(RuntimeError):
-    """One run of a study could not be finished; the other runs go on."""
+    """One run of a study failed; the other runs continue."""

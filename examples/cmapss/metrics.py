@@ -1,4 +1,4 @@
-"""RMSE, NASA's score and health accuracy, and the ridge regressions that networks are compared with."""
+"""RMSE, NASA's score, health accuracy, and ridge regressions as baselines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def health_class(rul: Array) -> NDArray[np.int64]:
 
 
 def clip_rul(predicted: Array) -> Array:
-    """Predictions within what the target can be: [0, 125] cycles."""
+    """Return predictions clipped to the range of the target: [0, 125] cycles."""
     return np.clip(predicted, 0, RUL_CAP)
 
 
@@ -38,7 +38,7 @@ def nasa_score(predicted: Array, true: Array) -> float:
 
 
 def accuracy(predicted: NDArray[np.int64], true: NDArray[np.int64]) -> float:
-    """Share of engines put into their health class."""
+    """Return the share of engines with the right health class."""
     return float(np.mean(predicted == true))
 
 

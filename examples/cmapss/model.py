@@ -43,7 +43,7 @@ class Trunk(nn.Module):
         """Features of the last cycle: (N, 30, channels) to (N, 32)."""
         sequence = self.convolutions(windows.transpose(1, 2)).transpose(1, 2)
         sequence = self.dropout(self.recurrent(sequence)[0])
-        # Only the last cycle is read, so it alone asks: the same as attention from all cycles and then taking the last.
+        # Only the last cycle is read, so it is the only query: the same as attention from all cycles, then taking the last.
         last = sequence[:, -1:]
         attended, _ = self.attention(last, sequence, sequence, need_weights=False)
         features: Tensor = self.funnel(self.norm(last + attended)[:, 0])
@@ -55,9 +55,9 @@ class TwoHeads(nn.Module):
 
     Args:
         channels: input channels.
-        mean_rul: the RUL head starts out predicting this, in cycles.
-        rul_scale: cycles per unit of the RUL head's last layer. The loss stays in cycles; a larger scale only lets a
-            head whose weights move by about the learning rate per step cover 0 to 125 cycles sooner.
+        mean_rul: initial prediction of the RUL head, in cycles.
+        rul_scale: cycles per unit of the RUL head's last layer. The loss stays in cycles; with a larger scale the head
+            covers 0 to 125 cycles in fewer steps, as weights change by about the learning rate per step.
         dropout: share of features dropped after the convolutions and the LSTM.
     """
 
@@ -91,7 +91,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the averages towards the model's present values."""
+        """Update the averages with the model's current values."""
         self.steps += 1
         keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, value in model.state_dict().items():

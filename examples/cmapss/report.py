@@ -1,4 +1,4 @@
-"""The table at the end of a study, and what only this example knows about its runs, in plain words."""
+"""The table at the end of a study, and sentences about its gradients, GABA's floor, the control and the ridge."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ REFERENCE = "A"
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """``mean ± standard deviation``; of a single value only the value."""
+    """Return ``mean ± standard deviation``, or a single value alone."""
     mean = f"{np.mean(values):.{digits}f}"
     return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
 
 
 def signed(values: Sequence[float], digits: int) -> str:
-    """A difference with its sign, as ``spread``."""
+    """Return a difference like ``spread``, with its sign."""
     text = spread(values, digits)
     if float(text.split()[0]) == 0:
         return text.removeprefix("-")
@@ -40,8 +40,8 @@ def figures(runs: Runs, cell: Cell, figure: Callable[[Run], float]) -> dict[int,
 
 def paired(runs: Runs, cell: Cell, other: Cell, figure: Callable[[Run], float]) -> list[float]:
     """Differences ``cell - other`` over the seeds that both finished."""
-    here, there = figures(runs, cell, figure), figures(runs, other, figure)
-    return [here[seed] - there[seed] for seed in here if seed in there]
+    mine, others = figures(runs, cell, figure), figures(runs, other, figure)
+    return [mine[seed] - others[seed] for seed in mine if seed in others]
 
 
 def by_name(runs: Runs, name: str) -> Cell | None:
@@ -50,15 +50,15 @@ def by_name(runs: Runs, name: str) -> Cell | None:
 
 
 def floored_from(run: Run, floor: float) -> int | None:
-    """The first step from which GABA's floor holds one of the two weights up to the end of training, or None."""
-    # A floored weight is floor / (floor + other) with other >= 1 - floor: below the floor, which no free weight can be.
+    """Return the first step from which one of the two weights is at GABA's floor until the end, or None."""
+    # A floored weight is floor / (floor + other) with other >= 1 - floor, so it is below the floor; no free weight is.
     away = np.array(run.weights).min(axis=1) > floor
     last_away = int(np.flatnonzero(away)[-1]) + 1 if away.any() else 0
     return None if last_away == len(away) else last_away
 
 
 def gaba_floor(cell: Cell) -> float | None:
-    """The floor of a GABA cell, None for other weightings."""
+    """Return the floor of a GABA cell, None for other weightings."""
     options = parse_strategy(cell.outer)
     floor = options.get("floor", 0.05)
     return float(floor) if options["name"] == "gaba" and isinstance(floor, (int, float)) else None
@@ -99,7 +99,7 @@ def table(runs: Runs, baselines: Baselines) -> str:
 
 
 def in_words(runs: Runs, baselines: Baselines) -> list[str]:
-    """One sentence or two on each of: gradients, GABA's floor, the control, the ridge baseline."""
+    """Return sentences about the gradients, GABA's floor, the control and the ridge baseline."""
     sentences = [_on_gradients(runs), *_on_floor(runs), _on_control(runs), _on_ridge(runs, baselines)]
     return [sentence for sentence in sentences if sentence]
 

@@ -35,7 +35,7 @@ RIDGE_STRENGTHS = tuple(10.0**power for power in range(-5, 2))
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every cell of a study is trained; the same for all cells and seeds. RECIPE.md says how it was chosen."""
+    """How to train every cell and seed of a study. RECIPE.md says how it was chosen."""
 
     steps: int
     batch: int = 128
@@ -51,7 +51,7 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What one seed trains on, chooses its checkpoint on, and is tested on."""
+    """The data of one seed: for training, for choosing the checkpoint, and for the test."""
 
     train: TrainingWindows
     selection: Snapshots
@@ -59,7 +59,7 @@ class Prepared:
 
 
 def prepare(fleet: Fleet, seed: int, protocol: Protocol) -> Prepared:
-    """Honest: a fifth of the training engines is held out, by seed, before anything is fitted. Published: nothing is."""
+    """Prepare the data of a seed. Honest: a fifth of the training engines is held out. Published: none is."""
     if protocol == "published":
         normalise = Normaliser.fit(fleet.train)
         test = Snapshots.of(fleet.test, normalise)
@@ -74,7 +74,7 @@ def prepare(fleet: Fleet, seed: int, protocol: Protocol) -> Prepared:
 
 
 def batches(windows: TrainingWindows, recipe: Recipe, seed: int) -> Iterator[list[NDArray[np.int64]]]:
-    """The indices of every batch, epoch by epoch: ``recipe.steps`` batches in all; the rest of an epoch is dropped."""
+    """Yield the indices of the batches, epoch by epoch, ``recipe.steps`` in all; an incomplete batch is dropped."""
     rng = np.random.default_rng([seed, 3])
     left = recipe.steps
     size = min(recipe.batch, len(windows))
@@ -90,7 +90,7 @@ class Training:
 
     def __init__(self, fleet: Fleet, protocol: Protocol, recipe: Recipe) -> None:
         self.fleet, self.protocol, self.recipe = fleet, protocol, recipe
-        # The last seed's windows: neighbours in the order of runs share them.
+        # The last seed's windows, which consecutive runs share.
         self._prepared: tuple[int, Prepared] | None = None
 
     def __call__(self, criterion: MultiTaskCriterion, seed: int) -> Outcome:
@@ -98,17 +98,17 @@ class Training:
         return train_run(criterion, seed, self.prepared(seed), self.recipe).outcome()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs: it makes windows of its own."""
+        """Leave out the windows, which another process prepares again."""
         return {**self.__dict__, "_prepared": None}
 
     def prepared(self, seed: int) -> Prepared:
-        """What a seed trains on."""
+        """Return the data of a seed."""
         if self._prepared is None or self._prepared[0] != seed:
             self._prepared = seed, prepare(self.fleet, seed, self.protocol)
         return self._prepared[1]
 
     def config(self) -> dict[str, Any]:
-        """Everything but the criterion and the seed that a result depends on, as plain data."""
+        """Return everything that a result depends on, except the criterion and the seed, as plain data."""
         return {"data": self.fleet.digest, "protocol": self.protocol, "recipe": asdict(self.recipe)}
 
 
@@ -116,7 +116,7 @@ def train_run(criterion: MultiTaskCriterion, seed: int, prepared: Prepared, reci
     """Train, choose the checkpoint on ``prepared.selection``, and test that checkpoint once.
 
     Raises:
-        RunError: the predictions were not finite at any evaluation.
+        RunError: no evaluation had finite predictions.
     """
     begin = time.perf_counter()
     torch.manual_seed(seed)
@@ -124,7 +124,7 @@ def train_run(criterion: MultiTaskCriterion, seed: int, prepared: Prepared, reci
     model = TwoHeads(CHANNELS, mean_rul=float(windows.rul.mean()), rul_scale=recipe.rul_scale, dropout=recipe.dropout)
     average = WeightAverage(model, decay=recipe.average)
     shadow = copy.deepcopy(model).eval()
-    # Fixed weights measure nothing, so every cell's norms are read from a second criterion that is only a ruler.
+    # Fixed weights measure nothing, so a second criterion measures the norms of every cell; its loss is not used.
     ruler = compose({"name": "gaba", "warmup": 0}, criterion.config()["inner"], tasks=TASKS)
     weights: list[Tensor] = []
     losses: list[Tensor] = []

@@ -315,7 +315,7 @@ def test_a_changed_number_of_steps_is_followed(before: int, after: int, probe: s
 def test_a_second_call_is_refused() -> None:
     """It would be saved twice, and the optimizer's step wrapped twice."""
     run = Run("gaba")
-    with pytest.raises(OptionError, match=r"attached to an accelerator once. Found it attached. Drop the second call"):
+    with pytest.raises(OptionError, match=r"already attached to this accelerator\. Drop the second call"):
         attach(run.accelerator, run.criterion, run.optimizer)
 
 
@@ -334,7 +334,7 @@ def test_a_prepared_criterion_is_refused() -> None:
     """prepare() would wrap the criterion in DDP and save it as a model."""
     accelerator, criterion, optimizer = parts("uncertainty")
     criterion, optimizer = accelerator.prepare(criterion, optimizer)
-    with pytest.raises(OptionError, match=r"should not pass through accelerator.prepare\(\).* prepared MultiTaskCriterion"):
+    with pytest.raises(OptionError, match=r"a prepared MultiTaskCriterion: accelerator.prepare\(\) wraps"):
         attach(accelerator, criterion, optimizer)
 
 
@@ -348,14 +348,14 @@ def test_parameters_that_nothing_moves_are_refused() -> None:
     """A learnable weighting whose parameters are in no optimizer would stand still."""
     accelerator, criterion, _ = parts("uncertainty")
     optimizer = accelerator.prepare(torch.optim.SGD(model_for(KINDS).parameters(), lr=0.1))
-    with pytest.raises(OptionError, match=r"Uncertainty.* should be in the optimizer.* Add criterion.param_groups\(\)"):
+    with pytest.raises(OptionError, match=r"lacks the parameters of Uncertainty.* Add criterion.param_groups\(\)"):
         attach(accelerator, criterion, optimizer)
 
 
 def test_two_ways_to_accumulate_are_refused() -> None:
     """The criterion was composed for windows that the accelerator does not have."""
     accelerator, criterion, optimizer = parts("gaba", accumulate=4)
-    with pytest.raises(OptionError, match=r"accumulate=4 and gradient_accumulation_steps=2. Leave accumulate= out"):
+    with pytest.raises(OptionError, match=r"accumulate=4\) contradicts .*gradient_accumulation_steps=2\. Leave"):
         attach(accelerator, criterion, accelerator.prepare(optimizer))
 
 
@@ -363,7 +363,7 @@ def test_without_accelerate_the_extra_is_named() -> None:
     """Importing the adapter where accelerate is not installed says what to install."""
     script = "import sys; sys.modules['accelerate'] = None; import mtl_axes.adapters.accelerate"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert 'ImportError: This adapter needs accelerate. Install it with: pip install "mtl_axes[accelerate]"' in done.stderr
+    assert 'ImportError: mtl_axes.adapters.accelerate needs accelerate: pip install "mtl_axes[accelerate]"' in done.stderr
 
 
 # Two processes

@@ -385,14 +385,14 @@ def test_a_metric_that_would_count_twice_is_refused() -> None:
     assert module.mean.update_count == COUNT
 
 
-@pytest.mark.parametrize(("name", "found"), [("nothing", "none of that name"), ("from_loader", "takes a dataloader_iter")])
+@pytest.mark.parametrize(("name", "found"), [("nothing", "does not exist"), ("from_loader", "takes a dataloader_iter")])
 def test_a_method_that_cannot_run_again_is_refused(name: str, found: str) -> None:
     """At the start of the run."""
 
     class Loading(Net):
         def from_loader(self, dataloader_iter: Any) -> None: ...
 
-    with pytest.raises(OptionError, match=rf"replay='{name}'\) should name a method of Loading .*Found .*{found}"):
+    with pytest.raises(OptionError, match=rf"replay='{name}'\) cannot run Loading\.{name} again .*: it {found}"):
         fitted(Loading(), replay=name)
 
 

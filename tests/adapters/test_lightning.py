@@ -400,13 +400,13 @@ def test_a_module_without_a_criterion_is_refused() -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters())
 
-    with pytest.raises(OptionError, match=r"among the submodules.*Found none in Bare\. Assign one there: self\.criterion ="):
+    with pytest.raises(OptionError, match=r"Bare has no criterion among its submodules\. Assign one .*: self\.criterion ="):
         fit(Bare(), trainer_for())
 
 
 def test_a_contradicting_number_of_calls_is_refused() -> None:
     """A criterion composed with another number than the trainer's is refused; the same number, or "manual", is not."""
-    with pytest.raises(OptionError, match=r"Found accumulate=3 and accumulate_grad_batches=2"):
+    with pytest.raises(OptionError, match=r"accumulate=3\) contradicts the trainer's accumulate_grad_batches=2"):
         fit(Net(criterion_for("gaba", accumulate=3)), trainer_for(accumulate_grad_batches=2))
     for accumulate in (2, "manual"):
         module = Net(criterion_for("gaba", accumulate=accumulate))
@@ -423,7 +423,7 @@ def test_a_change_in_mid_window_is_refused() -> None:
             if batch_idx == 1:
                 trainer.accumulate_grad_batches = 3
 
-    with pytest.raises(StateError, match=r"should change between two windows\. Found 1 calls pending"):
+    with pytest.raises(StateError, match=r"cannot change within a window: 1 calls are pending"):
         fit(Net(), trainer_for(Change(), accumulate_grad_batches=2))
 
 

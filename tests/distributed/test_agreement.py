@@ -284,12 +284,12 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     [
         (
             "names",
-            "DataError: All ranks should have the same tasks in the same order. Found rank 0: ['a', 'b', 'c']; rank 1: ",
+            "DataError: The ranks have different tasks or another order: rank 0: ['a', 'b', 'c']; rank 1: ",
         ),
-        ("windows", "StateError: All ranks should have committed the same number of windows. Found [0, 1]. Load the"),
-        ("schedule", "OptionError: All ranks should be composed with the same schedule. Found [{'every': 2, "),
-        ("kinds", "DataError: Task 'a' should be of one kind on all ranks. Found regression and binary, told from"),
-        ("tasks", 'GraphError: With sync="gradients" every rank should know the shared parameters when the first gradient'),
+        ("windows", "StateError: The ranks have committed different numbers of windows: [0, 1]. Load the"),
+        ("schedule", "OptionError: The ranks have different schedules: [{'every': 2, "),
+        ("kinds", "DataError: Task 'a' has the kind regression on one rank and binary on another, inferred from"),
+        ("tasks", 'GraphError: sync="gradients" needs the shared parameters on every rank when the first gradient'),
     ],
 )
 def test_a_difference_is_an_error_on_every_rank(ranks: list[dict[str, Any]], difference: str, message: str) -> None:

@@ -79,19 +79,19 @@ def test_what_follows_from_a_base_is_not_told_for_one() -> None:
     table, folder = rows(DOCS / "reference" / "README.md"), DOCS / "reference" / "outer"
     assert table["[`clip`](outer/clip.md)"][2:7] == [
         "as its base",
-        "that of its base",
+        "its base's state",
         "free",
         "positive, around `inverse_norm`",
         "as its base",
     ]
     assert table["[`ema`](outer/ema.md)"][2:5] == [
         "as its base",
-        "weights (K), that of its base",
+        "weights (K), its base's state",
         "1, around `inverse_norm`",
     ]
     assert table["[`uncertainty`](outer/uncertainty.md)"][2:4] == ["nothing", "log variance (K)"]
     assert table["[`reweighted`](inner/reweighted.md)"][2:5] == [
-        "those of its base that its weight serves",
+        "its base's kinds that its weight supports",
         "as its base",
         "as its base",
     ]
