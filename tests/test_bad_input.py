@@ -144,7 +144,7 @@ def test_compose_refuses(options: dict[str, Any], message: str) -> None:
             {"weights": "abc"},
             r"fixed: Option `weights` should be a sequence or a mapping .*Found weights='abc'",
         ),
-        ("outer", "fixed", {"weights": []}, r"fixed: Option `weights` should have one number per task\. Found none\."),
+        ("outer", "fixed", {"weights": []}, r"fixed: Option `weights` is empty\. Give one number per task\."),
         (
             "outer",
             "fixed",

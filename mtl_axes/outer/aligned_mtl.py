@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -54,8 +54,8 @@ class AlignedMTL(GramianWeighting):
         ``"min"``. LibMTL's calls a function that torch no longer has.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "any"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    sign = "any"
+    scaling = "invariant"
 
     def __init__(self, *, scale: Literal["min", "median", "rmse"] = "min") -> None:
         super().__init__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -60,8 +59,8 @@ class CAGrad(GramianWeighting):
         (``rescale=1``); LibMTL reports w as the weights, not lambda.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    sign = "positive"
+    scaling = "invariant"
 
     def __init__(self, *, c: float = 0.5) -> None:
         super().__init__()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from torch import Tensor
 
 from mtl_axes.outer.geometry import cosines, equal_projections, resolution
@@ -45,9 +43,9 @@ class ConFIG(GramianWeighting):
         opposed gradients TorchJD returns what rounding leaves: 0, or a vector in no particular direction.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "any"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
-    balances: ClassVar[bool] = True
+    sign = "any"
+    scaling = "invariant"
+    balances = True
 
     def solve(self, problem: Problem, /) -> Tensor:
         norms, unit = cosines(problem.gramian)

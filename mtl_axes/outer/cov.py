@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor
 
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.members import positive_losses, redistribute
-from mtl_axes.signals import Need, Signals, TaskInfo
+from mtl_axes.signals import Signals, TaskInfo
 
 __all__ = ["CoV"]
 
@@ -49,11 +47,11 @@ class CoV(OuterWeighting):
         code's; it keeps a loss that is constant in the sum with 1e-4. TorchJD 0.18 and LibMTL have no such method.
     """
 
-    needs: ClassVar[Need] = "losses"
-    nonnegative: ClassVar[bool] = True
-    total: ClassVar[Literal["1", "K"] | None] = "1"
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    needs = "losses"
+    nonnegative = True
+    total = "1"
+    sign = "positive"
+    scaling = "invariant"
 
     mean_loss: Tensor
     mean_ratio: Tensor

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor
 
 from mtl_axes.outer.base import OuterWeighting
-from mtl_axes.signals import Need, Signals
+from mtl_axes.signals import Signals
 
 __all__ = ["DBMTL"]
 
@@ -41,12 +39,12 @@ class DBMTL(OuterWeighting):
         adds 1e-8 to every loss. The heads get the weights too; in LibMTL they get the gradient of the log-loss.
     """
 
-    needs: ClassVar[Need] = "norms"
-    nonnegative: ClassVar[bool] = True
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    memoryless: ClassVar[bool] = True
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "inverse"
-    balances: ClassVar[bool] = True
+    needs = "norms"
+    nonnegative = True
+    sign = "positive"
+    memoryless = True
+    scaling = "inverse"
+    balances = True
 
     def forward(self, signals: Signals, /) -> Tensor:
         norms, active = signals.norms, signals.active

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor
 
@@ -39,8 +37,8 @@ class DualProj(GramianWeighting):
         0.5368 for 0.5371 on a well-scaled 3 x 5 Jacobian. LibMTL has no such method.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    sign = "positive"
+    scaling = "invariant"
 
     def solve(self, problem: Problem, /) -> Tensor:
         gramian = problem.gramian

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.members import redistribute
-from mtl_axes.signals import Need, Signals, TaskInfo
+from mtl_axes.signals import Signals, TaskInfo
 
 __all__ = ["DWA"]
 
@@ -53,9 +53,9 @@ class DWA(OuterWeighting):
         in the clamp of r, which keeps it finite; an r of 1e3 still takes every weight.
     """
 
-    needs: ClassVar[Need] = "losses"
-    nonnegative: ClassVar[bool] = True
-    total: ClassVar[Literal["1", "K"] | None] = "K"
+    needs = "losses"
+    nonnegative = True
+    total = "K"
 
     loss_sum: Tensor
     loss_count: Tensor

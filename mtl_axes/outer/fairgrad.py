@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from torch import Tensor
 
 from mtl_axes.options import check_number
@@ -47,7 +45,7 @@ class FairGrad(GramianWeighting):
         Jacobians.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
+    sign = "positive"
 
     def __init__(self, *, alpha: float = 1.0) -> None:
         super().__init__()

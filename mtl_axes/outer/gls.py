@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from torch import Tensor
 
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.members import positive_losses, subproblem
-from mtl_axes.signals import Need, Signals
+from mtl_axes.signals import Signals
 
 __all__ = ["GLS"]
 
@@ -41,11 +39,11 @@ class GLS(OuterWeighting):
         underflows in float32; with a loss of exactly 0 the gradient of both peers is NaN.
     """
 
-    needs: ClassVar[Need] = "losses"
-    nonnegative: ClassVar[bool] = True
-    memoryless: ClassVar[bool] = True
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
-    balances: ClassVar[bool] = True
+    needs = "losses"
+    nonnegative = True
+    memoryless = True
+    scaling = "invariant"
+    balances = True
 
     def forward(self, signals: Signals, /) -> Tensor:
         losses, members = positive_losses(signals)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from mtl_axes.options import check_number
 from mtl_axes.outer.adam import adam_step
 from mtl_axes.outer.base import OuterWeighting
-from mtl_axes.signals import Need, Signals, TaskInfo
+from mtl_axes.signals import Signals, TaskInfo
 
 __all__ = ["GradNorm"]
 
@@ -51,10 +50,10 @@ class GradNorm(OuterWeighting):
         ``shared=`` names the last shared layer, as the paper has it.
     """
 
-    needs: ClassVar[Need] = "norms"
-    nonnegative: ClassVar[bool] = True
-    total: ClassVar[Literal["1", "K"] | None] = "K"
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
+    needs = "norms"
+    nonnegative = True
+    total = "K"
+    sign = "positive"
 
     logits: Tensor
     first_loss: Tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -62,9 +61,9 @@ class GradVac(GramianWeighting):
         LibMTL reports the weight 1 for every task, whatever its gradients became.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    symmetric: ClassVar[bool] = False
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    sign = "positive"
+    symmetric = False
+    scaling = "invariant"
 
     rho: Tensor
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.geometry import cosines
-from mtl_axes.signals import Need, Signals
+from mtl_axes.signals import Signals
 
 __all__ = ["GramianWeighting", "Problem"]
 
@@ -41,10 +40,10 @@ class GramianWeighting(OuterWeighting):
     waits for the device; every other window does not.
     """
 
-    needs: ClassVar[Need] = "gramian"
-    memoryless: ClassVar[bool] = True
-    on_host: ClassVar[bool] = True
-    traceable: ClassVar[bool] = False
+    needs = "gramian"
+    memoryless = True
+    on_host = True
+    traceable = False
 
     def solve(self, problem: Problem, /) -> Tensor:
         """Return the weights (k,) of the active tasks, float64 on the CPU. Called with at least one task."""

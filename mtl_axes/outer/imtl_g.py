@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from torch import Tensor
 
 from mtl_axes.outer.geometry import cosines, equal_projections, resolution
@@ -50,9 +48,9 @@ class IMTLG(GramianWeighting):
         of the others gets (1, 1, -1), whose step is 0.
     """
 
-    total: ClassVar[Literal["1", "K"] | None] = "1"
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "any"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    total = "1"
+    sign = "any"
+    scaling = "invariant"
 
     def solve(self, problem: Problem, /) -> Tensor:
         norms, unit = cosines(problem.gramian)

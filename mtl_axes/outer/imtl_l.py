@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor, nn
 
@@ -43,10 +41,10 @@ class IMTLL(LearnedWeighting):
         gradient in s (0.105, 0.341, -0.5). LibMTL has it only together with IMTL-G, in one method.
     """
 
-    nonnegative: ClassVar[bool] = True
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    parameter_name: ClassVar[str] = "log_scale"
-    called: ClassVar[str] = "imtl_l: the log scales"
+    nonnegative = True
+    sign = "positive"
+    parameter_name = "log_scale"
+    called = "imtl_l: the log scales"
 
     log_scale: nn.Parameter
 

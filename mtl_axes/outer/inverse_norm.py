@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mtl_axes.options import check_choice
 from mtl_axes.outer.base import OuterWeighting
-from mtl_axes.signals import Need, Signals
+from mtl_axes.signals import Signals
 
 __all__ = ["InverseNorm"]
 
@@ -47,10 +47,10 @@ class InverseNorm(OuterWeighting):
         Multi-Task Learning for Predictive Maintenance", chapter 17.
     """
 
-    needs: ClassVar[Need] = "norms"
-    total: ClassVar[Literal["1", "K"] | None] = "1"
-    memoryless: ClassVar[bool] = True
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    needs = "norms"
+    total = "1"
+    memoryless = True
+    scaling = "invariant"
 
     def __init__(self, *, form: Literal["inverse", "complement"] = "inverse") -> None:
         super().__init__()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_axes.outer.base import OuterWeighting
-from mtl_axes.signals import Need, Signals, TaskInfo
+from mtl_axes.signals import Signals, TaskInfo
 
 __all__ = ["LearnedWeighting"]
 
@@ -28,9 +28,9 @@ class LearnedWeighting(OuterWeighting):
         called: what its entries are, in the plural and with the registered name, for the warning.
     """
 
-    needs: ClassVar[Need] = "losses"
-    reads_signals: ClassVar[bool] = False
-    learnable: ClassVar[bool] = True
+    needs = "losses"
+    reads_signals = False
+    learnable = True
     parameter_name: ClassVar[str]
     called: ClassVar[str]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from torch import Tensor
 
 from mtl_axes.outer.gramian import GramianWeighting, Problem
@@ -44,8 +42,8 @@ class MGDA(GramianWeighting):
         the weight 1 and training stops. LibMTL's normalisations by norm or loss are not a part of it.
     """
 
-    total: ClassVar[Literal["1", "K"] | None] = "1"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    total = "1"
+    scaling = "invariant"
 
     def solve(self, problem: Problem, /) -> Tensor:
         return min_norm(problem.gramian)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -52,9 +51,9 @@ class NashMTL(GramianWeighting):
         the unclipped weights. FairGrad with alpha = 1 is this without a clip.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "inverse"
-    balances: ClassVar[bool] = True
+    sign = "positive"
+    scaling = "inverse"
+    balances = True
 
     def __init__(self, *, max_norm: float | None = 1.0) -> None:
         super().__init__()

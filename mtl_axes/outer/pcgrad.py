@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor
 
@@ -49,9 +47,9 @@ class PCGrad(GramianWeighting):
         LibMTL adds 1e-8 to G_jj, which changes the weights by 1e-9 relative to gradients of norm 1.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    symmetric: ClassVar[bool] = False
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    sign = "positive"
+    symmetric = False
+    scaling = "invariant"
 
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__()

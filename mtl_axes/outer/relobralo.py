@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.draws import Draws
 from mtl_axes.outer.members import MOST, positive_losses, redistribute
-from mtl_axes.signals import Need, Signals, TaskInfo
+from mtl_axes.signals import Signals, TaskInfo
 
 __all__ = ["ReLoBRaLo"]
 
@@ -59,11 +58,11 @@ class ReLoBRaLo(OuterWeighting):
         TorchJD 0.18 and LibMTL have no such method.
     """
 
-    needs: ClassVar[Need] = "losses"
-    nonnegative: ClassVar[bool] = True
-    total: ClassVar[Literal["1", "K"] | None] = "K"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
-    traceable: ClassVar[bool] = False
+    needs = "losses"
+    nonnegative = True
+    total = "K"
+    scaling = "invariant"
+    traceable = False
 
     first: Tensor
     last: Tensor

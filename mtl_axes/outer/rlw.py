@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from mtl_axes.options import check_choice, check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.draws import Draws
 from mtl_axes.outer.members import subproblem
-from mtl_axes.signals import Need, Signals
+from mtl_axes.signals import Signals
 
 __all__ = ["RLW"]
 
@@ -50,13 +50,13 @@ class RLW(OuterWeighting):
         others. As there, weights sum to 1, and the step is 1/K of that of the plain sum.
     """
 
-    needs: ClassVar[Need] = "losses"
-    total: ClassVar[Literal["1", "K"] | None] = "1"
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    memoryless: ClassVar[bool] = True
-    symmetric: ClassVar[bool] = False
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
-    traceable: ClassVar[bool] = False
+    needs = "losses"
+    total = "1"
+    sign = "positive"
+    memoryless = True
+    symmetric = False
+    scaling = "invariant"
+    traceable = False
 
     def __init__(self, *, distribution: Literal["normal", "dirichlet"] = "normal", seed: int = 0) -> None:
         super().__init__()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from torch import Tensor
 
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.members import positive_losses, subproblem
-from mtl_axes.signals import Need, Signals
+from mtl_axes.signals import Signals
 
 __all__ = ["ScaleInvariant"]
 
@@ -38,11 +36,11 @@ class ScaleInvariant(OuterWeighting):
         uses it in the warm-up of STCH, with log(L + 1e-20).
     """
 
-    needs: ClassVar[Need] = "losses"
-    nonnegative: ClassVar[bool] = True
-    memoryless: ClassVar[bool] = True
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "inverse"
-    balances: ClassVar[bool] = True
+    needs = "losses"
+    nonnegative = True
+    memoryless = True
+    scaling = "inverse"
+    balances = True
 
     def forward(self, signals: Signals, /) -> Tensor:
         losses, members = positive_losses(signals)

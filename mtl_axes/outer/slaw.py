@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.members import positive_losses, redistribute
-from mtl_axes.signals import Need, Signals, TaskInfo
+from mtl_axes.signals import Signals, TaskInfo
 
 __all__ = ["SLAW"]
 
@@ -58,12 +57,12 @@ class SLAW(OuterWeighting):
         LibMTL have no such method.
     """
 
-    needs: ClassVar[Need] = "losses"
-    nonnegative: ClassVar[bool] = True
-    total: ClassVar[Literal["1", "K"] | None] = "K"
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
-    balances: ClassVar[bool] = True
+    needs = "losses"
+    nonnegative = True
+    total = "K"
+    sign = "positive"
+    scaling = "invariant"
+    balances = True
 
     mean: Tensor
     deviation: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.members import LEAST, MOST, redistribute
-from mtl_axes.signals import Need, Signals, TaskInfo
+from mtl_axes.signals import Signals, TaskInfo
 
 __all__ = ["SoftAdapt"]
 
@@ -60,8 +60,8 @@ class SoftAdapt(OuterWeighting):
         and LibMTL have no such method.
     """
 
-    needs: ClassVar[Need] = "losses"
-    total: ClassVar[Literal["1", "K"] | None] = "1"
+    needs = "losses"
+    total = "1"
 
     last: Tensor
     seen: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +47,9 @@ class Uncertainty(LearnedWeighting):
         regression form, which changes its balance against classification.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    parameter_name: ClassVar[str] = "log_variance"
-    called: ClassVar[str] = "uncertainty: the log variances"
+    sign = "positive"
+    parameter_name = "log_variance"
+    called = "uncertainty: the log variances"
 
     log_variance: nn.Parameter
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor
 
@@ -41,8 +39,8 @@ class UPGrad(GramianWeighting):
         well-scaled 3 x 5 Jacobian, and 2 % of the common gradient on an ill-scaled one.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    sign = "positive"
+    scaling = "invariant"
 
     def solve(self, problem: Problem, /) -> Tensor:
         gramian = problem.gramian

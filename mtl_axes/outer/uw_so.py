@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor
 
 from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.members import LEAST, positive_losses, subproblem
-from mtl_axes.signals import Need, Signals
+from mtl_axes.signals import Signals
 
 __all__ = ["UWSO"]
 
@@ -47,10 +45,10 @@ class UWSO(OuterWeighting):
         reference at a loss of 0, where 1 / L is not finite.
     """
 
-    needs: ClassVar[Need] = "losses"
-    nonnegative: ClassVar[bool] = True
-    total: ClassVar[Literal["1", "K"] | None] = "1"
-    memoryless: ClassVar[bool] = True
+    needs = "losses"
+    nonnegative = True
+    total = "1"
+    memoryless = True
 
     def __init__(self, *, temperature: float = 1.0) -> None:
         super().__init__()

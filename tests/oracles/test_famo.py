@@ -222,7 +222,7 @@ def test_options_out_of_range_are_refused() -> None:
         ({"min_losses": {"a": None}}, "`min_losses` should be a number"),
         ({"min_losses": [0.0, "1"]}, "`min_losses` should be a number"),
         ({"min_losses": "12"}, "`min_losses` should be a number, or a sequence or a mapping .*Found min_losses='12'"),
-        ({"min_losses": []}, "`min_losses` should have one number per task. Found none"),
+        ({"min_losses": []}, "`min_losses` is empty\\. Give one number per task"),
     ):
         with pytest.raises(OptionError, match=match):
             create("outer", "famo", **options)
