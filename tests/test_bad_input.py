@@ -741,7 +741,7 @@ def test_signals_of_wrong_shape() -> None:
         Signals(torch.ones(()))
     weighting = Fixed()
     weighting(Signals(torch.ones(2)))
-    with pytest.raises(StateError, match=r"Fixed\(weights=None\) is bound to 2 tasks\. Found signals of 3\."):
+    with pytest.raises(StateError, match=r"Fixed\(weights=None\) is bound to 2 tasks and was called with signals of 3\."):
         weighting(Signals(torch.ones(3)))
 
 

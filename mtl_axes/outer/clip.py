@@ -13,8 +13,6 @@ from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.stages import Stage
 
-__all__ = ["Clip"]
-
 
 class Clip(Stage):
     r"""The weights of another weighting, cut to an interval.

@@ -10,8 +10,6 @@ from mtl_axes.outer.geometry import cosines
 from mtl_axes.outer.main_task import MainTaskWeighting
 from mtl_axes.signals import Signals
 
-__all__ = ["CosineGate"]
-
 
 class CosineGate(MainTaskWeighting):
     r"""Weight 1 for the main task; for every other the cosine of its gradient with the main one's, or 0 if negative.
@@ -43,7 +41,7 @@ class CosineGate(MainTaskWeighting):
 
     References:
         Y. Du et al., "Adapting Auxiliary Losses Using Gradient Similarity", 2018, its weighted version; the unweighted one
-        has 1 in place of every positive cosine. Neither TorchJD 0.18 nor LibMTL has it.
+        has 1 in place of every positive cosine.
     """
 
     needs = "gramian"

@@ -13,8 +13,6 @@ from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.stages import Stage
 from mtl_axes.signals import Signals, TaskInfo, is_finite
 
-__all__ = ["Ema"]
-
 
 class Ema(Stage):
     r"""The weights of another weighting, averaged exponentially over the windows.

@@ -11,17 +11,14 @@ from torch import Tensor
 
 from mtl_axes._state import vector
 from mtl_axes.options import check_number, check_per_task, numbers_by_task
-from mtl_axes.outer.adam import adam_step
-from mtl_axes.outer.base import OuterWeighting
+from mtl_axes.outer.adam import LogitsWeighting
 from mtl_axes.outer.members import redistribute
 from mtl_axes.signals import Signals, TaskInfo
-
-__all__ = ["FAMO"]
 
 _EPS = 1e-8
 
 
-class FAMO(OuterWeighting):
+class FAMO(LogitsWeighting):
     r"""Weights under which all log-losses fall at the same rate, learned from the change of the losses in each step.
 
     ::
@@ -80,10 +77,6 @@ class FAMO(OuterWeighting):
     balances = True
     wants_after_step = True
 
-    logits: Tensor
-    moment1: Tensor
-    moment2: Tensor
-    updates: Tensor
     before: Tensor
     seen_at: Tensor
     turn: Tensor
@@ -119,8 +112,7 @@ class FAMO(OuterWeighting):
         values = numbers_by_task("Option `min_losses`", self.min_losses, [task.name for task in tasks])
         super().bind(tasks)
         count = len(tasks)
-        for name in ("logits", "moment1", "moment2", "updates", "before"):
-            self.register_buffer(name, torch.zeros(count, dtype=self.dtype))
+        self.register_buffer("before", torch.zeros(count, dtype=self.dtype))
         # A task waits for its loss after the step if `seen_at` is the present turn, which an absent task never reaches.
         self.register_buffer("seen_at", torch.full((count,), -1, dtype=torch.int64))
         self.register_buffer("turn", torch.zeros((), dtype=torch.int64))
@@ -141,7 +133,7 @@ class FAMO(OuterWeighting):
         z = torch.where(moves, self.logits.softmax(0), 0.0)
         mass = z.sum().clamp_min(torch.finfo(z.dtype).tiny)
         gradient = z * (change - (z * change).sum() / mass)
-        adam_step(self.logits, self.moment1, self.moment2, self.updates, gradient, moves, lr=self.lr, decay=self.gamma)
+        self.adam_step(gradient, moves, lr=self.lr, decay=self.gamma)
         self.turn.add_(1)
         self.current.copy_(self._shares(losses, both))
 

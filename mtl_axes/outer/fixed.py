@@ -13,8 +13,6 @@ from mtl_axes.options import check_per_task, numbers_by_task
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.signals import Signals, TaskInfo
 
-__all__ = ["Fixed"]
-
 
 class Fixed(OuterWeighting):
     """Constant weights: the given ones, or 1/K. Tuned constants are the baseline that an adaptive weighting has to beat.

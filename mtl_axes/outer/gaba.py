@@ -15,8 +15,6 @@ from mtl_axes.outer.stages import Stage
 from mtl_axes.outer.warmup import WarmUp
 from mtl_axes.signals import TaskInfo
 
-__all__ = ["GABA"]
-
 
 class GABA(WarmUp):
     r"""Weights that fall with a task's gradient norm g_i on the shared parameters, smoothed and floored.

@@ -1,4 +1,4 @@
-"""What weightings of the Gramian share: the small problem of the active tasks, solved on the host."""
+"""The base class of weightings that solve a small problem in the Gramian, on the host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtl_axes.signals import Signals
 
 __all__ = ["GramianWeighting", "Problem"]
 
-# Relative to a unit diagonal. A Gramian averaged over calls in which tasks come and go may be indefinite by more.
+# Relative to a unit diagonal. Averaging over calls with different active tasks can make a Gramian more indefinite.
 _INDEFINITE = 1e-10
 
 
@@ -35,9 +35,9 @@ class Problem:
 class GramianWeighting(OuterWeighting):
     """A weighting that solves a small problem for the Gramian of the active tasks.
 
-    A subclass defines :meth:`solve`. Tasks that are absent or have no gradient leave the problem and get the weight 0; with
-    no active task the weights stay as they are. The problem is solved in float64 on the CPU, so that a measured window
-    waits for the device; every other window does not.
+    A subclass defines :meth:`solve`. Tasks that are absent or have no gradient are left out and get the weight 0; with no
+    active task the weights stay unchanged. The problem is solved in float64 on the CPU, so that a measured window waits for
+    the device; other windows do not.
     """
 
     needs = "gramian"
@@ -61,12 +61,12 @@ class GramianWeighting(OuterWeighting):
 
 
 def _semidefinite(gramian: Tensor) -> Tensor:
-    """Return the Gramian symmetric, and without the negative eigenvalues that one averaged over calls may have."""
+    """Return the Gramian symmetric, and without the negative eigenvalues that an average over calls may have."""
     gramian = (gramian + gramian.T) / 2
     norms, unit = cosines(gramian)
     values, vectors = torch.linalg.eigh(unit)
     if values[0] >= -_INDEFINITE:
         return gramian
-    # Clipping eigenvalues raises the diagonal; the norms are what was measured.
+    # Clipping eigenvalues raises the diagonal, so the measured norms are restored.
     _, nearest = cosines((vectors * values.clamp_min(0)) @ vectors.T)
     return nearest * norms * norms[:, None]

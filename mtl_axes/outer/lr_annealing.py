@@ -8,8 +8,6 @@ from mtl_axes.options import check_number
 from mtl_axes.outer.main_task import MainTaskWeighting
 from mtl_axes.signals import Signals
 
-__all__ = ["LRAnnealing"]
-
 
 class LRAnnealing(MainTaskWeighting):
     r"""Weights that give every task, on average, the gradient norm of a main task.

@@ -12,8 +12,6 @@ from mtl_axes.options import check_task, task_position
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.signals import Signals, TaskInfo
 
-__all__ = ["MainTaskWeighting"]
-
 
 class MainTaskWeighting(OuterWeighting):
     """A weighting in which a main task has the weight 1 and the others start at 1.

@@ -9,8 +9,6 @@ from mtl_axes.options import check_number
 from mtl_axes.outer.main_task import MainTaskWeighting
 from mtl_axes.signals import Signals, TaskInfo
 
-__all__ = ["MetaBalance"]
-
 
 class MetaBalance(MainTaskWeighting):
     r"""Weights that bring auxiliary tasks a part of the way to the gradient norm of a main task.

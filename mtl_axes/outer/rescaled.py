@@ -12,8 +12,6 @@ from mtl_axes.options import check_choice
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.stages import Stage
 
-__all__ = ["Rescaled"]
-
 
 class Rescaled(Stage):
     r"""The weights of another weighting, scaled to the sum 1 or K, so that methods share an effective learning rate.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -15,11 +14,12 @@ from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.registry import resolve
 from mtl_axes.signals import Signals, TaskInfo
 
-__all__ = ["Stage"]
-
 
 def _from_base(claim: str) -> Any:
-    return property(attrgetter(f"base.{claim}"))
+    def read(stage: Stage) -> Any:
+        return getattr(stage.base, claim)
+
+    return property(read)
 
 
 class Stage(OuterWeighting):

@@ -15,8 +15,6 @@ from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.members import positive_losses, subproblem
 from mtl_axes.signals import Signals, TaskInfo
 
-__all__ = ["STCH"]
-
 
 class STCH(OuterWeighting):
     r"""Weights from a smooth maximum over the tasks: the task farthest behind its reference gets most of the weight.

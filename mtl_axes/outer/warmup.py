@@ -13,8 +13,6 @@ from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.stages import Stage
 from mtl_axes.signals import Signals, TaskInfo
 
-__all__ = ["WarmUp"]
-
 
 class WarmUp(Stage):
     r"""Even weights for the first windows, then the weights of another weighting.

@@ -242,9 +242,9 @@ def test_principal_axes_are_those_of_eigh_both_ways(count: int) -> None:
     norms = torch.ones(count, dtype=f64)
     norms[0] = 1e3
     scaled = gramian * norms * norms[:, None]
-    for found, of in ((plain, gramian), (principal_axes(scaled, f64), scaled)):
-        close((found.vectors * found.values) @ found.vectors.T, of, rtol=1e-12)
-        close(found.vectors.T @ found.vectors, torch.eye(count, dtype=f64), rtol=1e-12)
+    for (values, vectors), of in ((plain, gramian), (principal_axes(scaled, f64), scaled)):
+        close((vectors * values) @ vectors.T, of, rtol=1e-12)
+        close(vectors.T @ vectors, torch.eye(count, dtype=f64), rtol=1e-12)
 
 
 # PCGrad and GradVac
