@@ -155,7 +155,7 @@ def task_position(name: str, value: str | int, names: list[str]) -> int:
 
 
 def constructor_options(cls: type) -> dict[str, Any]:
-    """Return the constructor's arguments of a class, name -> default, or ``inspect.Parameter.empty`` where it has none."""
+    """Return the constructor's arguments of a class, name -> default, or ``inspect.Parameter.empty`` if it has none."""
     # A class without a constructor of its own shows the (*args, **kwargs) of nn.Module, and takes nothing.
     if cls.__init__ is nn.Module.__init__:  # type: ignore[misc]
         return {}
@@ -177,5 +177,5 @@ def constructor_repr(strategy: object) -> str:
 
 
 def steady_repr(value: object) -> str:
-    """Return the repr of an object without its address, which is another one in every process."""
+    """Return the repr of an object without its address, which differs between processes."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))

@@ -121,8 +121,8 @@ class OuterWeighting(WideState):
         weights: Tensor = super().__call__(signals)
         current = self.current
         if not isinstance(weights, Tensor) or weights.shape != current.shape:
-            found = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-            raise PluginError(f"{self!r} should return weights of shape ({signals.size},). Found {found}.")
+            returned = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            raise PluginError(f"{self!r} should return weights of shape ({signals.size},). Found {returned}.")
         current.copy_(weights.detach())
         return weights
 

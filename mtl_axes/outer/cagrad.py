@@ -51,7 +51,7 @@ class CAGrad(GramianWeighting):
 
     References:
         B. Liu, X. Liu, X. Jin, P. Stone, Q. Liu, "Conflict-Averse Gradient Descent for Multi-task Learning", 2021. Exact,
-        where on well-scaled 3 x 5 Jacobians TorchJD 0.18 (Clarabel) is off by up to 1.3e-4 and LibMTL (SLSQP) by up to
+        while on well-scaled 3 x 5 Jacobians TorchJD 0.18 (Clarabel) is off by up to 1.3e-4 and LibMTL (SLSQP) by up to
         3.9e-4 (in J'lambda). Differs from TorchJD, which returns 0 for all tasks if the shortest combination is below 1e-4
         of |J|, for example because one task has no gradient. Does not divide by 1 + c^2 as LibMTL does by default
         (``rescale=1``); LibMTL reports w as the weights, not lambda.

@@ -35,6 +35,7 @@ class CosineGate(MainTaskWeighting):
     Raises:
         OptionError: ``main`` is neither a name nor a position; on binding, no task is called ``main``.
 
+    >>> import torch
     >>> jacobian = torch.tensor([[3.0, 4.0], [0.0, 2.0], [0.0, -5.0]])
     >>> CosineGate(main=0)(Signals(torch.ones(3), gramian=jacobian @ jacobian.T))
     tensor([1.0000, 0.8000, 0.0000])

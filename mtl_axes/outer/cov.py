@@ -14,7 +14,7 @@ _EPS = 1e-8
 
 
 class CoV(OuterWeighting):
-    r"""Weights in proportion to the variation of each loss relative to its mean: a constant loss is done.
+    r"""Weights in proportion to the variation of each loss relative to its mean: a constant loss needs no more work.
 
     ::
 

@@ -31,7 +31,7 @@ class DualProj(GramianWeighting):
 
     References:
         D. Lopez-Paz, M. Ranzato, "Gradient Episodic Memory for Continual Learning", 2017, equation 11, applied to the mean
-        gradient. Exact, where TorchJD 0.18 adds 1e-4 to the diagonal of G / trace(G): 0.6109 for the first weight above,
+        gradient. Exact, while TorchJD 0.18 adds 1e-4 to the diagonal of G / trace(G): 0.6109 for the first weight above,
         0.5368 for 0.5371 on a well-scaled 3 x 5 Jacobian.
     """
 

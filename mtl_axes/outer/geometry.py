@@ -46,8 +46,8 @@ def equal_projections(cosines: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: in which the Gramian was measured; it decides what counts as linearly dependent.
     """
     values, vectors = torch.linalg.eigh(cosines)
-    kept = values > _threshold(len(values), dtype)
-    inverse = torch.where(kept, 1 / values, 0.0)
+    independent = values > _threshold(len(values), dtype)
+    inverse = torch.where(independent, 1 / values, 0.0)
     coefficients: Tensor = vectors @ (inverse * vectors.sum(0))
     return coefficients
 
@@ -97,9 +97,11 @@ def _graded_factor(norms: Tensor, rest: Tensor, dtype: torch.dtype) -> Tensor:
 @lru_cache(maxsize=64)
 def _rounds(count: int) -> tuple[tuple[Tensor, Tensor], ...]:
     """Return all pairs of columns in rounds of disjoint pairs, as in a round-robin tournament."""
+    if count < 2:
+        return ()
     rounds: list[tuple[Tensor, Tensor]] = []
     players = [*range(count), *([-1] if count % 2 else [])]
-    for _ in range(count - 1 + count % 2 if count > 1 else 0):
+    for _ in players[1:]:
         pairs = [sorted((players[i], players[-1 - i])) for i in range(len(players) // 2)]
         left, right = torch.tensor([pair for pair in pairs if pair[0] >= 0]).T
         rounds.append((left, right))

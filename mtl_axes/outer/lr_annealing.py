@@ -29,6 +29,7 @@ class LRAnnealing(MainTaskWeighting):
     Raises:
         OptionError: an option is outside its range; on binding, no task is called ``main``.
 
+    >>> import torch
     >>> weighting = LRAnnealing(main=0, beta=0.5)
     >>> weighting(Signals(torch.ones(3), norms=torch.tensor([3.0, 1.0, 6.0])))
     tensor([1.0000, 2.0000, 0.7500])

@@ -40,7 +40,7 @@ class MetaBalance(MainTaskWeighting):
     References:
         Y. He et al., "MetaBalance: Improving Multi-Task Recommendations via Adapting Gradient Magnitudes of Auxiliary
         Tasks", 2022; its variant that both enlarges and reduces. Differs from the reference: it scales each layer, and
-        here one weight per task is found from the norms over all shared parameters. Its averages start at zero, which
+        here one weight per task is computed from the norms over all shared parameters. Its averages start at zero, which
         cancels from the ratio while no task is absent; here they are means, so that a task may join later.
     """
 

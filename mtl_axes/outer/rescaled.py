@@ -18,8 +18,8 @@ class Rescaled(Stage):
 
     ::
 
-        lambda = w T / sum_j w_j,  T = 1 or K      where the sum is positive
-               = w                                 elsewhere
+        lambda = w T / sum_j w_j,  T = 1 or K      if the sum is positive
+               = w                                 otherwise
 
     ``w`` are the weights of the base; the ratios between them stay. Weights of both signs can have a sum that is zero or
     negative. They are left unchanged then, because dividing by a negative sum would reverse every gradient. Reference

@@ -87,7 +87,7 @@ class Stage(OuterWeighting):
 
     @property
     def tasks(self) -> tuple[TaskInfo, ...]:
-        """The tasks. Setting them sets those of the base."""
+        """The tasks. Setting them sets the tasks of the base, too."""
         return self._tasks
 
     @tasks.setter

@@ -31,7 +31,7 @@ class UPGrad(GramianWeighting):
     tensor([1.1111, 0.7895])
 
     References:
-        P. Quinton, V. Rey, "Jacobian Descent for Multi-Objective Optimization", 2024. Exact, where TorchJD 0.18 and LibMTL
+        P. Quinton, V. Rey, "Jacobian Descent for Multi-Objective Optimization", 2024. Exact, while TorchJD 0.18 and LibMTL
         add 1e-4 to the diagonal of G / trace(G): 1.1109 and 0.7894 for the weights above, 0.6375 for 0.6383 on a
         well-scaled 3 x 5 Jacobian, and 2 % of the common gradient on an ill-scaled one.
     """
