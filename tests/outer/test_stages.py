@@ -238,7 +238,7 @@ class TestFloor:
         run(weighting, PLAN), run(free, PLAN)
         assert same(snapshot(weighting.base), snapshot(free))
 
-    def test_it_tells_whom_it_holds(self) -> None:
+    def test_floor_active_marks_the_floored_tasks(self) -> None:
         """floor_active is True for tasks below the floor, and not for one that is absent."""
         weighting = stage("floor", "inverse_norm", floor=0.1)
         norms = vector([100.0, 1.0, 1.0])
@@ -269,7 +269,7 @@ class TestWarmUp:
 
     @pytest.mark.parametrize("base", BASES)
     def test_it_is_even_and_then_the_base(self, base: str) -> None:
-        """For n windows weights are even; from then on they are those of a base that began there, bit for bit."""
+        """For n windows weights are even; from then on they equal, bit for bit, the weights of a base that began there."""
         weighting, later = stage("warmup", BASES[base], windows=3), alone(BASES[base])
         even = 1.0 if later.total == "K" else 1 / 3
         for signals in PLAN.signals():
