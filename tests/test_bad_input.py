@@ -138,7 +138,7 @@ def test_compose_refuses(options: dict[str, Any], message: str) -> None:
             {"weights": "abc"},
             r"fixed: Option `weights` should be a sequence or a mapping .*Found weights='abc'",
         ),
-        ("outer", "fixed", {"weights": []}, r"fixed: Option `weights` should have one number per task\. Found none\."),
+        ("outer", "fixed", {"weights": []}, r"fixed: Option `weights` is empty\. Give one number per task\."),
         (
             "outer",
             "fixed",
@@ -736,7 +736,7 @@ def test_signals_of_wrong_shape() -> None:
         Signals(torch.ones(()))
     weighting = Fixed()
     weighting(Signals(torch.ones(2)))
-    with pytest.raises(StateError, match=r"Fixed\(weights=None\) is bound to 2 tasks\. Found signals of 3\."):
+    with pytest.raises(StateError, match=r"Fixed\(weights=None\) is bound to 2 tasks and was called with signals of 3\."):
         weighting(Signals(torch.ones(3)))
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,11 +11,9 @@ from mtl_axes.options import check_choice
 from mtl_axes.outer.geometry import principal_axes, resolution
 from mtl_axes.outer.gramian import GramianWeighting, Problem
 
-__all__ = ["AlignedMTL"]
-
 
 class AlignedMTL(GramianWeighting):
-    r"""The mean of the gradients after their principal axes were given one common length.
+    r"""Weights of the mean gradient after all principal axes of the gradients were given the same length.
 
     ::
 
@@ -25,12 +22,12 @@ class AlignedMTL(GramianWeighting):
         scale  = s_r                                        "min"
                = lower median of s                          "median"
                = mean of s                                  "rmse"
-        lambda = 1/K                                        where V' 1 = 0: opposed gradients of one norm
+        lambda = 1/K                                        if V' 1 = 0: opposed gradients of one norm
 
-    The stability of a step is then that of K orthogonal gradients of length sqrt(scale). With ``"min"`` that is the
-    shortest axis: the largest gradients are cut down to the smallest, and the step with them. Weights can be negative.
-    The rank is that of the cosines, and each s is exact to 1e-12 of itself: orthogonal gradients of norms 1e12 and 1e-12
-    have the weights (5e-25, 0.5) under ``"min"``.
+    A step is then as stable as with K orthogonal gradients of length sqrt(scale). ``"min"`` takes the shortest axis: it cuts
+    the largest gradients, and the step, down to the smallest. Weights can be negative. The rank is the rank of the cosines,
+    and each s is exact to 1e-12 of itself: orthogonal gradients of norms 1e12 and 1e-12 have the weights (5e-25, 0.5) with
+    ``"min"``.
 
     Args:
         scale: ``"min"``, ``"median"`` or ``"rmse"``: the common squared length.
@@ -48,24 +45,22 @@ class AlignedMTL(GramianWeighting):
 
     References:
         D. Senushkin et al., "Independent Component Alignment for Multi-Task Learning", 2023. TorchJD 0.18 has the same
-        preference 1/K and agrees to 1e-11 on gradients of like size. It decides the rank on G itself: orthogonal gradients
-        of norms 1 and 1e-9 get (0.5, 0) there, (5e-10, 0.5) here. LibMTL and the authors' code sum instead of averaging,
-        which makes weights K times these, (1.1181, 0.8165) in the example; the authors' default is ``"rmse"``, LibMTL's is
-        ``"min"``. LibMTL's calls a function that torch no longer has.
+        preference 1/K and agrees to 1e-11 on gradients of similar size. It decides the rank on G itself: orthogonal
+        gradients of norms 1 and 1e-9 get (0.5, 0) there, (5e-10, 0.5) here. LibMTL and the authors' code sum instead of
+        averaging, so that weights are K times these, (1.1181, 0.8165) in the example. The authors' default is ``"rmse"``,
+        LibMTL's ``"min"``; LibMTL's code calls a function that torch no longer has.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "any"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    sign = "any"
+    scaling = "invariant"
 
     def __init__(self, *, scale: Literal["min", "median", "rmse"] = "min") -> None:
         super().__init__()
-        check_choice("scale", scale, ("min", "median", "rmse"))
-        self.scale = scale
+        self.scale = check_choice("scale", scale, ("min", "median", "rmse"))
 
     def solve(self, problem: Problem, /) -> Tensor:
         values, vectors = principal_axes(problem.gramian, self.current.dtype)
-        of: dict[str, Callable[[Tensor], Tensor]] = {"min": torch.min, "median": torch.median, "rmse": torch.mean}
-        common = of[self.scale](values)
+        common = values.mean() if self.scale == "rmse" else values.median() if self.scale == "median" else values.min()
         mean = vectors.mean(0)
         count = len(vectors)
         if mean.norm() <= resolution(self.current.dtype) * count**-0.5:

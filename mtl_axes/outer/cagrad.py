@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,10 +11,8 @@ from mtl_axes.options import check_number
 from mtl_axes.outer.gramian import GramianWeighting, Problem
 from mtl_axes.outer.solvers import min_norm, nnls
 
-__all__ = ["CAGrad"]
-
 _STEPS = 100
-# Of the squared length of the shortest convex combination, relative to the gradients in it: about its rounding.
+# Rounding of the squared length of the shortest convex combination, relative to the gradients in it.
 _STATIONARY = 1e-13
 
 
@@ -27,16 +24,16 @@ class CAGrad(GramianWeighting):
         max_d min_i g_i'd   over   |d - g0| <= c |g0|
         d = J'lambda,   lambda = 1/K + (c |g0| / |g_w|) w,   w = argmin g_w'g0 + c |g0| |g_w|,   g_w = J'w on the simplex
 
-    c = 0 is the mean gradient. With c >= 1 the ball holds the origin, and no task loses: (G lambda)_i >= 0. lambda sums to
-    1 + c |g0| / |g_w|, and |d| to (1 + c) |g0| at most. With a subset of k tasks active, K is k.
+    c = 0 is the mean gradient. With c >= 1 the ball contains the origin, and no task loses: (G lambda)_i >= 0. lambda sums
+    to 1 + c |g0| / |g_w|, and |d| is at most (1 + c) |g0|. If only k tasks are active, K is k.
 
-    Where a convex combination of the gradients is 0, as for opposed ones, no direction gains for all, |g_w| can be 0 and the
-    formula says nothing. Of the directions that are as good as any, the one nearest to g0 is taken: with (G lambda)_i >= 0
-    if the ball reaches that far, when it is that of ``dualproj``, and otherwise on its edge as above.
+    If a convex combination of the gradients is 0, as for opposed ones, no direction improves all tasks, |g_w| can be 0 and
+    the formula is undefined. Among the best directions the one nearest to g0 is taken. If the ball reaches a direction with
+    (G lambda)_i >= 0, it is the direction of ``dualproj``; otherwise it is on the edge of the ball, as above.
 
-    Solved by what optimality means: lambda - 1/K is the v >= 0 that minimises 1/2 v'Gv - sum_i v_i (t - g_i'g0) for the
-    gain t at which |J'v| = c |g0|. |J'v| is convex in t, and Newton's method comes down to it from a bound by duality, in 3
-    to 6 problems of non-negative least squares.
+    Solved by the conditions of optimality: lambda - 1/K is the v >= 0 that minimises 1/2 v'Gv - sum_i v_i (t - g_i'g0) for
+    the gain t at which |J'v| = c |g0|. |J'v| is convex in t. Newton's method descends to that t from a bound by duality, in
+    3 to 6 problems of non-negative least squares.
 
     Args:
         c: >= 0, the radius of the ball relative to |g0|.
@@ -54,14 +51,14 @@ class CAGrad(GramianWeighting):
 
     References:
         B. Liu, X. Liu, X. Jin, P. Stone, Q. Liu, "Conflict-Averse Gradient Descent for Multi-task Learning", 2021. Exact,
-        where on well-scaled 3 x 5 Jacobians TorchJD 0.18 (Clarabel) is off by up to 1.3e-4 and LibMTL (SLSQP) by up to
-        3.9e-4 (in J'lambda). Differs from TorchJD where the shortest combination is below 1e-4 of |J|, be it because one
-        task has no gradient: there it returns 0 for all tasks. No division by 1 + c^2, which LibMTL makes by default
+        while on well-scaled 3 x 5 Jacobians TorchJD 0.18 (Clarabel) is off by up to 1.3e-4 and LibMTL (SLSQP) by up to
+        3.9e-4 (in J'lambda). Differs from TorchJD, which returns 0 for all tasks if the shortest combination is below 1e-4
+        of |J|, for example because one task has no gradient. Does not divide by 1 + c^2 as LibMTL does by default
         (``rescale=1``); LibMTL reports w as the weights, not lambda.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    sign = "positive"
+    scaling = "invariant"
 
     def __init__(self, *, c: float = 0.5) -> None:
         super().__init__()

@@ -13,8 +13,6 @@ from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.stages import Stage
 
-__all__ = ["Clip"]
-
 
 class Clip(Stage):
     r"""The weights of another weighting, cut to an interval.
@@ -23,8 +21,8 @@ class Clip(Stage):
 
         lambda = min(max(w, low), high)
 
-    ``w`` are the weights of the base. They are not normalised afterwards, so that the bounds hold; ``floor`` is the stage
-    that keeps the sum instead. Where the base gives absent tasks the weight 0 they keep it, whatever the bounds.
+    ``w`` are the weights of the base. They are not normalised afterwards, so that the bounds hold; the stage ``floor`` keeps
+    the sum instead. If the base gives absent tasks the weight 0, they keep it, whatever the bounds.
 
     Args:
         base: the weighting to bound: a name, ``{"name": ..., **options}``, or an instance that was not called yet.
@@ -45,7 +43,7 @@ class Clip(Stage):
     """
 
     example: ClassVar[Mapping[str, Any]] = {"base": "inverse_norm", "low": 0.1, "high": 0.8}
-    total: ClassVar[Literal["1", "K"] | None] = None
+    total = None
 
     def __init__(
         self,
@@ -58,13 +56,13 @@ class Clip(Stage):
         self.low = None if low is None else check_number("low", low)
         self.high = None if high is None else check_number("high", high)
         if self.low is None and self.high is None:
-            raise OptionError("Clip should have a bound. Found low=None and high=None.")
+            raise OptionError("Clip has no bound: low and high are None. Give one of them, or both.")
         if self.low is not None and self.high is not None and self.low > self.high:
             raise OptionError(f"Option `low` of Clip should not exceed `high`. Found low={low!r} and high={high!r}.")
 
     @property
     def sign(self) -> Literal["positive", "nonnegative", "any"]:  # type: ignore[override]
-        """What the bounds leave possible."""
+        """The signs that are possible within the bounds."""
         low, high, base = self.low, self.high, self.base.sign
         if high is not None and high <= 0:
             return "nonnegative" if high == 0 and (base != "any" or low == 0) else "any"

@@ -1,19 +1,15 @@
-"""ConFIG: the conflict-free direction, as long as the gradients project on it."""
+"""ConFIG: the conflict-free direction, with the length of the projections on it."""
 
 from __future__ import annotations
-
-from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from mtl_axes.outer.geometry import cosines, equal_projections, resolution
 from mtl_axes.outer.gramian import GramianWeighting, Problem
 
-__all__ = ["ConFIG"]
-
 
 class ConFIG(GramianWeighting):
-    r"""The direction with the same positive projection on every gradient's direction, times the sum of their projections.
+    r"""Weights of the direction with the same positive projection on every gradient's direction.
 
     ::
 
@@ -21,12 +17,12 @@ class ConFIG(GramianWeighting):
         z      = C^+ 1                                      pseudo-inverse; u = sum_i z_i g_i / n_i has the direction
         length = sum_i n_i (C z)_i / sqrt(z' C z)           sum of the projections of all g_i on it
         lambda = length (z / n) / sqrt(z' C z)
-        lambda = mean(n) / n                                where there is no such direction
+        lambda = mean(n) / n                                if there is no such direction
 
-    The direction is that of ``imtl_g``, the length another. Gradients that are exactly opposed, or depend on each other so
-    that all projections cannot be positive, have none; then the weights are those of orthogonal gradients, which for K = 2
-    they are at any angle: (n_1 + n_2) / (2 n_i). Weights can be negative. Linearly dependent gradients are those whose
-    cosines are singular to within the rounding of the measured Gramian, whatever their norms.
+    The direction is the same as in ``imtl_g``; the length differs. There is none for gradients that are exactly opposed, or
+    linearly dependent so that not all projections can be positive. The weights are then as for orthogonal gradients; for
+    K = 2 they are so at any angle: (n_1 + n_2) / (2 n_i). Weights can be negative. Gradients of any norms count as linearly
+    dependent if their cosines are singular to within the rounding of the measured Gramian.
 
     Returns:
         (K,) weights; 0 for an absent task. With one task it is 1.
@@ -41,13 +37,13 @@ class ConFIG(GramianWeighting):
         Q. Liu, M. Chu, N. Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", 2024,
         without the momentum variant. Differs from the reference in needing the Gramian only, and in the fallback. TorchJD
         0.18 and the authors' conflictfree take the pseudo-inverse of the K x P matrix of unit gradients: the vector agrees
-        to 1e-13 while its singular values are above 1e-7 of the largest, below which a Gramian does not show them. For
-        opposed gradients TorchJD returns what rounding leaves: 0, or a vector in no particular direction.
+        to 1e-13 while its singular values are above 1e-7 of the largest; smaller ones do not show in a Gramian. For opposed
+        gradients TorchJD returns 0, or by rounding a vector in an arbitrary direction.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "any"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
-    balances: ClassVar[bool] = True
+    sign = "any"
+    scaling = "invariant"
+    balances = True
 
     def solve(self, problem: Problem, /) -> Tensor:
         norms, unit = cosines(problem.gramian)

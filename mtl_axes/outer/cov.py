@@ -1,24 +1,20 @@
-"""Weighting by the coefficient of variation."""
+"""CoV: weighting by the coefficient of variation."""
 
 from __future__ import annotations
-
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.members import positive_losses, redistribute
-from mtl_axes.signals import Need, Signals, TaskInfo
-
-__all__ = ["CoV"]
+from mtl_axes.signals import Signals, TaskInfo
 
 _HIGH = 1e15
 _EPS = 1e-8
 
 
 class CoV(OuterWeighting):
-    r"""Weights in proportion to how much each loss varies, relative to its mean: a loss that stands still is satisfied.
+    r"""Weights in proportion to the variation of each loss relative to its mean: a constant loss needs no more work.
 
     ::
 
@@ -26,12 +22,12 @@ class CoV(OuterWeighting):
         c_i      = sqrt(var_i(l) + 1e-8) / mean_i(l)         coefficient of variation, over all windows so far
         lambda_i = c_i / sum_j c_j
 
-    Means and variances are carried on by Welford's algorithm. The unit of a loss cancels: it does not balance losses of
-    different magnitude, as the weights multiply the losses themselves. A loss that varies for its noise alone gains, too.
+    Means and variances are updated by Welford's algorithm. The unit of a loss cancels, while the weights multiply the losses
+    themselves: losses of different magnitude are not balanced. A loss that varies by noise alone gains, too.
 
-    The first ratio of a task is 1, and with one window there is no variance (0/0 in the formula): weights are 1/K until a
-    task has had two. One without a loss in a window, or with a loss of exactly 0, keeps its statistics and its weight, and
-    the others share the mass that they had.
+    The first ratio of a task is 1, and one window has no variance (0/0 in the formula): weights are 1/K until a task has had
+    two. A task without a loss in a window, or with a loss of exactly 0, keeps its statistics and its weight, and the others
+    share the sum that they had.
 
     Returns:
         (K,) positive weights that sum to 1.
@@ -44,16 +40,16 @@ class CoV(OuterWeighting):
 
     References:
         R. Groenendijk, S. Karaoglu, T. Gevers, T. Mensink, "Multi-Loss Weighting with Coefficient of Variations", 2021.
-        Differs from the authors' code: weights follow the statistics of their own window, as in the paper, where the code
-        is one window late, so that its weights in window t + 1 are these in window t (equal to 1e-12). The 1e-8 is the
-        code's; it keeps a loss that is constant in the sum with 1e-4. TorchJD 0.18 and LibMTL have no such method.
+        Differs from the authors' code: weights use the statistics of their own window, as in the paper, while the code is
+        one window late (its weights in window t + 1 equal these in window t to 1e-12). The 1e-8 is from the code; it gives
+        a constant loss a variation of 1e-4.
     """
 
-    needs: ClassVar[Need] = "losses"
-    nonnegative: ClassVar[bool] = True
-    total: ClassVar[Literal["1", "K"] | None] = "1"
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    needs = "losses"
+    nonnegative = True
+    total = "1"
+    sign = "positive"
+    scaling = "invariant"
 
     mean_loss: Tensor
     mean_ratio: Tensor

@@ -1,4 +1,4 @@
-"""Random numbers of a weighting's own: seeded, part of its state, and the same on every rank."""
+"""Random numbers for weightings: seeded, part of the state, and the same on every rank."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Draws"]
-
 
 class Draws(nn.Module):
-    """A generator on the CPU, whatever the device of the losses: one seed gives one sequence everywhere.
+    """A seeded generator. It is on the CPU for losses on any device, so that a seed gives the same sequence everywhere.
 
-    Its state is saved with the weighting's, so that a resumed run draws what the uninterrupted one would have drawn, and
-    no other user of random numbers changes it.
+    Its state is saved with the weighting, so that a resumed run draws the same numbers as an uninterrupted one. No other
+    user of random numbers changes it.
 
     Args:
         seed: of the sequence, an integer.
@@ -31,27 +29,28 @@ class Draws(nn.Module):
     def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return numbers uniform in [0, 1), in the dtype and on the device of ``like``."""
         drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64)
-        # Rounded to fewer digits, the largest of them would be 1.
+        # Rounding to fewer digits could make the largest of them 1.
         return self._as(drawn.clamp_max(1 - torch.finfo(like.dtype).eps), like)
 
     def permutation(self, count: int) -> Tensor:
-        """Return a random order of ``count`` things, int64 on the CPU."""
+        """Return a random order of ``count`` items, int64 on the CPU."""
         return torch.randperm(count, generator=self.generator)
 
     @staticmethod
     def _as(drawn: Tensor, like: Tensor) -> Tensor:
-        # Few bytes, towards the device: the host does not wait for it.
+        # The host does not wait for this copy to the device.
         return drawn.to(like.device, like.dtype, non_blocking=True)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return where in its sequence the generator is."""
+        """Return the position of the generator in its sequence."""
         return {"generator": self.generator.get_state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go to where in its sequence a saved generator was."""
-        # A checkpoint loaded with map_location has moved it.
+        """Set the position of the generator in its sequence."""
+        # map_location may have put it on another device.
         self.generator.set_state(state["generator"].cpu())
 
+    # Before torch 2.7 a pickled generator can be freed too early (pytorch issue 146828), so its state is pickled instead.
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "generator": self.generator.get_state()}
 

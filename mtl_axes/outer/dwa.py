@@ -1,20 +1,18 @@
-"""Dynamic weight average."""
+"""DWA: dynamic weight average."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtl_axes.options import check_number
+from mtl_axes.options import check_integer, check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.members import redistribute
-from mtl_axes.signals import Need, Signals, TaskInfo
-
-__all__ = ["DWA"]
+from mtl_axes.signals import Signals, TaskInfo
 
 _LOW, _HIGH = 1e-3, 1e3
 _PATIENCE = 2_000
@@ -28,8 +26,8 @@ class DWA(OuterWeighting):
         r_i    = mean loss of the last epoch / mean loss of the one before, clamped to [1e-3, 1e3]
         lambda = K softmax(r / temperature)
 
-    Ones before two epochs have ended. An epoch ends with ``criterion.end_epoch()`` (an adapter calls it for you), or every
-    ``window`` windows. A task absent for a whole epoch keeps its means and its weight; the others share the mass that they
+    Weights are 1 until two epochs have ended. An epoch ends with ``criterion.end_epoch()``, which adapters call, or every
+    ``window`` windows. A task absent for a whole epoch keeps its means and its weight; the others share the sum that they
     had. Only the *rate* of a loss counts, not its scale: DWA does not balance losses of different magnitude.
 
     Args:
@@ -53,9 +51,9 @@ class DWA(OuterWeighting):
         in the clamp of r, which keeps it finite; an r of 1e3 still takes every weight.
     """
 
-    needs: ClassVar[Need] = "losses"
-    nonnegative: ClassVar[bool] = True
-    total: ClassVar[Literal["1", "K"] | None] = "K"
+    needs = "losses"
+    nonnegative = True
+    total = "K"
 
     loss_sum: Tensor
     loss_count: Tensor
@@ -67,9 +65,9 @@ class DWA(OuterWeighting):
     def __init__(self, *, temperature: float = 2.0, window: int | None = None) -> None:
         super().__init__()
         self.temperature = check_number("temperature", temperature, low=0.0, low_open=True)
-        self.window = None if window is None else int(check_number("window", window, low=1, integer=True))
+        self.window = None if window is None else check_integer("window", window, low=1)
         self._unended = 0
-        # What the host knows of `windows`, None where it would have to read it. It only tells when no epoch can end.
+        # `windows` on the host, or None if it would have to be read. It is only used to see that no epoch can end.
         self._passed: int | None = 0
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
@@ -95,9 +93,9 @@ class DWA(OuterWeighting):
         return self._ended(windows >= self.window)
 
     def _within_epoch(self, window: int) -> bool:
-        """Count a window on the host, too; return whether it is known there that the epoch goes on."""
+        """Count a window on the host, too; return whether the host knows that the epoch goes on."""
         if torch.compiler.is_compiling():
-            # A compiled forward would be compiled again for every count.
+            # With a count on the host, forward would be compiled again for every window.
             self._passed = None
         if self._passed is None:
             return False
@@ -111,7 +109,7 @@ class DWA(OuterWeighting):
             self.current.copy_(self._ended(torch.ones_like(self.windows, dtype=torch.bool)))
 
     def _ended(self, ended: Tensor) -> Tensor:
-        """Close the epoch where ``ended`` is True, and return the weights. Branch-free, so that nothing synchronises."""
+        """End the epoch if ``ended`` is True, and return the weights. Without a branch, so that nothing synchronises."""
         loss_sum, loss_count, mean_before, mean_last = self.loss_sum, self.loss_count, self.mean_before, self.mean_last
         closes = ended & (loss_count > 0)
         mean = loss_sum / loss_count.clamp_min(1)
@@ -141,7 +139,7 @@ class DWA(OuterWeighting):
         self._unended += 1
         if self._unended == _PATIENCE:
             warnings.warn(
-                f"dwa: no epoch has ended in {_PATIENCE} windows, so the weights stay as they are. Call "
+                f"dwa: no epoch has ended in {_PATIENCE} windows, so the weights did not change. Call "
                 "criterion.end_epoch() after each epoch, or choose a `window`.",
                 stacklevel=2,
             )

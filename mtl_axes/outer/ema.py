@@ -13,8 +13,6 @@ from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.stages import Stage
 from mtl_axes.signals import Signals, TaskInfo, is_finite
 
-__all__ = ["Ema"]
-
 
 class Ema(Stage):
     r"""The weights of another weighting, averaged exponentially over the windows.
@@ -24,19 +22,20 @@ class Ema(Stage):
         ema_i  = b_i ema_i + (1 - b_i) raw_i,  b_i = beta^elapsed_i
         lambda = ema
 
-    ``raw`` are the weights of the base. The average starts at 1/K where these sum to 1, at 1 where they sum to K, and
-    otherwise, each task alone, at its first raw value. It has memory whatever the base has: an absent task keeps its weight.
+    ``raw`` are the weights of the base. The average starts at 1/K if these sum to 1, at 1 if they sum to K, and otherwise,
+    for each task, at its first raw value. It always has memory: an absent task keeps its weight.
 
-    With a subset A of the tasks active only the entries of A move. Where the raw weights have a sum, they move within the
-    mass that ``ema`` has on A: raw over A is scaled to that mass, and so is the result where the elapsed windows of the
-    tasks differ; fewer than two active tasks do not move. Weights that can be negative, or have no sum, move one by one.
+    If only a subset A of the tasks is active, only the entries of A are updated. If the raw weights have a fixed sum, the
+    sum of ``ema`` over A is kept: raw over A is scaled to it, and so is the result if the elapsed windows of the tasks
+    differ; with fewer than two active tasks nothing changes. Weights that can be negative, or have no fixed sum, are updated
+    one by one.
 
     Args:
         base: the weighting to average: a name, ``{"name": ..., **options}``, or an instance that was not called yet.
         beta: decay of the average per window, in [0, 1).
 
     Returns:
-        (K,) weights, with the sum and the sign of those of the base. The sum is not kept where weights can be negative.
+        (K,) weights, with the sum and the sign of the base's weights. The sum is not kept if weights can be negative.
 
     Raises:
         OptionError: beta is outside its range; the base was called already, or its weights are learned.
@@ -47,9 +46,9 @@ class Ema(Stage):
     """
 
     example: ClassVar[Mapping[str, Any]] = {"base": "inverse_norm", "beta": 0.5}
-    # Also where the base ignores them: who takes part decides who moves.
-    reads_signals: ClassVar[bool] = True
-    memoryless: ClassVar[bool] = False
+    # Even if the base ignores them: only the tasks that take part are updated.
+    reads_signals = True
+    memoryless = False
 
     seen: Tensor
     whole: Tensor
@@ -60,7 +59,7 @@ class Ema(Stage):
 
     @property
     def total(self) -> Literal["1", "K"] | None:  # type: ignore[override]
-        """That of the base; None where weights can be negative, since a subset may then have no mass to move in."""
+        """As the base; None if weights can be negative, because a subset may then have no sum to keep."""
         return None if self.base.sign == "any" else self._base_total
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
@@ -75,13 +74,14 @@ class Ema(Stage):
 
     def forward(self, signals: Signals, /) -> Tensor:
         raw, ema, active = self.advance(signals), self.current, signals.active
-        # Powers and differences by name, masks by products: with Python numbers on the left, each takes three times as long.
+        # Powers and differences by function, masks as products: operators with a Python number on the left take three times
+        # as long.
         decay = torch.pow(self.beta, signals.elapsed)
         if "seen" in self._buffers:
             return self._one_by_one(raw, decay, active)
         members = active.to(ema.dtype)
         count = members.sum()
-        # On all tasks the mass is known; its rounding must not enter the average window after window.
+        # With all tasks active the sum is known. Its rounding must not enter the average window after window.
         mass = torch.where(count == len(ema), self.whole, (ema * members).sum())
         scale = mass
         if not self._base_memoryless:
@@ -89,7 +89,7 @@ class Ema(Stage):
         elif self._base_total == "K":
             scale = mass / count.clamp_min(1)
         moved = decay * ema + torch.rsub(decay, 1) * raw * scale
-        # Tasks that were away for different times move by different shares, which must not change their mass.
+        # Tasks that were absent for different times are updated by different shares, which must not change their sum.
         moved = moved * (mass / (moved * members).sum())
         return torch.where(active & (count > 1) & is_finite(moved), moved, ema)
 
@@ -100,8 +100,8 @@ class Ema(Stage):
         seen.logical_or_(moves)
         return torch.where(moves, moved, ema)
 
-    def _base_moved(self) -> None:
-        """Do nothing: the average moves with the windows alone."""
+    def _base_updated(self) -> None:
+        """Do nothing: the average is updated by windows alone."""
 
     def diagnostics(self) -> Mapping[str, Tensor]:
         return {**self.base.diagnostics(), "ema": self.current.clone()}

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from torch import Tensor
 
 from mtl_axes.options import check_number
 from mtl_axes.outer.gramian import GramianWeighting, Problem
 from mtl_axes.outer.solvers import nash
-
-__all__ = ["FairGrad"]
 
 
 class FairGrad(GramianWeighting):
@@ -23,9 +19,8 @@ class FairGrad(GramianWeighting):
     The gain of task i, g_i'd along d = J'lambda, is then lambda_i^(-1/alpha), and d maximises
     sum_i gain_i^(1 - alpha) / (1 - alpha) among directions of its length. alpha -> 0 is the plain sum of the losses,
     alpha = 1 Nash-MTL without its clipping, alpha -> infinity the largest smallest gain, which is MGDA's direction. For
-    orthogonal gradients lambda_i = g_i^(-2 alpha / (1 + alpha)). Gradients of which a non-negative combination is 0 have no
-    solution: of equal length and opposed, lambda_i g_i ends at 1e10^(alpha / (1 + alpha)) for a unit length, as for
-    ``nash_mtl``.
+    orthogonal gradients lambda_i = g_i^(-2 alpha / (1 + alpha)). There is no solution if a non-negative combination of the
+    gradients is 0: for opposed gradients of length 1, lambda_i g_i ends at 1e10^(alpha / (1 + alpha)), as in ``nash_mtl``.
 
     Args:
         alpha: in [0.1, 10].
@@ -42,12 +37,11 @@ class FairGrad(GramianWeighting):
     tensor([0.4714, 0.3195])
 
     References:
-        H. Ban, K. Ji, "Fair Resource Allocation in Multi-Task Learning", 2024. By Newton's method, where the authors,
-        TorchJD 0.18 and LibMTL use scipy's ``least_squares``: their weights agree with these to 1e-7 on well-scaled 3 x 5
-        Jacobians.
+        H. Ban, K. Ji, "Fair Resource Allocation in Multi-Task Learning", 2024. Solved by Newton's method; the authors,
+        TorchJD 0.18 and LibMTL use scipy's ``least_squares``, whose weights agree to 1e-7 on well-scaled 3 x 5 Jacobians.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
+    sign = "positive"
 
     def __init__(self, *, alpha: float = 1.0) -> None:
         super().__init__()

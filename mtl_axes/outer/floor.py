@@ -1,4 +1,4 @@
-"""A stage that keeps every weight above a share of the sum."""
+"""A stage that lifts every weight to a share of the sum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Floor", "check_floor"]
 
 
 def check_floor(method: str, floor: float, count: int) -> None:
-    """Raise :class:`OptionError` when ``count`` tasks cannot all have this share of the sum."""
+    """Raise :class:`OptionError` if ``count`` tasks cannot all have this share of the sum."""
     if floor * count >= 1 and count > 1:
         raise OptionError(
             f"Option `floor` of {method} should be below 1/K = {1 / count:.4g} for the {count} tasks. Found floor={floor!r}."
@@ -26,23 +26,23 @@ def check_floor(method: str, floor: float, count: int) -> None:
 
 
 class Floor(Stage):
-    r"""The weights of another weighting, none of them below a share of their sum.
+    r"""The weights of another weighting, each lifted to a share of their sum.
 
     ::
 
         lambda = S max(w, floor S) / sum_j max(w_j, floor S),  S = sum_j w_j
 
-    ``w`` are the weights of the base, which never sees the floored ones. They keep their sum. The share that a task has for
-    sure is floor / (1 + (K - 1) floor), a little less than the floor itself, because the others are not cut. Where the base
-    gives absent tasks the weight 0 they keep it, and the floor holds for the others. Where it lets them keep their weight,
-    the base's own stays, and the floored one moves a little with the sums, as in GABA.
+    ``w`` are the weights of the base, which never gets the floored ones back. The sum stays. A task has at least the share
+    floor / (1 + (K - 1) floor), a little less than the floor itself, because the others are not cut. If the base gives
+    absent tasks the weight 0, they keep it, and the floor holds for the others. If absent tasks keep their weight in the
+    base, their floored weight changes a little with the sums, as in GABA.
 
     Args:
         base: the weighting to floor: a name, ``{"name": ..., **options}``, or an instance that was not called yet.
         floor: smallest share of the sum before the last normalisation, in [0, 1/K).
 
     Returns:
-        (K,) weights with the sum of those of the base.
+        (K,) weights with the same sum as the weights of the base.
 
     Raises:
         OptionError: the floor is outside its range; the base can have negative weights, was called already, or its weights
@@ -64,18 +64,18 @@ class Floor(Stage):
         self.floor = check_number("floor", floor, low=0.0, high=1.0, high_open=True)
         if self.base.sign == "any":
             raise OptionError(
-                f"Floor needs a base whose weights are not negative, because a share of their sum says nothing otherwise. "
-                f"Found {self.base!r}. Use the stage `clip`, which bounds the weights themselves."
+                f"Floor cannot be put around {self.base!r}, whose weights can be negative: a share of their sum would mean "
+                "nothing. Use the stage `clip`, which bounds the weights themselves."
             )
 
     @property
     def sign(self) -> Literal["positive", "nonnegative", "any"]:  # type: ignore[override]
-        """Positive above a floor that is."""
+        """Positive if the floor is."""
         return "positive" if self.floor > 0 else self.base.sign
 
     @property
     def scaling(self) -> Literal["invariant", "inverse"] | None:  # type: ignore[override]
-        """That of the base: a share of the sum scales with it."""
+        """As the base: a share of the sum scales with the sum."""
         return self.base.scaling
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
@@ -94,7 +94,7 @@ class Floor(Stage):
         floored = torch.maximum(weights, self.floor * total)
         if members is not None:
             return _shared_by(members, floored, total, weights)
-        # All of them zero have no shares.
+        # There are no shares if all weights are zero.
         return torch.where(total > 0, floored * (total / floored.sum()), weights)
 
     def diagnostics(self) -> Mapping[str, Tensor]:
@@ -106,9 +106,9 @@ class Floor(Stage):
 
 
 def _shared_by(members: Tensor, floored: Tensor, total: Tensor | float, weights: Tensor) -> Tensor:
-    """Return what the members have of the floored weights, scaled to the total; where that is nothing, the weights.
+    """Return the floored weights of the members, scaled to the total, and 0 for the others.
 
-    A task that takes part with a loss of 0 is a member whose weight can be 0, and all of them can be such tasks.
+    If all members weigh 0, as tasks with a loss of 0 can, the weights are returned unchanged.
     """
     shares = torch.where(members, floored, 0.0)
     mass = shares.sum()

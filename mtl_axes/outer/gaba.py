@@ -7,15 +7,13 @@ from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor
 
-from mtl_axes.options import check_number
+from mtl_axes.options import check_integer
 from mtl_axes.outer.ema import Ema
 from mtl_axes.outer.floor import Floor, check_floor
 from mtl_axes.outer.inverse_norm import InverseNorm
 from mtl_axes.outer.stages import Stage
 from mtl_axes.outer.warmup import WarmUp
-from mtl_axes.signals import Need, TaskInfo
-
-__all__ = ["GABA"]
+from mtl_axes.signals import TaskInfo
 
 
 class GABA(WarmUp):
@@ -25,18 +23,19 @@ class GABA(WarmUp):
 
         raw_i  = (S - g_i) / ((K - 1) S),  S = sum_j g_j      form="complement"
                = (1 / g_i) / sum_j (1 / g_j)                  form="inverse"
-        ema    = b ema + (1 - b) raw,  b = beta^elapsed       from 1/K on; untouched during the warm-up
+        ema    = b ema + (1 - b) raw,  b = beta^elapsed       starts at 1/K; not updated in the warm-up
         lambda = max(ema, floor) / sum_j max(ema_j, floor)    the floored vector is not fed back
         lambda = 1/K for the first ``warmup`` windows
 
-    The two forms agree for K = 2, where both are the inverse norm (and, up to scale, IMTL-G, ConFIG and Nash-MTL): what
-    GABA adds is the average, the floor and the warm-up. For K > 2 only ``"inverse"`` equalises lambda_i g_i; the
-    complement never exceeds 1 / (K - 1) before the floor.
+    For K = 2 both forms are the inverse norm (and, up to scale, IMTL-G, ConFIG and Nash-MTL): GABA adds the average, the
+    floor and the warm-up. For K > 2 only ``"inverse"`` equalises lambda_i g_i; the complement never exceeds 1 / (K - 1)
+    before the floor.
 
-    It is the composition warmup(floor(ema(inverse_norm(form), beta), floor), warmup), whose parts go with any weighting.
+    GABA is the composition warmup(floor(ema(inverse_norm(form), beta), floor), warmup). Its parts go with any weighting.
 
-    With a subset A of the tasks active, raw is taken over A, times the mass that ``ema`` has on A, and only those entries
-    move, scaled to that mass where their elapsed windows differ; with fewer than two active tasks nothing moves.
+    If only a subset A of the tasks is active, raw is computed over A, and only the entries of A are updated. Their sum in
+    ``ema`` is kept: raw is scaled to it, and so is the result if the elapsed windows of the tasks differ. With fewer than
+    two active tasks nothing changes.
 
     Args:
         beta: decay of the average per window, in [0, 1).
@@ -61,16 +60,16 @@ class GABA(WarmUp):
         "Gradient-Aware Multi-Task Learning for Predictive Maintenance", chapters 17 to 19. Relatives: the grad_norm
         scheme of jaxpi (S. Wang et al., "An Expert's Guide to Training Physics-informed Neural Networks", 2023),
         learning-rate annealing (S. Wang, Y. Teng, P. Perdikaris, 2021), MetaBalance (Y. He et al., 2022) and the
-        self-adaptive weighting of PINA. Differs from the book where the book is silent: how absent tasks, zero and
-        non-finite norms and the start of the average are treated, and tasks that return after different absences.
+        self-adaptive weighting of PINA. Adds to the book, which does not mention them: absent tasks, zero and non-finite
+        norms, the start of the average, and tasks that return after different absences.
     """
 
-    needs: ClassVar[Need] = "norms"
-    total: ClassVar[Literal["1", "K"] | None] = "1"
-    reads_signals: ClassVar[bool] = True
-    memoryless: ClassVar[bool] = False
-    wants_after_step: ClassVar[bool] = False
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    needs = "norms"
+    total = "1"
+    reads_signals = True
+    memoryless = False
+    wants_after_step = False
+    scaling = "invariant"
     example: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
@@ -81,7 +80,7 @@ class GABA(WarmUp):
         warmup: int = 100,
         form: Literal["complement", "inverse"] = "complement",
     ) -> None:
-        windows = int(check_number("warmup", warmup, low=0, integer=True))
+        windows = check_integer("warmup", warmup)
         raw = InverseNorm(form=form)
         average = Ema(raw, beta=beta)
         floored = Floor(average, floor=floor)

@@ -1,22 +1,18 @@
-"""GradNorm in a form that needs no second derivative and keeps its weights positive."""
+"""GradNorm, without second derivatives and with positive weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mtl_axes.options import check_number
-from mtl_axes.outer.adam import adam_step
-from mtl_axes.outer.base import OuterWeighting
-from mtl_axes.signals import Need, Signals, TaskInfo
-
-__all__ = ["GradNorm"]
+from mtl_axes.outer.adam import LogitsWeighting
+from mtl_axes.signals import Signals, TaskInfo
 
 
-class GradNorm(OuterWeighting):
+class GradNorm(LogitsWeighting):
     r"""Weights that pull the weighted gradient norms lambda_i n_i towards a common rate of training.
 
     ::
@@ -27,11 +23,11 @@ class GradNorm(OuterWeighting):
         u_i    = sign(lambda_i n_i - T_i) n_i               gradient of sum_i |lambda_i n_i - T_i| in lambda_i
         dv_i   = lambda_i (u_i - sum_j lambda_j u_j / K)    through the softmax; then one Adam(lr) step on v
 
-    L0_i is the loss of the task's first finite window. Means and sums run over the active tasks A; a task outside A keeps
-    its weight, its v and its moments, and the others share the mass that they had.
+    L0_i is the loss of the task's first finite window. Means and sums run over the active tasks A. A task outside A keeps
+    its weight, its v and its moments, and the others share the sum that they had.
 
     Args:
-        alpha: strength with which slow tasks are favoured, >= 0. At 0 the norms lambda_i n_i are equalised.
+        alpha: how strongly slow tasks are favoured, >= 0. At 0 the norms lambda_i n_i are equalised.
         lr: learning rate of v, > 0.
 
     Returns:
@@ -47,21 +43,17 @@ class GradNorm(OuterWeighting):
     References:
         Z. Chen et al., "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask Networks", 2018.
         Differs from the reference: a softmax replaces the free weights, which become negative; the moments of Adam
-        belong to the weighting, and not to the model's optimizer; norms are taken on all shared parameters unless
-        ``shared=`` names the last shared layer, as the paper has it.
+        belong to the weighting, not to the model's optimizer; norms are taken on all shared parameters unless ``shared=``
+        names the last shared layer, as in the paper.
     """
 
-    needs: ClassVar[Need] = "norms"
-    nonnegative: ClassVar[bool] = True
-    total: ClassVar[Literal["1", "K"] | None] = "K"
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
+    needs = "norms"
+    nonnegative = True
+    total = "K"
+    sign = "positive"
 
-    logits: Tensor
     first_loss: Tensor
     seen: Tensor
-    moment1: Tensor
-    moment2: Tensor
-    updates: Tensor
 
     def __init__(self, *, alpha: float = 1.5, lr: float = 0.025) -> None:
         super().__init__()
@@ -70,25 +62,18 @@ class GradNorm(OuterWeighting):
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
         super().bind(tasks)
-        count = len(tasks)
         self.current.fill_(1.0)
-        self.register_buffer("logits", torch.zeros(count, dtype=self.dtype))
-        self.register_buffer("first_loss", torch.ones(count, dtype=self.dtype))
-        self.register_buffer("seen", torch.zeros(count, dtype=torch.bool))
-        self.register_buffer("moment1", torch.zeros(count, dtype=self.dtype))
-        self.register_buffer("moment2", torch.zeros(count, dtype=self.dtype))
-        self.register_buffer("updates", torch.zeros(count, dtype=self.dtype))
+        self.register_buffer("first_loss", torch.ones(len(tasks), dtype=self.dtype))
+        self.register_buffer("seen", torch.zeros(len(tasks), dtype=torch.bool))
 
     def forward(self, signals: Signals, /) -> Tensor:
         norms, active = signals.norms, signals.active
         assert norms is not None
         self.first_loss.copy_(torch.where(active & ~self.seen, signals.losses, self.first_loss))
         self.seen.logical_or_(active)
-        moves = active & (active.sum() > 1)
         gradient = self._gradient(norms, signals.losses, active)
-        moves = moves & torch.isfinite(gradient)
-        gradient = torch.where(moves, gradient, 0.0)
-        adam_step(self.logits, self.moment1, self.moment2, self.updates, gradient, moves, lr=self.lr)
+        moves = active & (active.sum() > 1) & torch.isfinite(gradient)
+        self.adam_step(torch.where(moves, gradient, 0.0), moves, lr=self.lr)
         return self._softmax()
 
     def _softmax(self) -> Tensor:
@@ -106,7 +91,7 @@ class GradNorm(OuterWeighting):
         rate = ratio / mean(ratio).clamp_min(tiny)
         target = mean(weights * norms) * rate**self.alpha
         pull = torch.where(active, torch.sign(weights * norms - target) * norms, 0.0)
-        # The active weights sum to K, or to the mass that the absent ones leave them.
+        # The active weights sum to K, minus the weights of the absent tasks.
         mass = torch.where(active, weights, 0.0).sum()
         return weights * (pull - (weights * pull).sum() / mass)
 

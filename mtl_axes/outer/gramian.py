@@ -1,20 +1,19 @@
-"""What weightings of the Gramian share: the small problem of the active tasks, solved on the host."""
+"""The base class of weightings that solve a small problem in the Gramian, on the host."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.geometry import cosines
-from mtl_axes.signals import Need, Signals
+from mtl_axes.signals import Signals
 
 __all__ = ["GramianWeighting", "Problem"]
 
-# Relative to a unit diagonal. A Gramian averaged over calls in which tasks come and go may be indefinite by more.
+# Relative to a unit diagonal. Averaging over calls with different active tasks can make a Gramian more indefinite.
 _INDEFINITE = 1e-10
 
 
@@ -36,15 +35,15 @@ class Problem:
 class GramianWeighting(OuterWeighting):
     """A weighting that solves a small problem for the Gramian of the active tasks.
 
-    A subclass defines :meth:`solve`. Tasks that are absent or have no gradient leave the problem and get the weight 0; with
-    no active task the weights stay as they are. The problem is solved in float64 on the CPU, so that a measured window
-    waits for the device; every other window does not.
+    A subclass defines :meth:`solve`. Tasks that are absent or have no gradient are left out and get the weight 0; with no
+    active task the weights stay unchanged. The problem is solved in float64 on the CPU, so that a measured window waits for
+    the device; other windows do not.
     """
 
-    needs: ClassVar[Need] = "gramian"
-    memoryless: ClassVar[bool] = True
-    on_host: ClassVar[bool] = True
-    traceable: ClassVar[bool] = False
+    needs = "gramian"
+    memoryless = True
+    on_host = True
+    traceable = False
 
     def solve(self, problem: Problem, /) -> Tensor:
         """Return the weights (k,) of the active tasks, float64 on the CPU. Called with at least one task."""
@@ -62,12 +61,12 @@ class GramianWeighting(OuterWeighting):
 
 
 def _semidefinite(gramian: Tensor) -> Tensor:
-    """Return the Gramian symmetric, and without the negative eigenvalues that one averaged over calls may have."""
+    """Return the Gramian symmetric, and without the negative eigenvalues that an average over calls may have."""
     gramian = (gramian + gramian.T) / 2
     norms, unit = cosines(gramian)
     values, vectors = torch.linalg.eigh(unit)
     if values[0] >= -_INDEFINITE:
         return gramian
-    # Clipping eigenvalues raises the diagonal; the norms are what was measured.
+    # Clipping eigenvalues raises the diagonal, so the measured norms are restored.
     _, nearest = cosines((vectors * values.clamp_min(0)) @ vectors.T)
     return nearest * norms * norms[:, None]

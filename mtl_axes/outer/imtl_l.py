@@ -1,15 +1,11 @@
-"""The loss-balancing half of impartial multi-task learning."""
+"""IMTL-L: the loss-balancing half of impartial multi-task learning."""
 
 from __future__ import annotations
-
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mtl_axes.outer.learned import LearnedWeighting
-
-__all__ = ["IMTLL"]
 
 
 class IMTLL(LearnedWeighting):
@@ -20,17 +16,17 @@ class IMTLL(LearnedWeighting):
         lambda_i  = exp(s_i), s starts at 0
         penalty_i = -s_i
 
-    At the optimum of s the scaled loss exp(s_i) L_i is 1 for every task, and the weight 1 / L_i: the gradient is that of
-    sum_i log L_i, which ``scale_invariant`` has at once. The total can become negative: the report and ``log_dict``
-    give the task losses themselves. It is uncertainty weighting in another parameter: with exp(-s) L / 2 + s / 2 there,
-    this is twice the total at -s.
+    At the optimum of s the scaled loss exp(s_i) L_i is 1 for every task, and the weight 1 / L_i: the gradient of
+    sum_i log L_i, as in ``scale_invariant``, which computes it without learning. The total can become negative; the report
+    and ``log_dict`` give the task losses themselves. It is uncertainty weighting in another parameter: with
+    exp(-s) L / 2 + s / 2 there, this is twice the total at -s.
 
     The parameters belong to the criterion: give ``criterion.param_groups()`` to your optimizer. Gradients reach s
     through ``weights()`` and ``penalty()``.
 
     Returns:
-        (K,) positive weights, with no fixed sum. An absent task's s receives a zero gradient. s has no end for a loss that
-        stays at 0, and grows by the learning rate in every step.
+        (K,) positive weights, with no fixed sum. An absent task's s receives a zero gradient. For a loss that stays at 0,
+        s grows without bound, by the learning rate in every step.
 
     >>> from mtl_axes import Signals
     >>> weighting = IMTLL()
@@ -43,10 +39,10 @@ class IMTLL(LearnedWeighting):
         gradient in s (0.105, 0.341, -0.5). LibMTL has it only together with IMTL-G, in one method.
     """
 
-    nonnegative: ClassVar[bool] = True
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    parameter_name: ClassVar[str] = "log_scale"
-    called: ClassVar[str] = "imtl_l: the log scales"
+    nonnegative = True
+    sign = "positive"
+    parameter_name = "log_scale"
+    called = "imtl_l: the log scales"
 
     log_scale: nn.Parameter
 

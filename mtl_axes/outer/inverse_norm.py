@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mtl_axes.options import check_choice
 from mtl_axes.outer.base import OuterWeighting
-from mtl_axes.signals import Need, Signals
-
-__all__ = ["InverseNorm"]
+from mtl_axes.signals import Signals
 
 
 class InverseNorm(OuterWeighting):
-    r"""Weights that fall with a task's gradient norm n_i on the shared parameters, from one window to the next.
+    r"""Weights that fall with a task's gradient norm n_i on the shared parameters, computed for each window alone.
 
     ::
 
@@ -23,9 +21,9 @@ class InverseNorm(OuterWeighting):
                  = (S - n_i) / ((K - 1) S),  S = sum_j n_j    form="complement"
 
     The inverse makes all products lambda_i n_i equal: every task pulls the shared parameters with the same force. The
-    complement, GABA's published form, does so for K = 2 alone, where both forms are one; for K > 2 it never exceeds
-    1 / (K - 1). An absent task, and one without a gradient, gets 0, and the sums run over the others; a task that is alone
-    gets 1. Without memory the weights follow the noise of single windows: the stages ``ema`` and ``floor`` tame it.
+    complement, GABA's published form, does so for K = 2 only, where both forms agree; for K > 2 it never exceeds
+    1 / (K - 1). A task that is absent or has no gradient gets 0, and the sums run over the others; a single task gets 1.
+    Without memory the weights follow the noise of single windows; the stages ``ema`` and ``floor`` reduce it.
 
     Args:
         form: ``"inverse"`` or ``"complement"``.
@@ -42,20 +40,19 @@ class InverseNorm(OuterWeighting):
 
     References:
         The inverse norm is folklore. Up to scale it is the grad_norm scheme of jaxpi (S. Wang et al., "An Expert's Guide
-        to Training Physics-informed Neural Networks", 2023), which multiplies it by the sum of the norms times that of
+        to Training Physics-informed Neural Networks", 2023), which multiplies it by the sum of the norms and the sum of
         their inverses, and, for K = 2, IMTL-G, ConFIG, Nash-MTL and DB-MTL. The complement is from "Gradient-Aware
         Multi-Task Learning for Predictive Maintenance", chapter 17.
     """
 
-    needs: ClassVar[Need] = "norms"
-    total: ClassVar[Literal["1", "K"] | None] = "1"
-    memoryless: ClassVar[bool] = True
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    needs = "norms"
+    total = "1"
+    memoryless = True
+    scaling = "invariant"
 
     def __init__(self, *, form: Literal["inverse", "complement"] = "inverse") -> None:
         super().__init__()
-        check_choice("form", form, ("complement", "inverse"))
-        self.form = form
+        self.form = check_choice("form", form, ("complement", "inverse"))
 
     @property
     def balances(self) -> bool:  # type: ignore[override]
@@ -70,6 +67,6 @@ class InverseNorm(OuterWeighting):
             inverse = norms.reciprocal() * members
             return torch.where(active.any(), inverse / inverse.sum(), self.current)
         count, total = members.sum(), (norms * members).sum()
-        # NaN where a task is alone, which is not what is taken then.
+        # NaN for a single task, and then not used.
         complement = (total - norms) / ((count - 1) * total) * members
         return torch.where(count > 1, complement, torch.where(count > 0, members, self.current))

@@ -1,4 +1,4 @@
-"""What weightings with parameters share: the parameter, the read with a graph, and the watch on the optimizer."""
+"""The base class of learned weightings: the parameter, and a warning if no optimizer updates it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_axes.outer.base import OuterWeighting
-from mtl_axes.signals import Need, Signals, TaskInfo
-
-__all__ = ["LearnedWeighting"]
+from mtl_axes.signals import Signals, TaskInfo
 
 _PATIENCE = 20
 
@@ -21,16 +19,16 @@ class LearnedWeighting(OuterWeighting):
     """A weighting whose weights are a function of one parameter (K,), which starts at 0 and is in the user's optimizer.
 
     A subclass defines :meth:`read` and :meth:`penalty`. Gradients reach the parameter through ``weights()`` and
-    ``penalty()``; when they arrive window after window and nothing moves it, one warning says so.
+    ``penalty()``. A warning is shown once if they arrive in many windows and the parameter never changes.
 
     Attributes:
-        parameter_name: under which the parameter is an attribute, saved and reported.
-        called: what its entries are, in the plural and with the registered name, for the warning.
+        parameter_name: name of the parameter as an attribute, in the state and in reports.
+        called: the registered name and a plural noun for the entries, for the warning.
     """
 
-    needs: ClassVar[Need] = "losses"
-    reads_signals: ClassVar[bool] = False
-    learnable: ClassVar[bool] = True
+    needs = "losses"
+    reads_signals = False
+    learnable = True
     parameter_name: ClassVar[str]
     called: ClassVar[str]
 
@@ -70,7 +68,7 @@ class LearnedWeighting(OuterWeighting):
         self._got_gradient = True
 
     def _watch_optimizer(self) -> None:
-        """Warn once when gradients arrive window after window and no optimizer moves the parameter."""
+        """Warn once if gradients arrive in many windows and no optimizer updates the parameter."""
         if torch.compiler.is_compiling() or self._windows > _PATIENCE:
             return
         learned = self._learned()
@@ -81,8 +79,7 @@ class LearnedWeighting(OuterWeighting):
         if self._windows <= _PATIENCE:
             return
         before, self._before = self._before, None
-        # A fused optimizer does not raise the version, so that only the values tell. Comparing them synchronises; it
-        # happens at most once in a run.
+        # A fused optimizer does not raise the version, so the values are compared. This waits for the device, once in a run.
         if learned._version == self._version and torch.equal(before.to(learned), learned):
             warnings.warn(
                 f"{self.called} received gradients over {_PATIENCE} steps and did not change, so they are not in the "

@@ -1,6 +1,6 @@
-"""What loss-based weightings share: which tasks take part in a window, and how these share their weights.
+"""Helpers of loss-based weightings: the tasks that take part in a window, and how they share their weights.
 
-Nothing here reads a value on the host.
+No value is read on the host.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from mtl_axes.signals import Signals
 
 __all__ = ["LEAST", "MOST", "positive_losses", "redistribute", "subproblem"]
 
-# Below what training in float32 resolves, and so far from the ends of its range that sums over tasks and products with
+# Beyond what training in float32 resolves, and so far from the ends of its range that sums over tasks and products with
 # losses stay finite.
 LEAST, MOST = 1e-30, 1e30
 
 
 def positive_losses(signals: Signals) -> tuple[Tensor, Tensor]:
-    """Return the losses (K,), 1 where a task is not a member, and the members (K,): active tasks with a loss above 0.
+    """Return the losses (K,), 1 for a task that is not a member, and the members (K,): active tasks with a loss above 0.
 
-    A loss that cannot be negative has no gradient where it is exactly 0, so there is nothing for a weight to scale, and
-    logarithms and reciprocals of it would take everything from the other tasks. Losses below 1e-30 count as 1e-30.
+    A non-negative loss of exactly 0 has no gradient, so there is nothing for a weight to scale, and its logarithm or
+    reciprocal would take all the weight from the other tasks. Losses below 1e-30 count as 1e-30.
     """
     members = signals.active & (signals.losses > 0)
     return torch.where(members, signals.losses.clamp_min(LEAST), 1.0), members
 
 
 def subproblem(weights: Tensor, members: Tensor, current: Tensor) -> Tensor:
-    """Return the weights of a weighting without memory: 0 beside the members, capped at 1e30; with no member the current."""
+    """Return the weights of a weighting without memory: at most 1e30, 0 for non-members; without members, the current."""
     return torch.where(members.any(), torch.where(members, weights.clamp_max(MOST), 0.0), current)
 
 
 def redistribute(shares: Tensor, members: Tensor, current: Tensor, total: float) -> Tensor:
-    """Return the weights of a weighting with memory: the members share their mass, the others keep their weights.
+    """Return the weights of a weighting with memory: the members share the sum that they had, the others keep theirs.
 
     Args:
-        shares: (K,) not negative, of any scale, with a positive sum over the members.
+        shares: (K,) non-negative, of any scale, with a positive sum over the members.
         members: (K,) bool.
         current: (K,) weights so far.
-        total: what all K weights sum to.
+        total: the sum of all K weights.
     """
-    # Over all tasks the mass is the total by definition: its rounding must not enter the weights window after window.
+    # The sum over all tasks is the total by definition: its rounding must not enter the weights window after window.
     mass = torch.where(members.all(), total, torch.where(members, current, 0.0).sum())
     shares = torch.where(members, shares, 0.0)
     return torch.where(members, shares / shares.sum() * mass, current)

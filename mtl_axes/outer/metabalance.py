@@ -1,22 +1,16 @@
-"""MetaBalance: auxiliary tasks scaled towards the gradient norm of a main task, as far as one likes."""
+"""MetaBalance: auxiliary tasks scaled a part of the way to the gradient norm of a main task."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mtl_axes.options import check_number
-from mtl_axes.outer.base import OuterWeighting
-from mtl_axes.outer.roles import check_main, find_main, with_main_at_one
-from mtl_axes.signals import Need, Signals, TaskInfo
-
-__all__ = ["MetaBalance"]
+from mtl_axes.outer.main_task import MainTaskWeighting
+from mtl_axes.signals import Signals, TaskInfo
 
 
-class MetaBalance(OuterWeighting):
+class MetaBalance(MainTaskWeighting):
     r"""Weights that bring auxiliary tasks a part of the way to the gradient norm of a main task.
 
     ::
@@ -24,9 +18,9 @@ class MetaBalance(OuterWeighting):
         m_i      = mean of n_i over the windows, weighted by beta^age
         lambda_i = r m_main / m_i + (1 - r)
 
-    n_i is the gradient norm on the shared parameters. At r = 1 all averaged norms become that of the main task, at r = 0 the
-    weights are 1. The main task has the weight 1. An absent task keeps its average and its weight; without the main task
-    all of them do.
+    n_i is the gradient norm on the shared parameters. At r = 1 all averaged norms become equal to the main task's, at r = 0
+    the weights are 1. The main task has the weight 1. An absent task keeps its average and its weight. If the main task is
+    absent, all do.
 
     Args:
         main: name of the main task, or its position.
@@ -34,7 +28,7 @@ class MetaBalance(OuterWeighting):
         beta: decay of the averages per window, in [0, 1).
 
     Returns:
-        (K,) positive weights, that of the main task being 1.
+        (K,) positive weights, 1 for the main task.
 
     Raises:
         OptionError: an option is outside its range; on binding, no task is called ``main``.
@@ -46,41 +40,32 @@ class MetaBalance(OuterWeighting):
     References:
         Y. He et al., "MetaBalance: Improving Multi-Task Recommendations via Adapting Gradient Magnitudes of Auxiliary
         Tasks", 2022; its variant that both enlarges and reduces. Differs from the reference: it scales each layer, and
-        here one weight per task is found from the norms over all shared parameters. Its averages start at zero, which
+        here one weight per task is computed from the norms over all shared parameters. Its averages start at zero, which
         cancels from the ratio while no task is absent; here they are means, so that a task may join later.
     """
 
-    needs: ClassVar[Need] = "norms"
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    symmetric: ClassVar[bool] = False
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
-    example: ClassVar[Mapping[str, Any]] = {"main": 0}
+    needs = "norms"
+    sign = "positive"
 
     norm_sum: Tensor
     norm_share: Tensor
 
     def __init__(self, *, main: str | int, r: float = 0.7, beta: float = 0.9) -> None:
-        super().__init__()
-        check_main(main)
-        self.main = main
+        super().__init__(main)
         self.r = check_number("r", r, low=0.0, high=1.0)
         self.beta = check_number("beta", beta, low=0.0, high=1.0, high_open=True)
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
-        self._position = find_main(self.main, tasks)
         super().bind(tasks)
-        self.current.fill_(1.0)
         for name in ("norm_sum", "norm_share"):
             self.register_buffer(name, torch.zeros(len(tasks), dtype=self.dtype))
 
     def forward(self, signals: Signals, /) -> Tensor:
-        norms, active, main = signals.norms, signals.active, self._position
+        norms, moving = signals.norms, self.moving(signals)
         assert norms is not None
-        moves = active & active[main]
         decay = self.beta**signals.elapsed
         norm_sum, norm_share = self.norm_sum, self.norm_share
-        norm_sum.copy_(torch.where(moves, decay * norm_sum + (1 - decay) * norms, norm_sum))
-        norm_share.copy_(torch.where(moves, decay * norm_share + (1 - decay), norm_share))
+        norm_sum.copy_(torch.where(moving, decay * norm_sum + (1 - decay) * norms, norm_sum))
+        norm_share.copy_(torch.where(moving, decay * norm_share + (1 - decay), norm_share))
         mean = norm_sum / norm_share
-        weights = self.r * (mean[main] / mean) + (1 - self.r)
-        return torch.where(moves, with_main_at_one(weights, main), self.current)
+        return self.beside_main(self.r * (mean[self._position] / mean) + (1 - self.r), moving)

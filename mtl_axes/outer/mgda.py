@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from torch import Tensor
 
 from mtl_axes.outer.gramian import GramianWeighting, Problem
 from mtl_axes.outer.solvers import min_norm
-
-__all__ = ["MGDA"]
 
 
 class MGDA(GramianWeighting):
@@ -19,13 +15,13 @@ class MGDA(GramianWeighting):
 
         lambda = argmin w'Gw  over  w >= 0, sum_i w_i = 1
 
-    At the minimum (G lambda)_i >= lambda'G lambda for every task: the common gradient conflicts with none. Where its length
-    is 0, as for opposed gradients, no direction improves all tasks; lambda is still on the simplex, and shows how they
-    cancel. Equal gradients share their weight equally.
+    At the minimum (G lambda)_i >= lambda'G lambda for every task: the common gradient conflicts with none. If its length is
+    0, as for opposed gradients, no direction improves all tasks; lambda is still on the simplex, and shows how they cancel.
+    Equal gradients share their weight equally.
 
-    A task with a small gradient dominates: for orthogonal gradients lambda_i is proportional to 1 / g_i^2, so that a task
-    that is nearly solved takes all the weight and the step of the shared parameters shrinks with it. Balance the losses
-    first, or use ``nash_mtl`` or ``upgrad``, where that matters.
+    A task with a small gradient dominates: for orthogonal gradients lambda_i is proportional to 1 / g_i^2, so that a nearly
+    solved task takes all the weight and the step of the shared parameters shrinks with it. If that matters, balance the
+    losses first, or use ``nash_mtl`` or ``upgrad``.
 
     Returns:
         (K,) non-negative weights that sum to 1; 0 for a task that is absent or has no gradient.
@@ -37,15 +33,15 @@ class MGDA(GramianWeighting):
 
     References:
         J.-A. Desideri, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization", 2012; O. Sener,
-        V. Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018. Exact, where the second paper iterates by
+        V. Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018. Exact, while the second paper iterates by
         Frank-Wolfe: TorchJD 0.18 stops at a step of 1e-3 or after 100, which leaves weights off by up to 0.013 and a
         length of 0.2998 for 0.2984 on a well-scaled 3 x 5 Jacobian, and 0.039 for 0 on opposed gradients; LibMTL bounds the
-        step by 0.001 and 0.999. Differs from both in that a task without a gradient leaves the problem: there it takes
-        the weight 1 and training stops. LibMTL's normalisations by norm or loss are not a part of it.
+        step by 0.001 and 0.999. Differs from both in leaving out a task without a gradient: there it takes the weight 1
+        and training stops. LibMTL's normalisations by norm or loss are not included.
     """
 
-    total: ClassVar[Literal["1", "K"] | None] = "1"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    total = "1"
+    scaling = "invariant"
 
     def solve(self, problem: Problem, /) -> Tensor:
         return min_norm(problem.gramian)

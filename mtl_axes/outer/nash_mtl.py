@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -11,25 +10,23 @@ from mtl_axes.options import check_number
 from mtl_axes.outer.gramian import GramianWeighting, Problem
 from mtl_axes.outer.solvers import nash
 
-__all__ = ["NashMTL"]
-
 
 class NashMTL(GramianWeighting):
-    r"""Weights of the direction that maximises the product of the tasks' gains, whatever the scale of their losses.
+    r"""Weights of the direction that maximises the product of the tasks' gains, for losses of any scale.
 
     ::
 
         (G x)_i = 1 / x_i,  x > 0
         lambda  = x min(1, max_norm / sqrt(K))
 
-    Every such x gives x'Gx = sum_i x_i / x_i = K: the common gradient J'x has the length sqrt(K) whatever the gradients. To
-    clip it, as the authors' program does, is therefore a constant factor, and written as one here. A loss times c has its
-    weight divided by c. For K = 2, x_i = 1 / (g_i sqrt(1 + cos)); for orthogonal gradients 1 / g_i. With a subset of k tasks
-    active, K is k. The authors also reuse weights for several steps: ``compose(..., every=n)``.
+    Every such x gives x'Gx = sum_i x_i / x_i = K: the common gradient J'x always has the length sqrt(K). Clipping it, as the
+    authors' program does, is therefore a constant factor. Multiplying a loss by c divides its weight by c. For K = 2,
+    x_i = 1 / (g_i sqrt(1 + cos)); for orthogonal gradients 1 / g_i. If only k tasks are active, K is k. The authors also
+    reuse weights for several steps: ``compose(..., every=n)``.
 
-    Opposed gradients, or any whose non-negative combination is 0, have no solution; x would be infinite. It ends at
-    x_i g_i = 1e5 at most times sqrt(K) (see :func:`mtl_axes.outer.solvers.nash`): for K = 2, where the cosine is below
-    -1 + 1e-10. Long before, weights of 1 / sqrt(1 + cos) multiply the heads' gradients, too.
+    There is no solution for opposed gradients, or others with a non-negative combination that is 0: x would be infinite. It
+    ends at x_i g_i = 1e5 sqrt(K) (see :func:`mtl_axes.outer.solvers.nash`), for K = 2 at a cosine below -1 + 1e-10. Long
+    before, weights of 1 / sqrt(1 + cos) multiply the heads' gradients, too.
 
     Args:
         max_norm: > 0, the largest norm of the common gradient; None leaves it sqrt(K).
@@ -46,15 +43,15 @@ class NashMTL(GramianWeighting):
     tensor([0.5915, 0.4071])
 
     References:
-        A. Navon et al., "Multi-Task Learning as a Bargaining Game", 2022. Solved exactly, where the authors, TorchJD 0.18
-        and LibMTL run up to 20 rounds of a concave-convex procedure through cvxpy and ECOS: on well-scaled 3 x 5 Jacobians
-        their weights agree with these to 7e-8. LibMTL clips the shared gradients alone, after the heads have received
-        the unclipped weights. FairGrad with alpha = 1 is this without a clip.
+        A. Navon et al., "Multi-Task Learning as a Bargaining Game", 2022. Solved exactly; the authors, TorchJD 0.18 and
+        LibMTL run up to 20 rounds of a concave-convex procedure through cvxpy and ECOS, whose weights agree to 7e-8 on
+        well-scaled 3 x 5 Jacobians. LibMTL clips the shared gradients only; its heads receive the unclipped weights.
+        FairGrad with alpha = 1 is this without a clip.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "inverse"
-    balances: ClassVar[bool] = True
+    sign = "positive"
+    scaling = "inverse"
+    balances = True
 
     def __init__(self, *, max_norm: float | None = 1.0) -> None:
         super().__init__()

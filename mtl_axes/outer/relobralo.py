@@ -1,24 +1,21 @@
-"""Relative loss balancing with random lookback."""
+"""ReLoBRaLo: relative loss balancing with random lookback."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from mtl_axes.options import check_number
+from mtl_axes.options import check_integer, check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.draws import Draws
 from mtl_axes.outer.members import MOST, positive_losses, redistribute
-from mtl_axes.signals import Need, Signals, TaskInfo
-
-__all__ = ["ReLoBRaLo"]
+from mtl_axes.signals import Signals, TaskInfo
 
 
 class ReLoBRaLo(OuterWeighting):
-    r"""Weights that grow with how slowly a loss falls, against the window before or, now and then, against the first.
+    r"""Weights that grow with how slowly a loss falls, compared with the previous window or, at random, with the first.
 
     ::
 
@@ -26,21 +23,21 @@ class ReLoBRaLo(OuterWeighting):
         hist       = lambda(t - 1) with probability rho, else bal(t, 0)
         lambda(t)  = beta hist + (1 - beta) bal(t, t - 1),  lambda(0) = 1
 
-    One draw in each window decides for all tasks. The unit of a loss cancels: only the rate counts, as with ``dwa``, of
-    which it is the form without epochs. At a low temperature the largest ratio takes every weight of bal; ratios over
-    the temperature are clamped to 1e30.
+    One draw in each window decides for all tasks. The unit of a loss cancels: only its rate counts, as in ``dwa``, but
+    without epochs. At a low temperature the largest ratio takes all the weight of bal; ratios over the temperature are
+    clamped to 1e30.
 
     L(0) is the loss of a task's first window. A task without a loss in a window, or with a loss of exactly 0, keeps its
-    losses and its weight, and the others share the mass that they had.
+    losses and its weight, and the others share the sum that they had.
 
     Args:
         beta: decay of the weights per window, in [0, 1]; the paper's alpha.
         temperature: > 0; the larger, the more even the weights. The paper's tau.
-        rho: probability of looking back at the window before only, in [0, 1].
+        rho: probability of comparing with the previous window only, in [0, 1].
         seed: of the draws, an integer >= 0.
 
     Returns:
-        (K,) weights, not negative, that sum to K.
+        (K,) non-negative weights that sum to K.
 
     Raises:
         OptionError: an option is outside its range.
@@ -56,14 +53,13 @@ class ReLoBRaLo(OuterWeighting):
         ports of the authors' code, in which beta is 1 and then 0 in the first two windows, so that the weights start at
         bal(1, 0): here they start at 1, as in physicsnemo-sym. With beta = 0 and temperature = 1 it is what physicsnemo-sym
         calls SoftAdapt: the weights agree to 6e-8, the size of its guards against 0/0.
-        TorchJD 0.18 and LibMTL have no such method.
     """
 
-    needs: ClassVar[Need] = "losses"
-    nonnegative: ClassVar[bool] = True
-    total: ClassVar[Literal["1", "K"] | None] = "K"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
-    traceable: ClassVar[bool] = False
+    needs = "losses"
+    nonnegative = True
+    total = "K"
+    scaling = "invariant"
+    traceable = False
 
     first: Tensor
     last: Tensor
@@ -74,7 +70,7 @@ class ReLoBRaLo(OuterWeighting):
         self.beta = check_number("beta", beta, low=0.0, high=1.0)
         self.temperature = check_number("temperature", temperature, low=0.0, low_open=True)
         self.rho = check_number("rho", rho, low=0.0, high=1.0)
-        self.seed = int(check_number("seed", seed, low=0, integer=True))
+        self.seed = check_integer("seed", seed)
         self.draws = Draws(self.seed)
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
@@ -87,9 +83,9 @@ class ReLoBRaLo(OuterWeighting):
     def forward(self, signals: Signals, /) -> Tensor:
         losses, members = positive_losses(signals)
         moves = members & self.seen
-        keeps = self.draws.uniform((), losses) < self.rho
-        kept = torch.where(keeps, self.current, self._balance(losses, self.first, moves))
-        weights = self.beta * kept + (1 - self.beta) * self._balance(losses, self.last, moves)
+        recent = self.draws.uniform((), losses) < self.rho
+        history = torch.where(recent, self.current, self._balance(losses, self.first, moves))
+        weights = self.beta * history + (1 - self.beta) * self._balance(losses, self.last, moves)
         torch.where(members & ~self.seen, losses, self.first, out=self.first)
         torch.where(members, losses, self.last, out=self.last)
         self.seen.logical_or_(members)

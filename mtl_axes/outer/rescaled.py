@@ -12,20 +12,19 @@ from mtl_axes.options import check_choice
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.stages import Stage
 
-__all__ = ["Rescaled"]
-
 
 class Rescaled(Stage):
     r"""The weights of another weighting, scaled to the sum 1 or K, so that methods share an effective learning rate.
 
     ::
 
-        lambda = w T / sum_j w_j,  T = 1 or K      where the sum is positive
-               = w                                 elsewhere
+        lambda = w T / sum_j w_j,  T = 1 or K      if the sum is positive
+               = w                                 otherwise
 
-    ``w`` are the weights of the base; the ratios between them stay. A sum that is zero or negative, which weights of either
-    sign can have, is left unchanged: dividing by it would reverse every gradient. Reference weights, which evaluation uses,
-    are scaled in the same way. If the base gives absent tasks the weight 0, K is the number of tasks that take part.
+    ``w`` are the weights of the base; the ratios between them stay. Weights of both signs can have a sum that is zero or
+    negative. They are left unchanged then, because dividing by a negative sum would reverse every gradient. Reference
+    weights, which evaluation uses, are scaled in the same way. If the base gives absent tasks the weight 0, K is the number
+    of tasks that take part.
 
     Args:
         base: the weighting to rescale: a name, ``{"name": ..., **options}``, or an instance that was not called yet.
@@ -56,12 +55,12 @@ class Rescaled(Stage):
 
     @property
     def total(self) -> Literal["1", "K"] | None:  # type: ignore[override]
-        """None where weights can be negative, since their sum can be, too."""
+        """None if weights can be negative, because their sum can be negative, too."""
         return None if self.base.sign == "any" else self._total
 
     @property
     def scaling(self) -> Literal["invariant", "inverse"] | None:  # type: ignore[override]
-        """Invariant also where the weights of the base are divided by c: their sum is, too."""
+        """Invariant even if the weights of the base are divided by c, because their sum is, too."""
         return "invariant" if self.total and self.base.scaling == "inverse" else super().scaling
 
     def reshaped(self, weights: Tensor, members: Tensor | None, /) -> Tensor:

@@ -1,32 +1,30 @@
-"""Random loss weighting."""
+"""RLW: random loss weighting."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mtl_axes.options import check_choice, check_number
+from mtl_axes.options import check_choice, check_integer
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.draws import Draws
 from mtl_axes.outer.members import subproblem
-from mtl_axes.signals import Need, Signals
-
-__all__ = ["RLW"]
+from mtl_axes.signals import Signals
 
 
 class RLW(OuterWeighting):
-    r"""Weights drawn anew in every window: the baseline that asks whether an adaptive weighting adapts to anything.
+    r"""Random weights in every window: the baseline that shows whether an adaptive weighting adapts to anything.
 
     ::
 
         lambda = softmax(z), z_i ~ N(0, 1)        distribution="normal"
         lambda ~ uniform on the simplex           distribution="dirichlet"
 
-    In expectation every weight is 1/K; one draw of the normal kind spreads by 0.222 around 0.333 for K = 3, the other by
-    0.236. The generator belongs to the weighting: it is seeded alike on every rank, saved with the state, and untouched by
-    what else draws random numbers. An absent task gets 0, the others a draw of the smaller problem.
+    In expectation every weight is 1/K. For K = 3 the standard deviation around 0.333 is 0.222 for ``"normal"``, 0.236 for
+    ``"dirichlet"``. The generator belongs to the weighting: it has the same seed on every rank, is saved with the state, and
+    no other random draws change it. An absent task gets 0, the others a draw of the smaller problem.
 
     Args:
         distribution: ``"normal"`` (the published default) or ``"dirichlet"``, with concentration 1.
@@ -44,25 +42,23 @@ class RLW(OuterWeighting):
 
     References:
         B. Lin, F. Ye, Y. Zhang, I. W. Tsang, "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task
-        Learning", 2022. The draws of seed 0 are those of LibMTL and of TorchJD 0.18 after ``torch.manual_seed(0)`` in
-        float64, (0.8446, 0.1349, 0.0205) first. Differs from both in that its generator is its own and part of the state;
-        theirs is the global one, so that a data loader or a dropout layer changes the weights and a resumed run draws
-        others. As there, weights sum to 1, and the step is 1/K of that of the plain sum.
+        Learning", 2022. Seed 0 draws what LibMTL and TorchJD 0.18 draw after ``torch.manual_seed(0)`` in float64,
+        (0.8446, 0.1349, 0.0205) first. Differs from both in having its own generator in the state; they use the global one,
+        so that a data loader or a dropout layer changes the weights and a resumed run draws others. As there, weights sum
+        to 1, and the step is 1/K of the step of the plain sum.
     """
 
-    needs: ClassVar[Need] = "losses"
-    total: ClassVar[Literal["1", "K"] | None] = "1"
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    memoryless: ClassVar[bool] = True
-    symmetric: ClassVar[bool] = False
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
-    traceable: ClassVar[bool] = False
+    total = "1"
+    sign = "positive"
+    memoryless = True
+    symmetric = False
+    scaling = "invariant"
+    traceable = False
 
     def __init__(self, *, distribution: Literal["normal", "dirichlet"] = "normal", seed: int = 0) -> None:
         super().__init__()
-        check_choice("distribution", distribution, ("normal", "dirichlet"))
-        self.distribution = distribution
-        self.seed = int(check_number("seed", seed, low=0, integer=True))
+        self.distribution = check_choice("distribution", distribution, ("normal", "dirichlet"))
+        self.seed = check_integer("seed", seed)
         self.draws = Draws(self.seed)
 
     def forward(self, signals: Signals, /) -> Tensor:
@@ -70,7 +66,7 @@ class RLW(OuterWeighting):
         if self.distribution == "normal":
             logits = self.draws.normal((signals.size,), losses)
         else:
-            # Exponential variates over their sum are uniform on the simplex, those of a subset on its own simplex. The
-            # ends of the interval, where one is infinite or all could be 0, are left out.
+            # Exponential variates over their sum are uniform on the simplex, and those of a subset on its simplex. The ends
+            # of the interval are left out, because a variate could be infinite, or all 0.
             logits = (-self.draws.uniform((signals.size,), losses).clamp(1e-12, 1 - 1e-7).log()).log()
         return subproblem(torch.where(active, logits, -torch.inf).softmax(0), active, self.current)

@@ -1,9 +1,8 @@
-"""Scaled loss approximate weighting."""
+"""SLAW: scaled loss approximate weighting."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,16 +10,14 @@ from torch import Tensor
 from mtl_axes.options import check_number
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.members import positive_losses, redistribute
-from mtl_axes.signals import Need, Signals, TaskInfo
+from mtl_axes.signals import Signals, TaskInfo
 
-__all__ = ["SLAW"]
-
-# Relative to the mean loss: a task whose loss stands still does not take every weight.
+# Relative to the mean loss, so that a task with a constant loss does not take all the weight.
 _STILL = 1e-5
 
 
 class SLAW(OuterWeighting):
-    r"""Inverse spread of each loss: an estimate of inverse gradient norms that needs no gradient.
+    r"""Weights by the inverse spread of each loss, which estimates the inverse gradient norm without a gradient.
 
     ::
 
@@ -29,11 +26,11 @@ class SLAW(OuterWeighting):
         s_i      = max(sqrt(a_i - b_i^2), 1e-5 b_i)          spread
         lambda_i = K (1 / s_i) / sum_j (1 / s_j)
 
-    How much a loss varies from window to window stands for how steep it is. The noise of the batches enters as well, so that
-    it is a guide to the sizes of gradients and no measurement: ``inverse_norm`` and ``gaba`` measure them.
+    The variation of a loss from window to window stands for its steepness. It includes the noise of the batches, so that it
+    only indicates the sizes of gradients; ``inverse_norm`` and ``gaba`` measure them.
 
     Weights are 1 until a task has had two windows. A task without a loss in a window, or with a loss of exactly 0, keeps
-    its means and its weight, and the others share the mass that they had.
+    its means and its weight, and the others share the sum that they had.
 
     Args:
         beta: decay of the means, in [0, 1). They are plain means over the first 1 / (1 - beta) windows.
@@ -52,18 +49,17 @@ class SLAW(OuterWeighting):
 
     References:
         M. Crawshaw, J. Kosecka, "SLAW: Scaled Loss Approximate Weighting for Efficient Multi-Task Learning", 2021, with
-        the start of the means as in the authors' code. Differs from it: the variance is carried on without the difference
-        a - b^2, which in float32 loses every digit of a spread below 3e-4 of the mean; spreads end at 1e-5 of the mean
-        and not at 1e-5 in the unit of the loss, which gave losses of 1e-6 and 1e-9 the same weight. TorchJD 0.18 and
-        LibMTL have no such method.
+        the start of the means as in the authors' code. Differs from it: the variance is updated without the difference
+        a - b^2, which in float32 loses every digit of a spread below 3e-4 of the mean; spreads are at least 1e-5 of the
+        mean, instead of 1e-5 in the unit of the loss, which gave losses of 1e-6 and 1e-9 the same weight.
     """
 
-    needs: ClassVar[Need] = "losses"
-    nonnegative: ClassVar[bool] = True
-    total: ClassVar[Literal["1", "K"] | None] = "K"
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
-    balances: ClassVar[bool] = True
+    needs = "losses"
+    nonnegative = True
+    total = "K"
+    sign = "positive"
+    scaling = "invariant"
+    balances = True
 
     mean: Tensor
     deviation: Tensor
@@ -84,9 +80,9 @@ class SLAW(OuterWeighting):
         self.windows.add_(members)
         rate = (1 / self.windows.clamp_min(1)).clamp_min(1 - self.beta)
         step = losses - self.mean
-        # At either end of the rate, and across orders of magnitude, this stays between the two; a sum may round to 0.
+        # At both ends of the rate, and across orders of magnitude, lerp stays between the two; a sum may round to 0.
         mean = torch.lerp(self.mean, losses, rate)
-        # a - b^2 obeys v <- (1 - r) (v + r d^2) for d = L - b. Its root, because squares of small losses underflow.
+        # a - b^2 obeys v <- (1 - r) (v + r d^2) for d = L - b. This is its root, because squares of small losses underflow.
         deviation = (1 - rate).sqrt() * torch.hypot(self.deviation, rate.sqrt() * step)
         torch.where(members, mean, self.mean, out=self.mean)
         torch.where(members, deviation, self.deviation, out=self.deviation)

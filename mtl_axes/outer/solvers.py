@@ -1,12 +1,12 @@
 r"""Small problems in the K x K Gramian of the tasks' gradients, solved in float64 on the CPU, for K up to 64 or so.
 
 All three first write G = D C D, with the norms D on the diagonal and the cosines C between them: gradients of 1e-12 and of
-1e12 are then equally important, and "relative" below means relative to \|C\| \|D z\|, the size of what is added up. A row of
-zero norm is no part of a problem and gets 0. A Gramian that is not positive semi-definite to within 1e-10 (float32 leaves
-eigenvalues of -1e-7) is first moved there, by the smallest power of ten on the diagonal of C that does it.
+1e12 are then equally important, and "relative" below means relative to \|C\| \|D z\|, the size of the summands. A row of
+zero norm is left out and gets 0. If a Gramian is not positive semi-definite to within 1e-10 (float32 leaves eigenvalues of
+-1e-7), the smallest sufficient power of ten is first added to the diagonal of C.
 
-Every loop ends: pivoting is left as soon as it fails to improve, descent when a set of tasks comes back, and Newton's
-method is cut off. Accuracy is measured by ``tests/solvers``, time by ``python -m benchmarks.solvers``.
+Every loop ends: pivoting as soon as it fails to improve, descent if a set of tasks comes back, and Newton's method after a
+number of steps. ``tests/solvers`` measures the accuracy, ``python -m benchmarks.solvers`` the time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _P = ParamSpec("_P")
 
 
 def _without_autograd(solve: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
-    """Run in inference mode, which takes a fifth off kernels this small, and return an ordinary tensor."""
+    """Run in inference mode, which makes kernels this small a fifth faster, and return an ordinary tensor."""
 
     @functools.wraps(solve)
     def solved(*args: _P.args, **kwargs: _P.kwargs) -> Tensor:
@@ -61,7 +61,7 @@ def _shifted(matrix: Tensor, shift: float) -> Tensor:
 
 
 def _without_zeros(gramian: Tensor) -> Tensor | None:
-    """Return the positions of the rows that are not zero, or None when that is all of them."""
+    """Return the positions of the rows that are not zero, or None if no row is zero."""
     alive = gramian.diagonal() > 0
     return None if bool(alive.all()) else alive.nonzero().squeeze(-1)
 
@@ -70,14 +70,14 @@ def _without_zeros(gramian: Tensor) -> Tensor | None:
 def nnls(gramian: Tensor, target: Tensor) -> Tensor:
     r"""Return the z >= 0 that minimises 1/2 z'Gz - target'z: non-negative least squares, by its normal equations.
 
-    Of several minimisers it is the one with the least \|D z\|, so that equal tasks get equal shares. The relative residual
-    of the optimality conditions is at most 1e-10, and 1e-14 unless gradients are parallel to 1e-5 or better. The minimum
-    exists when the target lies in the range of G; beyond it, z ends at about 1e10 \|target\|.
+    If there are several minimisers, it is the one with the least \|D z\|, so that equal tasks get equal shares. The relative
+    residual of the optimality conditions is at most 1e-10, and 1e-14 unless gradients are parallel to 1e-5 or better. The
+    minimum exists if the target lies in the range of G; otherwise z ends at about 1e10 \|target\|.
 
     Block principal pivoting (J. J. Judice, F. M. Pires, 1994; J. Kim, H. Park, 2011) on C + 1e-10 I, which makes the
-    solution unique: all K right-hand sides that UPGrad has are solved at once. One whose exchanges stop improving goes on
+    solution unique, solves all K right-hand sides of UPGrad at once. A problem whose exchanges stop improving is continued
     by the active set method of C. L. Lawson and R. J. Hanson ("Solving Least Squares Problems", 1974, ch. 23), whose
-    objective only falls. The ridge is then taken back on the tasks found positive, by a truncated eigendecomposition.
+    objective only falls. The ridge is then removed for the positive tasks, by a truncated eigendecomposition.
 
     Args:
         gramian: (k, k) symmetric, positive semi-definite.
@@ -113,18 +113,18 @@ def _nonnegative(matrix: Tensor, goal: Tensor) -> Tensor:
     good = error <= 1e-13
     if bool(good.all()):
         return exact
-    # Row by row, so that a problem is solved alike whatever others are solved with it.
+    # Row by row, so that the solution of a problem does not depend on the others solved with it.
     return torch.where(good | (error <= _violation(matrix, goal, solution)), exact, solution)
 
 
 def _pivot(ridged: Tensor, goal: Tensor, eye: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-    """Exchange all tasks on the wrong side at once; return z, z > 0, and the problems in which that stopped helping."""
+    """Exchange all tasks on the wrong side at once; return z, z > 0, and the problems in which that stopped improving."""
     positive = goal > 0
     fewest, patience = [len(eye) + 1] * len(goal), [_PATIENCE] * len(goal)
     while True:
         solution = _on(positive, ridged, goal, eye)
         slack = goal - solution @ ridged
-        # Backward stable solves leave a slack of 1e-16 / sqrt(ridge) at most.
+        # Backward stable solves leave a slack of at most 1e-16 / sqrt(ridge).
         wrong = torch.where(positive, solution < 0, slack > _SIGN * solution.abs().amax(-1, keepdim=True).clamp_min(1.0))
         counts: list[int] = wrong.sum(-1).tolist()
         for row, count in enumerate(counts):
@@ -144,9 +144,9 @@ def _on(positive: Tensor, ridged: Tensor, goal: Tensor, eye: Tensor) -> Tensor:
 
 
 def _descend(ridged: Tensor, goal: Tensor, start: Tensor, eye: Tensor) -> Tensor:
-    """Lawson and Hanson's method for one problem (k,), from any start >= 0; the objective falls in every round."""
+    """Solve one problem (k,) by Lawson and Hanson's method, from any start >= 0; the objective falls in every round."""
     solution, positive = start, start > 0
-    found, least, seen = start, math.inf, set[tuple[bool, ...]]()
+    best, least, visited = start, math.inf, set[tuple[bool, ...]]()
     while True:
         inner = _on(positive, ridged, goal, eye)
         while bool((inner < 0).any()):
@@ -159,28 +159,28 @@ def _descend(ridged: Tensor, goal: Tensor, start: Tensor, eye: Tensor) -> Tensor
         entering = int(slack.argmax())
         left = float(slack[entering]) / max(1.0, float(solution.max()))
         if left < least:
-            found, least = solution, left
-        # A slack of 1e-8 lowers the objective by its rounding: a set that comes back says better that this is all.
-        held = tuple(positive.tolist())
-        if left <= _SIGN or held in seen:
-            return found
-        seen.add(held)
+            best, least = solution, left
+        # A slack of 1e-8 lowers the objective by its rounding only, so a set that comes back is the better sign of the end.
+        members = tuple(positive.tolist())
+        if left <= _SIGN or members in visited:
+            return best
+        visited.add(members)
         positive = positive | (eye[entering] > 0)
 
 
 def _without_ridge(matrix: Tensor, goal: Tensor, positive: Tensor) -> Tensor:
-    """Solve for the positive tasks by eigenvectors, leaving out those whose eigenvalue and right-hand side both vanish."""
+    """Solve for the positive tasks by eigenvectors, without those whose eigenvalue and right-hand side both vanish."""
     while True:
         block = matrix * (positive.unsqueeze(-1) & positive.unsqueeze(-2))
         values, vectors = torch.linalg.eigh(block)
         along = ((goal * positive).unsqueeze(-2) @ vectors).squeeze(-2)
-        kept = (values > 1e-9) | (along.abs() > 1e-13)
-        along = along * kept / values.clamp_min(1e-13)
+        counts = (values > 1e-9) | (along.abs() > 1e-13)
+        along = along * counts / values.clamp_min(1e-13)
         solution: Tensor = (vectors @ along.unsqueeze(-1)).squeeze(-1) * positive
         negative = solution < 0
         if not bool(negative.any()):
             return solution
-        # The ridge had made them positive.
+        # Only the ridge had made them positive.
         positive = positive & ~negative
 
 
@@ -196,8 +196,8 @@ def _violation(matrix: Tensor, goal: Tensor, solution: Tensor) -> Tensor:
 def min_norm(gramian: Tensor) -> Tensor:
     r"""Return the w on the simplex that minimises w'Gw: the shortest vector in the convex hull of the gradients.
 
-    It is z / sum(z) of the z >= 0 that minimises z'Gz + (1'z - 1)^2, which is bounded and has z != 0 even where the minimum
-    is 0, for opposed gradients. Accurate as :func:`nnls`, which solves it with D z for z. Without any non-zero row: uniform.
+    It is z / sum(z) for the z >= 0 that minimises z'Gz + (1'z - 1)^2, which is bounded and has z != 0 even if the minimum is
+    0, for opposed gradients. As accurate as :func:`nnls`, which solves it with D z for z. If all rows are zero: uniform.
 
     Args:
         gramian: (k, k) symmetric, positive semi-definite.
@@ -228,14 +228,14 @@ def nash(gramian: Tensor, *, alpha: float = 1.0) -> Tensor:
     r"""Return the x > 0 with (G x)_i = x_i^(-1/alpha): Nash's bargaining solution for alpha = 1, else alpha-fairness.
 
     It minimises the convex 1/2 x'Gx - sum_i log x_i (alpha = 1; else x_i^(1 - 1/alpha) / (1 - 1/alpha)), which is unbounded
-    where a non-negative combination of the gradients vanishes, as for opposed ones. There a ridge of 1e-10 on C decides: it
-    caps x_i g_i, at 1e5 sqrt(k) for alpha = 1. Elsewhere it is taken back, or leaves a relative residual below 1e-10.
+    if a non-negative combination of the gradients vanishes, as for opposed ones. A ridge of 1e-10 on C then decides: it caps
+    x_i g_i, at 1e5 sqrt(k) for alpha = 1. Otherwise it is removed, or leaves a relative residual below 1e-10.
 
-    Newton's method on y = D x > 0 and s = C y > 0 with log s_i + (log y_i) / alpha fixed, both kept positive by step
-    length: an interior point method that aims at the products y_i s_i = 1 (alpha = 1), from whose end the other alphas
-    start. For alpha = 1 it takes 5 to 14 steps, opposed gradients and norms of 1e-12 to 1e12 included; for 0.5 and
-    2 up to some 80 with such norms, and for 0.1 and 10 up to 600. It is cut off at 1000, or where rounding leaves no step,
-    and the solution for alpha = 1 is returned: seen for opposed gradients and alpha = 10.
+    Newton's method on y = D x > 0 and s = C y > 0 with log s_i + (log y_i) / alpha fixed, both kept positive by the step
+    length: an interior point method with the goal y_i s_i = 1 (alpha = 1); other alphas start from its solution. It takes 5
+    to 14 steps for alpha = 1, opposed gradients and norms of 1e-12 to 1e12 included; with such norms up to about 80 steps
+    for alpha = 0.5 and 2, and up to 600 for 0.1 and 10. After 1000, or if rounding leaves no step, the solution for
+    alpha = 1 is returned; opposed gradients with alpha = 10 can need this.
 
     Args:
         gramian: (k, k) symmetric, positive semi-definite.
@@ -258,8 +258,8 @@ def nash(gramian: Tensor, *, alpha: float = 1.0) -> Tensor:
     if alpha == 1:
         return primal / norms
     level = (1 / alpha - 1) * norms.log()
-    # A factor that all tasks have in common is taken out, so that neither end of the scale overflows. It enters primal
-    # to the power 1 / (1 + 1 / alpha), because dual = exp(level) primal^(-1/alpha) is linear in primal.
+    # A factor common to all tasks is removed, so that neither end of the scale overflows. It enters primal to the power
+    # 1 / (1 + 1 / alpha), because dual = exp(level) primal^(-1/alpha) is linear in primal.
     common = level.max()
     level = level - common
     fair, gains = _balance(cosines, level, alpha, primal, dual)
@@ -269,16 +269,16 @@ def nash(gramian: Tensor, *, alpha: float = 1.0) -> Tensor:
 
 
 def _balance(cosines: Tensor, level: Tensor, alpha: float, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve dual = C primal and log dual + log(primal) / alpha = level, with the ridge where it decides."""
+    """Solve dual = C primal and log dual + log(primal) / alpha = level, with the ridge if it decides."""
     ridged, size = _shifted(cosines, _RIDGE), cosines.abs()
     change, tried = math.inf, False
     for step in range(_STEPS):
-        # Late steps may go on without end in tasks whose part of the sums is below their rounding.
+        # Late steps may continue without end in tasks whose part of the sums is below rounding.
         off = _imbalance(ridged, size, level, alpha, primal, dual) if change < 0.1 or step > 30 else 1.0
         if off < 1e-6 and not tried:
-            found = _finish(cosines, level, alpha, primal, dual)
-            if found is not None:
-                return found
+            finished = _finish(cosines, level, alpha, primal, dual)
+            if finished is not None:
+                return finished
             tried = True
         if off < 1e-13 and (change < 1e-4 or alpha != 1):
             break
@@ -295,7 +295,7 @@ def _balance(cosines: Tensor, level: Tensor, alpha: float, primal: Tensor, dual:
 
 
 def _finish(matrix: Tensor, level: Tensor, alpha: float, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Take the last steps without the ridge; None where they are not small, because the ridge decides."""
+    """Take the last steps without the ridge; None if they are not small, because the ridge decides."""
     for _ in range(3):
         relative, turn = _newton(matrix, level, alpha, primal, dual)
         change = float(torch.maximum(relative.abs(), turn.abs()).max())
@@ -308,10 +308,10 @@ def _finish(matrix: Tensor, level: Tensor, alpha: float, primal: Tensor, dual: T
 
 
 def _newton(matrix: Tensor, level: Tensor, alpha: float, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Newton's steps of both, relative to them."""
+    """Return Newton's steps of primal and dual, relative to each."""
     gap = torch.addmv(dual, matrix, primal, alpha=-1)
     wanted = (level - dual.log()).sub_(primal.log(), alpha=1 / alpha)
-    # Downwards the product is made linear and upwards its logarithm: each is the one that overshoots less.
+    # Downwards the product is linearised, and upwards its logarithm: each overshoots less than the other.
     wanted = elu(wanted)
     factor = torch.linalg.cholesky_ex(torch.addcdiv(matrix, dual.diag(), primal, value=1 / alpha)).L
     step = torch.cholesky_solve(torch.addcmul(gap, dual, wanted).unsqueeze(-1), factor).squeeze(-1)

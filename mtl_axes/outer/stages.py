@@ -1,4 +1,4 @@
-"""What the stages share: a weighting around any other weighting."""
+"""The base class of the stages: a weighting around any other weighting."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from torch import Tensor
 from mtl_axes.errors import OptionError
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.registry import resolve
-from mtl_axes.signals import Need, Signals, TaskInfo
+from mtl_axes.signals import Signals, TaskInfo
 
-__all__ = ["Stage"]
+
+def _from_base(claim: str) -> Any:
+    def read(stage: Stage) -> Any:
+        return getattr(stage.base, claim)
+
+    return property(read)
 
 
 class Stage(OuterWeighting):
-    """A weighting that changes what another one, its base, returns. What it claims follows from what the base claims.
+    """A weighting that changes the weights of another one, its base. Its claims follow from the claims of the base.
 
-    A subclass defines :meth:`reshaped`, or ``forward`` where it has a state of its own. The state of the base is part of its
-    state, under ``base.``.
+    A subclass defines :meth:`reshaped`, or ``forward`` if it has state. The state of the base is saved with the stage,
+    under ``base.``.
 
     Args:
-        base: a registered name, ``{"name": ..., **options}``, or an :class:`OuterWeighting` that was not called yet, of
-            which the stage takes a copy.
+        base: a registered name, ``{"name": ..., **options}``, or an :class:`OuterWeighting` that was not called yet. The
+            stage copies it.
 
     Raises:
         OptionError: the base is none of these, was called already, or has parameters to learn.
@@ -39,77 +44,50 @@ class Stage(OuterWeighting):
         given = resolve("outer", base, option="base")
         if given.learnable:
             raise OptionError(
-                f"{type(self).__name__} needs a base that computes its weights. Found {given!r}, whose weights an optimizer "
-                "learns together with a penalty that would no longer belong to them. Use it as it is."
+                f"{type(self).__name__} cannot be put around {given!r}: an optimizer learns its weights together with a "
+                "penalty, which would no longer fit them. Use it without a stage."
             )
         if given.bound:
             raise OptionError(
-                f"{type(self).__name__} needs a base that was not called yet. Found {given!r} bound to the tasks "
-                f"{[task.name for task in given.tasks]}. Pass a name, or a fresh weighting."
+                f"{type(self).__name__} cannot be put around {given!r}, which is already bound to the tasks "
+                f"{[task.name for task in given.tasks]}. Pass a name, or a weighting that was not called yet."
             )
-        # Copies: one to move, and one that stays as it is for `options`. In a tuple it is no part of the state.
+        # Two copies: one to use, and an unused one for `options`, in a tuple so that it is not part of the state.
         self.base = copy.deepcopy(given)
         self._given = (copy.deepcopy(given),)
-        # Read in every window, and as fixed as the options that it may depend on.
+        # Read in every window. They depend on options alone, which do not change.
         self._base_memoryless, self._base_total = given.memoryless, given.total
 
     def options(self) -> dict[str, Any]:
         options = super().options()
         return {**options, "base": self._given[0]} if "base" in options else options
 
-    @property
-    def needs(self) -> Need:  # type: ignore[override]
-        """That of the base, as every claim below unless a stage says otherwise."""
-        return self.base.needs
-
-    @property
-    def nonnegative(self) -> bool:  # type: ignore[override]
-        return self.base.nonnegative
-
-    @property
-    def reads_signals(self) -> bool:  # type: ignore[override]
-        return self.base.reads_signals
-
-    @property
-    def moves(self) -> bool:  # type: ignore[override]
-        return self.base.moves
+    needs = _from_base("needs")
+    nonnegative = _from_base("nonnegative")
+    reads_signals = _from_base("reads_signals")
+    moves = _from_base("moves")
+    sign = _from_base("sign")
+    symmetric = _from_base("symmetric")
+    on_host = _from_base("on_host")
+    traceable = _from_base("traceable")
+    wants_after_step = _from_base("wants_after_step")
 
     @property
     def total(self) -> Literal["1", "K"] | None:  # type: ignore[override]
         return self._base_total
 
     @property
-    def sign(self) -> Literal["positive", "nonnegative", "any"]:  # type: ignore[override]
-        return self.base.sign
-
-    @property
     def memoryless(self) -> bool:  # type: ignore[override]
         return self._base_memoryless
 
     @property
-    def symmetric(self) -> bool:  # type: ignore[override]
-        return self.base.symmetric
-
-    @property
     def scaling(self) -> Literal["invariant", "inverse"] | None:  # type: ignore[override]
-        """Invariant when the base is; the threshold or the memory of a stage has a scale of its own."""
+        """Invariant if the base is. Otherwise none, because the threshold or the memory of a stage does not scale."""
         return "invariant" if self.base.scaling == "invariant" else None
 
     @property
-    def on_host(self) -> bool:  # type: ignore[override]
-        return self.base.on_host
-
-    @property
-    def traceable(self) -> bool:  # type: ignore[override]
-        return self.base.traceable
-
-    @property
-    def wants_after_step(self) -> bool:  # type: ignore[override]
-        return self.base.wants_after_step
-
-    @property
     def tasks(self) -> tuple[TaskInfo, ...]:
-        """The tasks, of which the base learns whenever they are set here."""
+        """The tasks. Setting them sets the tasks of the base, too."""
         return self._tasks
 
     @tasks.setter
@@ -126,15 +104,15 @@ class Stage(OuterWeighting):
         self.base.dtype = self.dtype
         self.base.bind(tasks)
         super().bind(tasks)
-        # What never moves follows from the options, which a checkpoint must not overrule.
+        # Weights that never change follow from the options, which a checkpoint must not override.
         self.register_buffer("current", self.reshaped(self.base.current, None).clone(), persistent=self.moves)
 
     def reshaped(self, weights: Tensor, members: Tensor | None, /) -> Tensor:
-        """Return what the stage makes of weights (K,) of its base.
+        """Return the stage's version of its base's weights (K,).
 
         Args:
             weights: (K,)
-            members: (K,) bool, the tasks that ``weights`` are for, all others having the weight 0; None means all.
+            members: (K,) bool, the tasks that ``weights`` are for, while all others have the weight 0; None means all.
         """
         return weights
 
@@ -146,8 +124,8 @@ class Stage(OuterWeighting):
         return torch.where(active.any(), self.reshaped(weights, active), self.current)
 
     def advance(self, signals: Signals, /) -> Tensor:
-        """Move the base by one window and return its weights (K,)."""
-        # What else a call does, binding and moving state to the device, this stage's own call has done for the base, too.
+        """Update the base by one window and return its weights (K,)."""
+        # Not by a call of the base: this stage's own call has already bound it and put its state on the device.
         base = self.base
         weights = base.forward(signals)
         base.current.copy_(weights)
@@ -164,14 +142,14 @@ class Stage(OuterWeighting):
 
     def end_epoch(self) -> None:
         self.base.end_epoch()
-        self._base_moved()
+        self._base_updated()
 
     def after_step(self, losses: Tensor, active: Tensor, /) -> None:
         self.base.after_step(losses, active)
-        self._base_moved()
+        self._base_updated()
 
-    def _base_moved(self) -> None:
-        """Take over weights that the base changed between two windows. One without memory has nothing to change."""
+    def _base_updated(self) -> None:
+        """Take over weights that the base changed between two windows. A base without memory has none."""
         if self.bound and not self._base_memoryless:
             self.current.copy_(self.reshaped(self.base.current, None))
 

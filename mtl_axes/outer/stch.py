@@ -5,22 +5,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mtl_axes.options import check_choice, check_number
+from mtl_axes.options import check_choice, check_integer, check_number, check_per_task, numbers_by_task
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.members import positive_losses, subproblem
-from mtl_axes.outer.per_task import check_per_task, per_task
-from mtl_axes.signals import Need, Signals, TaskInfo
-
-__all__ = ["STCH"]
+from mtl_axes.signals import Signals, TaskInfo
 
 
 class STCH(OuterWeighting):
-    r"""A smooth maximum over the tasks: the one that lags most behind its reference gets most of the weight.
+    r"""Weights from a smooth maximum over the tasks: the task farthest behind its reference gets most of the weight.
 
     ::
 
@@ -29,24 +26,25 @@ class STCH(OuterWeighting):
         form="linear":  total = mu log sum_A exp(p (L_i - z_i) / mu),  p = 1/k
                         lambda_i = p softmax_A(p (L - z) / mu)_i
 
-    A are the k active tasks. The weights are the coefficients of the task gradients in the gradient of the total. The first
-    form is that of the authors' multi-task code, where z is the nadir: when it is not given, the mean loss of the task's own
-    first ``warmup`` windows, in which the total is sum log L. The second is the formula of the paper, where z is the ideal
-    point, 0 when not given; there is no warm-up, and losses in different units have to be brought to one unit first.
+    A are the k active tasks. The weights are the coefficients of the task gradients in the gradient of the total.
 
-    With mu -> 0 the largest relative loss takes every weight; with mu = 1 and one reference for all, the first form gives
-    every task the same weight, k / sum_j L_j. An absent task gets 0; in the first form so does one whose loss is exactly 0.
-    A task that is still in its warm-up beside others that are not keeps 1 / L. Losses below 1e-30 count as 1e-30.
+    ``"log"`` is the form of the authors' multi-task code. Its z is the nadir; if it is not given, it is the mean loss of the
+    task's first ``warmup`` windows, in which the total is sum log L. ``"linear"`` is the formula of the paper. Its z is the
+    ideal point, 0 if not given; there is no warm-up, and losses in different units have to be brought to one unit first.
+
+    With mu -> 0 the largest relative loss takes all the weight. With mu = 1 and one reference for all, ``"log"`` gives every
+    task the same weight, k / sum_j L_j. An absent task gets 0; so does a loss of exactly 0 in ``"log"``. A task that is
+    still in its warm-up while others are not keeps 1 / L. Losses below 1e-30 count as 1e-30.
 
     Args:
-        mu: smoothing, > 0; in the first form of a logarithm, without unit, in the second in the unit of the losses.
-        form: ``"log"`` or ``"linear"``. Only the first promises anything when losses are rescaled.
-        reference: z, one number per task as a sequence in the order of the tasks or as a mapping by name, > 0 in the first
-            form; or None.
-        warmup: windows, >= 1, whose mean makes z in the first form without a reference.
+        mu: smoothing, > 0; without unit for ``"log"``, in the unit of the losses for ``"linear"``.
+        form: ``"log"`` or ``"linear"``. Only ``"log"`` is independent of the units of the losses.
+        reference: z, one number per task as a sequence in the order of the tasks or as a mapping by name, > 0 for ``"log"``;
+            or None.
+        warmup: windows, >= 1, whose mean loss is z for ``"log"`` without a reference.
 
     Returns:
-        (K,) weights, not negative, with no fixed sum; in the first form lambda_i L_i sum to k.
+        (K,) non-negative weights, with no fixed sum; for ``"log"`` the lambda_i L_i sum to k.
 
     Raises:
         OptionError: an option is outside its range; on binding, the number or the names of the tasks differ.
@@ -59,17 +57,17 @@ class STCH(OuterWeighting):
     References:
         X. Lin, X. Zhang, Z. Yang, F. Liu, Z. Wang, Q. Zhang, "Smooth Tchebycheff Scalarization for Multi-Objective
         Optimization", 2024. ``"linear"`` has the gradient of STCH of TorchJD 0.18, (0.103, 0.143, 0.087) for the losses
-        (1, 2, 0.5) and mu = 1; ``"log"`` that of LibMTL, (0.867, 0.416, 2.601) with the nadir (1.2, 2.5, 0.4), which reports
-        weights of 1 and subtracts the maximum from the value of its loss. Differs from LibMTL: the warm-up is a number of
-        windows of each task and z their mean, where LibMTL waits for four epochs and takes the mean of the next; its
-        1e-20 within the logarithms is not there.
+        (1, 2, 0.5) and mu = 1. ``"log"`` has the gradient of LibMTL, (0.867, 0.416, 2.601) with the nadir (1.2, 2.5, 0.4);
+        LibMTL reports weights of 1 and subtracts the maximum from the value of its loss. Differs from LibMTL: the warm-up is
+        a number of windows of each task and z their mean, while LibMTL waits for four epochs and takes the mean of the next
+        one; there is no 1e-20 within the logarithms.
     """
 
-    needs: ClassVar[Need] = "losses"
-    nonnegative: ClassVar[bool] = True
-    memoryless: ClassVar[bool] = True
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "inverse"
-    balances: ClassVar[bool] = True
+    needs = "losses"
+    nonnegative = True
+    memoryless = True
+    scaling = "inverse"
+    balances = True
 
     given: Tensor
     loss_sum: Tensor
@@ -85,17 +83,16 @@ class STCH(OuterWeighting):
     ) -> None:
         super().__init__()
         self.mu = check_number("mu", mu, low=0.0, low_open=True)
-        check_choice("form", form, ("log", "linear"))
-        self.form = form
+        self.form = check_choice("form", form, ("log", "linear"))
         low = 0.0 if form == "log" else -math.inf
         self._given = None if reference is None else check_per_task("reference", reference, low=low, low_open=True)
-        self.warmup = int(check_number("warmup", warmup, low=1, integer=True))
+        self.warmup = check_integer("warmup", warmup, low=1)
         if form == "linear":
-            # Differences need no logarithm, and promise nothing in other units.
+            # Differences need no logarithm. They depend on the unit of the losses.
             self.nonnegative = False  # type: ignore[misc]
-            self.scaling = None  # type: ignore[misc]
+            self.scaling = None  # type: ignore[assignment, misc]
         if form == "linear" or reference is not None:
-            # A given reference does not follow when the loss of one task is rescaled.
+            # A given reference does not change when the loss of one task is rescaled.
             self.balances = False  # type: ignore[misc]
         if reference is not None:
             self.symmetric = False  # type: ignore[misc]
@@ -104,11 +101,11 @@ class STCH(OuterWeighting):
         return {"mu": self.mu, "form": self.form, "reference": copy.copy(self._given), "warmup": self.warmup}
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
-        given = self._given
-        values = [0.0] * len(tasks) if given is None else per_task("Option `reference` of STCH", given, tasks)
+        given = 0.0 if self._given is None else self._given
+        values = numbers_by_task("Option `reference` of STCH", given, [task.name for task in tasks])
         super().bind(tasks)
-        if given is not None or self.form == "linear":
-            # Not persistent: the option, not a checkpoint, says what a given reference is.
+        if self._given is not None or self.form == "linear":
+            # Not persistent: a given reference comes from the option, not from a checkpoint.
             self.register_buffer("given", torch.tensor(values, dtype=self.dtype), persistent=False)
         else:
             self.register_buffer("loss_sum", torch.zeros(len(tasks), dtype=self.dtype))
@@ -119,10 +116,10 @@ class STCH(OuterWeighting):
 
     def _linear(self, signals: Signals) -> Tensor:
         active = signals.active
-        # Divided by, because the reciprocal of an integer would have the precision of float32.
+        # As a divisor, because the reciprocal of an integer would have the precision of float32.
         count = active.sum().clamp_min(1)
         lag = torch.where(active, (signals.losses - self.given) / count, -torch.inf)
-        # The largest is taken off before the division, which a small mu would let overflow.
+        # The largest is subtracted before the division, which could overflow for a small mu.
         return subproblem(((lag - lag.amax()) / self.mu).softmax(0) / count, active, self.current)
 
     def _log(self, signals: Signals) -> Tensor:

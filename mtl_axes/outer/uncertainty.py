@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,14 @@ from mtl_axes.options import check_choice
 from mtl_axes.outer.learned import LearnedWeighting
 from mtl_axes.signals import TaskInfo
 
-__all__ = ["Uncertainty"]
-
 
 class Uncertainty(LearnedWeighting):
     r"""Learned log variances s_i = log sigma_i^2, in the total 0.5 exp(-s_i) L_i + 0.5 s_i.
 
-    For a regression task the weight is 0.5 exp(-s), for every other kind, and for losses computed elsewhere, which have no
-    kind, exp(-s); the second term, the penalty, is 0.5 s.
-    At the optimum of s the weight of a regression task is 1 / (2 L). The total can become negative: the report and
-    ``log_dict`` give the task losses themselves. With ``variant="revised"`` the penalty is log(1 + exp(s)), never negative.
+    The weight of a regression task is 0.5 exp(-s). For every other kind, and for losses computed elsewhere, which have no
+    kind, it is exp(-s). The second term, the penalty, is 0.5 s; with ``variant="revised"`` it is log(1 + exp(s)), never
+    negative. At the optimum of s the weight of a regression task is 1 / (2 L). The total can become negative; the report and
+    ``log_dict`` give the task losses themselves.
 
     The parameters belong to the criterion: give ``criterion.param_groups()`` to your optimizer. Gradients reach s
     through :meth:`weights` and :meth:`penalty`.
@@ -42,21 +40,20 @@ class Uncertainty(LearnedWeighting):
 
     References:
         A. Kendall, Y. Gal, R. Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
-        Semantics", 2018; ``"revised"``: L. Liebel, M. Koerner, "Auxiliary Tasks in Multi-task Learning", 2018, which
-        writes log(1 + sigma^2) as here. Several public ports use exp(-s) L + s for every task, twice the paper's
-        regression form, which changes its balance against classification.
+        Semantics", 2018; ``"revised"``: L. Liebel, M. Koerner, "Auxiliary Tasks in Multi-task Learning", 2018, with
+        log(1 + sigma^2). Several public ports use exp(-s) L + s for every task, twice the paper's regression form, which
+        changes its balance against classification.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    parameter_name: ClassVar[str] = "log_variance"
-    called: ClassVar[str] = "uncertainty: the log variances"
+    sign = "positive"
+    parameter_name = "log_variance"
+    called = "uncertainty: the log variances"
 
     log_variance: nn.Parameter
 
     def __init__(self, *, variant: Literal["kendall", "revised"] = "kendall") -> None:
         super().__init__()
-        check_choice("variant", variant, ("kendall", "revised"))
-        self.variant = variant
+        self.variant = check_choice("variant", variant, ("kendall", "revised"))
         self._factors: tuple[tuple[TaskInfo, ...], Tensor] | None = None
 
     def read(self) -> Tensor:
@@ -64,15 +61,15 @@ class Uncertainty(LearnedWeighting):
         return precision * self._halves(precision)
 
     def _halves(self, like: Tensor) -> Tensor:
-        """0.5 for a regression task, 1 for any other, made anew when the kinds, the device or the dtype have changed."""
+        """Return 0.5 for a regression task and 1 for any other; computed again if kinds, device or dtype have changed."""
         if torch.compiler.is_compiling():
             return self._new_halves(like)
-        kept = self._factors
-        if kept is None or kept[0] is not self.tasks or kept[1].device != like.device or kept[1].dtype is not like.dtype:
-            # Outside inference mode: what an evaluation makes is used in training.
+        last = self._factors
+        if last is None or last[0] is not self.tasks or last[1].device != like.device or last[1].dtype is not like.dtype:
+            # Outside inference mode, because training uses the tensor that an evaluation creates.
             with torch.inference_mode(False):
-                self._factors = kept = (self.tasks, self._new_halves(like))
-        return kept[1]
+                self._factors = last = (self.tasks, self._new_halves(like))
+        return last[1]
 
     def _new_halves(self, like: Tensor) -> Tensor:
         halves = [0.5 if task.kind == "regression" else 1.0 for task in self.tasks]

@@ -1,16 +1,12 @@
-"""UPGrad: the mean of the gradients, each moved as little as it takes to conflict with no task."""
+"""UPGrad: the mean of the gradients after each was projected so that it conflicts with no task."""
 
 from __future__ import annotations
-
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mtl_axes.outer.gramian import GramianWeighting, Problem
 from mtl_axes.outer.solvers import nnls
-
-__all__ = ["UPGrad"]
 
 
 class UPGrad(GramianWeighting):
@@ -22,10 +18,9 @@ class UPGrad(GramianWeighting):
         lambda = 1/K sum_i v_i
 
     J'v_i is the projection of g_i on the dual cone {d : g_j'd >= 0 for every task j}. The sum is in it, too, so
-    (G lambda)_i >= 0: a step that is short enough raises no loss. Without any conflict lambda is 1/K. Every task is
-    projected alone, so that what is left of it grows with its own gradient only, which ``dualproj`` (one projection of
-    the mean) does not promise. With a subset of k tasks active, K is k. For opposed gradients of two tasks both
-    projections are 0.
+    (G lambda)_i >= 0: a step that is short enough raises no loss. Without any conflict lambda is 1/K. Every gradient is
+    projected alone, so that its remainder grows with that gradient only, which ``dualproj`` (one projection of the mean)
+    does not promise. If only k tasks are active, K is k. For opposed gradients of two tasks both projections are 0.
 
     Returns:
         (K,) weights >= 1/K; 0 for a task that is absent or has no gradient.
@@ -36,13 +31,13 @@ class UPGrad(GramianWeighting):
     tensor([1.1111, 0.7895])
 
     References:
-        P. Quinton, V. Rey, "Jacobian Descent for Multi-Objective Optimization", 2024. Exact, where TorchJD 0.18 and LibMTL
+        P. Quinton, V. Rey, "Jacobian Descent for Multi-Objective Optimization", 2024. Exact, while TorchJD 0.18 and LibMTL
         add 1e-4 to the diagonal of G / trace(G): 1.1109 and 0.7894 for the weights above, 0.6375 for 0.6383 on a
         well-scaled 3 x 5 Jacobian, and 2 % of the common gradient on an ill-scaled one.
     """
 
-    sign: ClassVar[Literal["positive", "nonnegative", "any"]] = "positive"
-    scaling: ClassVar[Literal["invariant", "inverse"] | None] = "invariant"
+    sign = "positive"
+    scaling = "invariant"
 
     def solve(self, problem: Problem, /) -> Tensor:
         gramian = problem.gramian

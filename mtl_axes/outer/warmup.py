@@ -1,4 +1,4 @@
-"""A stage that begins with even weights."""
+"""A warm-up stage: even weights at first."""
 
 from __future__ import annotations
 
@@ -8,34 +8,32 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mtl_axes.options import check_number
+from mtl_axes.options import check_integer
 from mtl_axes.outer.base import OuterWeighting
 from mtl_axes.outer.stages import Stage
 from mtl_axes.signals import Signals, TaskInfo
 
-__all__ = ["WarmUp"]
-
 
 class WarmUp(Stage):
-    r"""Even weights for the first windows, and those of another weighting from then on.
+    r"""Even weights for the first windows, then the weights of another weighting.
 
     ::
 
-        lambda_i = 1/K, or 1 where the base sums to K      for the first ``windows`` windows
+        lambda_i = 1/K, or 1 if the base sums to K         for the first ``windows`` windows
                  = the weight of the base                  afterwards
 
-    In the warm-up the base is told of no task, and no gradient is measured for it: its weights and averages afterwards are
-    those of a run that begins there. What counts windows or draws in each of them, as ``dwa`` with a ``window``, ``rlw`` and
-    ``relobralo`` do, counts and draws on meanwhile. Windows are counted from the start of the run, and absent ones count.
-    Where the base gives absent tasks the weight 0, the even weights are those of the tasks that take part.
+    In the warm-up no task is active for the base and no gradient is measured: afterwards its weights and averages are as in
+    a run that begins there. A base that counts windows or draws numbers in each of them (``dwa`` with a ``window``, ``rlw``,
+    ``relobralo``) continues to do so. Windows are counted from the start of the run, including those in which tasks are
+    absent. If the base gives absent tasks the weight 0, the tasks that take part share the even weights.
 
     Args:
-        base: the weighting that comes afterwards: a name, ``{"name": ..., **options}``, or an instance that was not called
+        base: the weighting to use afterwards: a name, ``{"name": ..., **options}``, or an instance that was not called
             yet.
         windows: number of windows (optimizer steps) with even weights, >= 0.
 
     Returns:
-        (K,) weights, with the sum of those of the base where that is 1 or K.
+        (K,) weights, with the sum of the base's weights if that is 1 or K.
 
     Raises:
         OptionError: windows is outside its range; the base was called already, or its weights are learned.
@@ -54,7 +52,7 @@ class WarmUp(Stage):
 
     def __init__(self, base: OuterWeighting | Mapping[str, Any] | str, *, windows: int = 100) -> None:
         super().__init__(base)
-        self.windows = int(check_number("windows", windows, low=0, integer=True))
+        self.windows = check_integer("windows", windows)
 
     def bind(self, tasks: tuple[TaskInfo, ...]) -> None:
         super().bind(tasks)
@@ -80,17 +78,17 @@ class WarmUp(Stage):
     def after_step(self, losses: Tensor, active: Tensor, /) -> None:
         super().after_step(losses, active & self.over)
 
-    def _base_moved(self) -> None:
+    def _base_updated(self) -> None:
         if self.bound and not self._base_memoryless:
             self.current.copy_(torch.where(self.over, self.base.current, self.current))
 
 
 def _idle_until(over: Tensor, signals: Signals) -> Signals:
-    """Return signals in which no task is active before ``over``. Values stay: nobody reads those of an inactive task."""
+    """Return signals in which no task is active before ``over``. Values stay: those of inactive tasks are never read."""
     active = signals.active & over
     if torch.compiler.is_compiling():
         return Signals(signals.losses, signals.norms, signals.gramian, active, signals.elapsed, signals.step)
     idle = Signals.__new__(Signals)
-    # Past the checks of the constructor, which these values have seen.
+    # Without the checks of the constructor, which these values have passed.
     idle.__dict__.update(signals.__dict__, active=active)
     return idle

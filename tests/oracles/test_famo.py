@@ -91,7 +91,7 @@ positive = st.floats(-3, 3).map(lambda exponent: 10.0**exponent)
 @given(data=st.data(), count=st.integers(2, 5), gamma=st.sampled_from([0.0, 0.1]))
 @settings(max_examples=30)
 def test_famo_is_autograd_through_the_softmax_and_torch_s_adam(data: st.DataObject, count: int, gamma: float) -> None:
-    """Any losses before and after: the logits are those of autograd and torch.optim.Adam, the weights those of the paper."""
+    """Any losses before and after: the logits equal autograd with torch.optim.Adam, and the weights equal the paper."""
     weighting = FAMO(lr=0.1, gamma=gamma)
     logits = torch.zeros(count, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.1, weight_decay=gamma)
@@ -222,7 +222,7 @@ def test_options_out_of_range_are_refused() -> None:
         ({"min_losses": {"a": None}}, "`min_losses` should be a number"),
         ({"min_losses": [0.0, "1"]}, "`min_losses` should be a number"),
         ({"min_losses": "12"}, "`min_losses` should be a number, or a sequence or a mapping .*Found min_losses='12'"),
-        ({"min_losses": []}, "`min_losses` should have one number per task. Found none"),
+        ({"min_losses": []}, "`min_losses` is empty\\. Give one number per task"),
     ):
         with pytest.raises(OptionError, match=match):
             create("outer", "famo", **options)
@@ -247,7 +247,7 @@ def torch_shape() -> Any:
 
 
 def test_bounds_decide_what_famo_claims() -> None:
-    """A bound has a unit, so that weights depend on those of the losses; below 0 it admits losses that can be negative."""
+    """A bound has a unit, so that weights depend on the units of the losses; below 0 it allows negative losses."""
     plain, bounded = create("outer", "famo"), create("outer", "famo", min_losses=0.5)
     assert (plain.scaling, plain.balances, plain.symmetric, plain.nonnegative) == ("invariant", True, True, True)
     assert (bounded.scaling, bounded.balances, bounded.symmetric, bounded.nonnegative) == (None, False, True, True)

@@ -376,7 +376,7 @@ def bound_uncertainty(count: int, variant: str = "kendall", kind: str | None = "
 @pytest.mark.parametrize("index", range(len(GOLDEN["uncertainty"]["cases"])))
 @pytest.mark.parametrize("peer", ["libmtl", "torchjd"])
 def test_uncertainty_reproduces_two_libraries(index: int, peer: str) -> None:
-    """Value, weights and gradient of the log variances equal those of LibMTL and TorchJD, which use the regression form."""
+    """Value, weights and gradient of the log variances equal LibMTL and TorchJD, which use the regression form."""
     case = GOLDEN["uncertainty"]["cases"][index]
     weighting = bound_uncertainty(3)
     with torch.no_grad():

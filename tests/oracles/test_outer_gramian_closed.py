@@ -172,14 +172,14 @@ def test_config_is_that_of_torchjd(name: str) -> None:
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 6), width=st.integers(2, 8))
 @settings(max_examples=60)
 def test_config_is_the_pseudo_inverse_of_the_unit_gradients(seed: int, count: int, width: int) -> None:
-    """For any Jacobian, wide or tall, the step is that of the definition on the matrix."""
+    """For any Jacobian, wide or tall, the step equals the definition on the matrix."""
     jacobian = random_jacobian(seed, count, width)
     norms = jacobian.norm(dim=1)
     direction = np.linalg.pinv((jacobian / norms[:, None]).numpy(), rcond=1e-7) @ np.ones(count)
     direction /= np.linalg.norm(direction)
     length = float((jacobian.numpy() @ direction).sum())
     if length < 1e-3 * float(norms.sum()):
-        return  # there the weights are those of the fallback
+        return  # the weights are then the fallback
     found = (weights_of("config", gramian_of(jacobian)) @ jacobian).numpy()
     np.testing.assert_allclose(found, length * direction, rtol=0, atol=1e-6 * length)
 
@@ -242,9 +242,9 @@ def test_principal_axes_are_those_of_eigh_both_ways(count: int) -> None:
     norms = torch.ones(count, dtype=f64)
     norms[0] = 1e3
     scaled = gramian * norms * norms[:, None]
-    for found, of in ((plain, gramian), (principal_axes(scaled, f64), scaled)):
-        close((found.vectors * found.values) @ found.vectors.T, of, rtol=1e-12)
-        close(found.vectors.T @ found.vectors, torch.eye(count, dtype=f64), rtol=1e-12)
+    for (values, vectors), of in ((plain, gramian), (principal_axes(scaled, f64), scaled)):
+        close((vectors * values) @ vectors.T, of, rtol=1e-12)
+        close(vectors.T @ vectors, torch.eye(count, dtype=f64), rtol=1e-12)
 
 
 # PCGrad and GradVac
@@ -495,7 +495,7 @@ def test_no_task_is_lost(name: str, dtype: torch.dtype, sizes: list[float], seed
 
 @pytest.mark.parametrize("name", ["imtl_g", "config", "aligned_mtl"])
 def test_the_rounding_of_float32_is_not_taken_for_a_direction(name: str) -> None:
-    """Three parallel gradients measured in float32 get the weights of parallel ones, not those of their rounding."""
+    """Three parallel gradients measured in float32 get the weights of parallel ones, and not of their rounding."""
     norms = vector([1.0, 20.0, 0.3])
     exact = norms * norms[:, None]
     clean = weights_of(name, exact)

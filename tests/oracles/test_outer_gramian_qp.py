@@ -179,7 +179,7 @@ def test_weights_are_those_written_down(case: str) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_nnls_solves_what_torchjd_solves(seed: int) -> None:
-    """On TorchJD's own regularised problem, UPGrad and DualProj are those of the installed library."""
+    """On TorchJD's own regularised problem, UPGrad and DualProj equal the installed library."""
     aggregation = pytest.importorskip("torchjd.aggregation")
     pytest.importorskip("quadprog")
     count = 2 + seed
@@ -275,7 +275,7 @@ def test_cagrad_is_optimal(c: float, shape: tuple[int, int, int, float]) -> None
 @pytest.mark.parametrize("name", QP)
 @pytest.mark.parametrize("factor", [1e-5, 1e5])
 def test_scaling_all_losses(name: str, factor: float) -> None:
-    """All losses times c leave the weights of MGDA, CAGrad, UPGrad and DualProj, and divide those of Nash-MTL by c."""
+    """Multiplying all losses by c keeps the weights of MGDA, CAGrad, UPGrad and DualProj, and divides Nash-MTL's by c."""
     rows = rows_of(5, 6, 1, 1.0)
     scaled, weights = weights_of(name, factor * rows), weights_of(name, rows)
     expected = weights / factor if name in ("nash_mtl", "fairgrad") else weights
@@ -358,7 +358,7 @@ def test_two_tasks_collapse() -> None:
 
 @pytest.mark.parametrize("name", QP)
 def test_precision_and_one_task(name: str) -> None:
-    """float32 signals give float32 weights near those of float64; a lone task has a weight that is not zero."""
+    """float32 signals give float32 weights near the float64 ones; a single task has a weight that is not zero."""
     wide = create("outer", name)(random_signals(4, seed=3))
     narrow = create("outer", name)(random_signals(4, seed=3, dtype=torch.float32))
     assert narrow.dtype == torch.float32

@@ -175,7 +175,7 @@ def test_rlw_draws_what_two_libraries_draw(peer: str) -> None:
 
 @pytest.mark.parametrize("way", ["rlw", "rlw dirichlet"])
 def test_rlw_has_the_moments_of_its_distribution(way: str) -> None:
-    """Over 4,000 draws the mean is 1/3, and the spread that of the trace, or that of the uniform distribution."""
+    """Over 4,000 draws the mean is 1/3, and the spread equals the trace or the uniform distribution."""
     weighting = make(way)
     drawn = torch.stack([weighting(shown([1.0, 1.0, 1.0])) for _ in range(4_000)])
     spread = float(np.mean(TRACES["RLW"]["std"])) if way == "rlw" else math.sqrt(1 / 18)
@@ -219,7 +219,7 @@ def imtl_l(losses: Sequence[float], scales: Sequence[float]) -> tuple[OuterWeigh
 
 
 def test_imtl_l_reproduces_the_trace() -> None:
-    """Value, weights and gradient of the scales are those of the trace."""
+    """Value, weights and gradient of the scales equal the trace."""
     trace = TRACES["IMTL_L"]
     weighting, total = imtl_l(trace["losses"], trace["log_scale"])
     total.backward()
@@ -233,7 +233,7 @@ STCH_CASES = [name for name in TRACES["STCH"]["cases"] if "_mu" in name]
 
 @pytest.mark.parametrize("case", STCH_CASES)
 def test_stch_reproduces_two_libraries(case: str) -> None:
-    """The coefficients of the task gradients are those of TorchJD, linear, and of LibMTL, of logarithms with a nadir."""
+    """The coefficients of the task gradients equal TorchJD (linear) and LibMTL (logarithms with a nadir)."""
     row, losses = TRACES["STCH"]["cases"][case], TRACES["STCH"]["losses"]
     mu = float(case.split("mu")[1].split("_")[0])
     linear = case.startswith("torchjd")
@@ -357,7 +357,7 @@ def test_where_the_peers_fail() -> None:
 
 
 def test_imtl_l_is_uncertainty_weighting_in_another_parameter() -> None:
-    """Its total at s is twice that of the regression form of uncertainty weighting at -s."""
+    """Its total at s is twice the total of uncertainty weighting, in its regression form, at -s."""
     losses, scales = [1.0, 2.0, 0.5], [0.3, -0.2, 0.7]
     _, total = imtl_l(losses, scales)
     other = scalarization.UW(3).double()
@@ -367,7 +367,7 @@ def test_imtl_l_is_uncertainty_weighting_in_another_parameter() -> None:
 
 
 def test_imtl_l_and_uncertainty_end_at_the_inverse_loss() -> None:
-    """SGD on constant losses takes exp(s) to 1 / L, where the gradient is that of the sum of logarithms."""
+    """SGD on constant losses takes exp(s) to 1 / L, where the gradient equals the gradient of the sum of logarithms."""
     losses = vector([2.0, 0.5, 0.1])
     weighting = create("outer", "imtl_l")
     weighting.bind_unnamed(3, f64)
@@ -387,7 +387,7 @@ def test_imtl_l_and_uncertainty_end_at_the_inverse_loss() -> None:
 
 
 def test_imtl_l_through_a_criterion() -> None:
-    """Only the tasks of a call enter the total, and a parameter that is in no optimizer is told of by name."""
+    """Only the tasks of a call enter the total, and a warning names a parameter that is in no optimizer."""
     criterion = compose("imtl_l", tasks=["a", "b"]).double()
     with torch.no_grad():
         criterion.outer.log_scale.copy_(vector([0.3, 5.0]))
@@ -622,7 +622,7 @@ def test_one_task(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_first_windows(way: str) -> None:
-    """What needs two windows starts with even weights, those of its sum; what needs none starts with its formula."""
+    """A weighting that needs two windows starts with even weights; one that needs none starts with its formula."""
     weighting = make(way)
     weighting.bind_unnamed(3, f64)
     start = {"K": 1.0, "1": 1 / 3, None: 1 / 3}[weighting.total]

@@ -97,7 +97,7 @@ def unbalanced(matrix: Tensor, solution: Tensor, alpha: float) -> float:
 
 
 def projections(matrix: Tensor) -> Tensor:
-    """Right-hand sides in the range of G: those of UPGrad, and of DualProj."""
+    """Right-hand sides in the range of G, as UPGrad and DualProj have them."""
     mean = torch.full((1, len(matrix)), 1 / len(matrix), dtype=f64)
     return torch.cat((-matrix, -(mean @ matrix)))
 
@@ -158,7 +158,7 @@ def test_solvers_with_64_tasks(family: str) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_nnls_is_the_best_of_all_supports(seed: int) -> None:
-    """Where gradients are independent, the solution is that of brute force to 1e-9, norms of 1e-3 to 1e3 apart."""
+    """For independent gradients, the solution equals brute force to 1e-9, with norms of 1e-3 to 1e3."""
     count = 2 + seed % 5
     matrix = gramian("general", count, seed, decades=3.0)
     for target in (*projections(matrix), torch.ones(count, dtype=f64)):
@@ -254,7 +254,7 @@ def test_min_norm_meets_the_optimality_conditions(matrix: Tensor) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_min_norm_is_the_best_of_all_supports(seed: int) -> None:
-    """Where gradients are independent, the weights are those of brute force to 1e-9."""
+    """For independent gradients, the weights equal brute force to 1e-9."""
     matrix = gramian("general", 2 + seed % 5, seed, decades=1.0)
     best = torch.from_numpy(brute_min_norm(matrix))
     torch.testing.assert_close(min_norm(matrix), best, rtol=1e-9, atol=1e-12)
