@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class AFT(SurvivalShape):
         XGBoost", 2022. Differs from XGBoost's survival:aft, which clips gradients to [-15, 15] and takes intervals of time.
     """
 
-    lower_bound: ClassVar[float | None] = None
+    lower_bound = None
 
     def __init__(
         self, *, distribution: Literal["weibull", "lognormal", "loglogistic"] = "weibull", sigma: float | None = 1.0

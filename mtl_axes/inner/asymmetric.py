@@ -12,7 +12,6 @@ from torch import Tensor
 from mtl_axes.errors import OptionError
 from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.options import check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["Expectile", "Linex", "Nasa"]
 
@@ -63,7 +62,7 @@ class Expectile(InnerShape):
         W. K. Newey, J. L. Powell, "Asymmetric Least Squares Estimation and Testing", 1987.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, tau: float = 0.5) -> None:
         super().__init__()
@@ -107,7 +106,7 @@ class Linex(InnerShape):
         Using Asymmetric Loss Functions", 1986. Computed with expm1: at z = 1e-4 in float32 exp(z) - z - 1 is 0, not 5e-9.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
     example: ClassVar[Mapping[str, Any]] = {"a": 0.5, "max_exponent": 20.0}
 
     def __init__(self, *, a: float = 1.0, b: float = 1.0, max_exponent: float | None = None) -> None:
@@ -161,7 +160,7 @@ class Nasa(InnerShape):
         Simulation", 2008. Differs from the reference in nothing but the reduction.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
     example: ClassVar[Mapping[str, Any]] = {"max_exponent": 20.0}
 
     def __init__(self, *, early: float = 13.0, late: float = 10.0, max_exponent: float | None = None) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.options import check_choice, check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["BMC", "FocalR"]
 
@@ -46,7 +45,7 @@ class FocalR(InnerShape):
         to 1.5e-14. Differs from that in a finite gradient for gamma < 1 at e = 0, where the repository's is NaN.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(
         self,
@@ -112,8 +111,8 @@ class BMC(InnerShape):
         in float32 at e = 1e4 and s = 1, the original's two parts of 1e8 leave an error of 1 in a loss of 19999.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
-    coupling: ClassVar[Literal["sample", "batch"]] = "batch"
+    kinds = REGRESSION
+    coupling = "batch"
 
     def __init__(self, *, noise: float = 1.0) -> None:
         super().__init__()

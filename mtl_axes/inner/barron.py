@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.options import check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["Barron"]
 
@@ -46,7 +43,7 @@ class Barron(InnerShape):
         float32 it gives 0.477 at alpha = 1e-6 and 0 at 2e-7, where the loss is 0.405.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, alpha: float = 1.0, c: float = 1.0) -> None:
         super().__init__()

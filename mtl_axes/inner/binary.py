@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from mtl_axes.errors import OptionError
 from mtl_axes.inner.base import BINARY, InnerShape
 from mtl_axes.inner.classification import check_hard, check_probability
 from mtl_axes.options import check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["ASL", "Brier", "signed_error"]
 
@@ -61,7 +59,7 @@ class ASL(InnerShape):
         the reference switches gradients on inside a caller's ``no_grad``.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = BINARY
+    kinds = BINARY
 
     def __init__(
         self, *, gamma_neg: float = 4.0, gamma_pos: float = 1.0, clip: float = 0.05, detach_focus: bool = False
@@ -125,7 +123,7 @@ class Brier(InnerShape):
         which sums over both classes, in the factor 1/2, as does scikit-learn's brier_score_loss of a binary task.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = BINARY
+    kinds = BINARY
 
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
         check_probability(target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from mtl_axes.errors import DataError
 from mtl_axes.inner._values import check_values_option, constants
 from mtl_axes.inner.base import BINARY, CLASSES, MULTICLASS, InnerShape
 from mtl_axes.options import check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["BCE", "CrossEntropy", "Focal"]
 
@@ -78,7 +76,7 @@ class BCE(InnerShape):
     tensor([0.6931, 0.2014])
     """
 
-    kinds: ClassVar[frozenset[Kind]] = BINARY
+    kinds = BINARY
 
     def __init__(self, *, pos_weight: float = 1.0) -> None:
         super().__init__()
@@ -106,7 +104,7 @@ class CrossEntropy(InnerShape):
     tensor([0.2413])
     """
 
-    kinds: ClassVar[frozenset[Kind]] = MULTICLASS
+    kinds = MULTICLASS
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         require_classes(prediction, target)
@@ -144,7 +142,7 @@ class Focal(InnerShape):
         alpha (None instead of 0.25), so that gamma=0 is the plain cross-entropy.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = CLASSES
+    kinds = CLASSES
 
     def __init__(self, *, gamma: float = 2.0, alpha: float | Sequence[float] | None = None) -> None:
         super().__init__()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -19,8 +17,8 @@ __all__ = ["Dice", "Tversky"]
 class _Regions(InnerShape):
     """What dice and tversky have in common: images of labels, one loss each."""
 
-    kinds: ClassVar[frozenset[Kind]] = CLASSES
-    pooled: ClassVar[bool] = True
+    kinds = CLASSES
+    pooled = True
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         if target.ndim < 2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from mtl_axes.errors import DataError
 from mtl_axes.inner._values import as_floats
 from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.options import check_choice, check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["Gamma", "Poisson", "Tweedie"]
 
@@ -60,9 +58,9 @@ class Poisson(InnerShape):
         its mean. Differs from the first in that a mean is not taken as it is: pass ``mean.log()``.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
-    target_range: ClassVar[tuple[float, float]] = (0.0, math.inf)
-    prediction_range: ClassVar[tuple[float, float]] = _LOG_MEAN
+    kinds = REGRESSION
+    target_range = (0.0, math.inf)
+    prediction_range = _LOG_MEAN
 
     def __init__(self, *, deviance: bool = False) -> None:
         super().__init__()
@@ -115,9 +113,9 @@ class Gamma(InnerShape):
         exp(x) before its mean; xgboost's reg:gamma is half of it, without the terms of y alone.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
-    target_range: ClassVar[tuple[float, float]] = (torch.finfo(torch.bfloat16).tiny, math.inf)
-    prediction_range: ClassVar[tuple[float, float]] = _LOG_MEAN
+    kinds = REGRESSION
+    target_range = (torch.finfo(torch.bfloat16).tiny, math.inf)
+    prediction_range = _LOG_MEAN
 
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
         check_targets("gamma", target, positive=True)
@@ -155,9 +153,9 @@ class Tweedie(InnerShape):
         its mean; xgboost's reg:tweedie is half of it, without the term of y alone.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
-    target_range: ClassVar[tuple[float, float]] = (0.0, math.inf)
-    prediction_range: ClassVar[tuple[float, float]] = _LOG_MEAN
+    kinds = REGRESSION
+    target_range = (0.0, math.inf)
+    prediction_range = _LOG_MEAN
 
     def __init__(self, *, power: float = 1.5) -> None:
         super().__init__()

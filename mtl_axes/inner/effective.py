@@ -13,7 +13,6 @@ from mtl_axes.errors import DataError
 from mtl_axes.inner.base import CLASSES, TargetWeight
 from mtl_axes.inner.frequency import check_counts, count_labels, look_up
 from mtl_axes.options import check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["ClassBalanced"]
 
@@ -51,7 +50,7 @@ class ClassBalanced(TargetWeight):
         cross-entropies of sigmoids or of a softmax: here the base is free.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = CLASSES
+    kinds = CLASSES
     example: ClassVar[Mapping[str, Any]] = {"counts": (1000, 100, 10)}
 
     def __init__(self, counts: Sequence[float], *, beta: float = 0.9999) -> None:

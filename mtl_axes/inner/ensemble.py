@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -49,8 +47,8 @@ class CRPSEnsemble(InnerShape):
         scores for ensemble forecasts", 2014. Equal to properscoring.crps_ensemble, to 2e-16, which has no fair form.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
-    trailing: ClassVar[bool] = True
+    kinds = REGRESSION
+    trailing = True
 
     def __init__(self, *, fair: bool = False) -> None:
         super().__init__()

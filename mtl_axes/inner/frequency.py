@@ -13,7 +13,6 @@ from mtl_axes.errors import DataError, OptionError
 from mtl_axes.inner._values import check_values_option, constants
 from mtl_axes.inner.base import REGRESSION, TargetWeight
 from mtl_axes.options import check_choice, check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["LDS", "InverseFrequency"]
 
@@ -111,7 +110,7 @@ class InverseFrequency(TargetWeight):
         ``inverse`` power=1 with clip=(5, 1000).
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"regression", "binary", "multiclass"})
+    kinds = frozenset({"regression", "binary", "multiclass"})
     example: ClassVar[Mapping[str, Any]] = {"counts": (40, 10, 2)}
 
     def __init__(
@@ -206,7 +205,7 @@ class LDS(InverseFrequency):
         others, where the smoothed count is 0.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
     example: ClassVar[Mapping[str, Any]] = {"counts": (40, 10, 2, 0, 1), "low": -2.0}
 
     def __init__(

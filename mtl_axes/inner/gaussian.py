@@ -25,8 +25,8 @@ def check_clamp(clamp: float | None) -> float | None:
 class _Gaussian(InnerShape):
     """What the shapes of a Gaussian share: a prediction (..., 2) of its mean and the logarithm of its variance."""
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
-    trailing: ClassVar[bool] = True
+    kinds = REGRESSION
+    trailing = True
     example: ClassVar[Mapping[str, Any]] = {"clamp": 10.0}
     clamp: float | None
 
@@ -85,7 +85,7 @@ class GaussianNLL(_Gaussian):
         of 5e5 in v.
     """
 
-    lower_bound: ClassVar[float | None] = None
+    lower_bound = None
 
     def __init__(self, *, full: bool = False, clamp: float | None = None) -> None:
         super().__init__()
@@ -132,8 +132,8 @@ class BetaNLL(_Gaussian):
         the bracket (0.9189 v^beta more, without a gradient) and sums over the last axis of the target.
     """
 
-    lower_bound: ClassVar[float | None] = None
-    detaches: ClassVar[bool] = True
+    lower_bound = None
+    detaches = True
 
     def __init__(self, *, beta: float = 0.5, clamp: float | None = None) -> None:
         super().__init__()

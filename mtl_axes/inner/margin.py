@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,7 +9,6 @@ from torch.nn import functional as F
 from mtl_axes.inner.base import BINARY, InnerShape
 from mtl_axes.inner.classification import CrossEntropy, check_hard
 from mtl_axes.options import check_choice, check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["Hinge", "MultiMargin", "SquaredHinge"]
 
@@ -41,7 +38,7 @@ class Hinge(InnerShape):
         targets: 0 and 1, not -1 and 1.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = BINARY
+    kinds = BINARY
 
     def __init__(self, *, margin: float = 1.0) -> None:
         super().__init__()

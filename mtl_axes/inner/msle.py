@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 from torch import Tensor
 
 from mtl_axes.errors import DataError
 from mtl_axes.inner._values import as_floats
 from mtl_axes.inner.base import REGRESSION, InnerShape
-from mtl_axes.signals import Kind
 
 __all__ = ["MSLE"]
 
@@ -44,10 +42,10 @@ class MSLE(InnerShape):
         Equal to sklearn.metrics.mean_squared_log_error and torchmetrics' MeanSquaredLogError, before their mean.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
     # The last bfloat16 above -1.
-    target_range: ClassVar[tuple[float, float]] = (-1 + 2**-8, math.inf)
-    prediction_range: ClassVar[tuple[float, float]] = (-1 + 2**-8, math.inf)
+    target_range = (-1 + 2**-8, math.inf)
+    prediction_range = (-1 + 2**-8, math.inf)
 
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
         for role, values in (("Targets", target), ("Predictions", prediction)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ __all__ = ["EMD2", "Coral", "Corn"]
 class _Ladder(InnerShape):
     """What coral and corn have in common: K - 1 logits at dimension 1, of the questions "is y > k?"."""
 
-    kinds: ClassVar[frozenset[Kind]] = MULTICLASS
+    kinds = MULTICLASS
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         if prediction.ndim < 2 or prediction.shape[:1] + prediction.shape[2:] != target.shape:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,7 +10,6 @@ from mtl_axes.inner.base import BINARY, InnerShape
 from mtl_axes.inner.binary import signed_error
 from mtl_axes.inner.classification import BCE, check_probability
 from mtl_axes.options import check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["QualityFocal", "Varifocal"]
 
@@ -88,7 +85,7 @@ class Varifocal(InnerShape):
         (iou_weighted=True) in the gradient of a negative at gamma < 1 where p rounds to 0: 0, not NaN.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = BINARY
+    kinds = BINARY
 
     def __init__(self, *, alpha: float = 0.75, gamma: float = 2.0) -> None:
         super().__init__()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,8 +16,8 @@ __all__ = ["ListNet", "PairwiseLogistic"]
 class _Lists(InnerShape):
     """What ranking shapes have in common: scores and relevances (N, L), one list per sample, padding masked."""
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
-    pooled: ClassVar[bool] = True
+    kinds = REGRESSION
+    pooled = True
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         require_same_shape(prediction, target)

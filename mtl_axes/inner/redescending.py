@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.options import check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["Cauchy", "GemanMcClure", "Tukey", "Welsch"]
 
@@ -47,7 +45,7 @@ class Tukey(InnerShape):
         samples.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, c: float = 4.685, scale: float = 1.0) -> None:
         super().__init__()
@@ -97,7 +95,7 @@ class Cauchy(InnerShape):
         whose cost is f_scale^2 / 2 log(1 + (e / f_scale)^2): c = f_scale / sqrt(2), and a factor f_scale^2 / 2.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, c: float = 1.0) -> None:
         super().__init__()
@@ -135,7 +133,7 @@ class Welsch(InnerShape):
         kornia.losses.welsch_loss.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, c: float = 1.0) -> None:
         super().__init__()
@@ -172,7 +170,7 @@ class GemanMcClure(InnerShape):
         Equal to kornia.losses.geman_mcclure_loss, which has Barron's scale; the original is u^2 / (1 + u^2) of another u.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, c: float = 1.0) -> None:
         super().__init__()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ class MSE(InnerShape):
     tensor([25., 16.])
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         return (prediction - target).square()
@@ -51,7 +50,7 @@ class MAE(InnerShape):
     tensor([5., 4.])
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         return (prediction - target).abs()
@@ -76,7 +75,7 @@ class Huber(InnerShape):
         P. J. Huber, "Robust Estimation of a Location Parameter", 1964.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, delta: float = 1.0) -> None:
         super().__init__()
@@ -112,7 +111,7 @@ class Asymmetric(InnerShape):
         W. K. Newey, J. L. Powell, "Asymmetric Least Squares Estimation and Testing", 1987 (up to the scale above).
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, over: float = 1.0, under: float = 1.0) -> None:
         super().__init__()
@@ -150,7 +149,7 @@ class Quantile(InnerShape):
         R. Koenker, G. Bassett, "Regression Quantiles", 1978.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, q: float | Sequence[float] = 0.5) -> None:
         super().__init__()

@@ -159,7 +159,7 @@ class FailureBiased(Reweighted):
         book also prints a form that exceeds 2; this is the clipped one.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
     example: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, *, r_max: float = 125.0) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.options import check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["LogCosh", "PseudoHuber", "SmoothL1"]
 
@@ -43,7 +41,7 @@ class PseudoHuber(InnerShape):
         for computed imaging", 1994. Equal to scipy.special.pseudo_huber, whose formula is this one.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, delta: float = 1.0) -> None:
         super().__init__()
@@ -84,7 +82,7 @@ class SmoothL1(InnerShape):
         R. Girshick, "Fast R-CNN", 2015, with beta = 1. Equal to torch.nn.functional.smooth_l1_loss, in value and gradient.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, beta: float = 1.0) -> None:
         super().__init__()
@@ -123,7 +121,7 @@ class LogCosh(InnerShape):
         instead of 0.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         error = prediction - target

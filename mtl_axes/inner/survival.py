@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ __all__ = ["Cox", "DiscreteHazard", "SurvivalShape"]
 class SurvivalShape(InnerShape):
     """What survival shapes have in common: signed times for targets."""
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         # Of integers, missing="ignore" would take the time -100 for no label.
@@ -84,7 +84,7 @@ class Cox(SurvivalShape):
         exp(x): a sum whose scores lie 17 below the batch's highest has 0.29 of its gradient.
     """
 
-    coupling: ClassVar[Literal["sample", "batch"]] = "batch"
+    coupling = "batch"
 
     def forward(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:
         time = target.to(prediction.dtype).abs()
@@ -133,7 +133,7 @@ class DiscreteHazard(SurvivalShape):
         reference counts a censored sample for an interval from its middle on, here from its end.
     """
 
-    trailing: ClassVar[bool] = True
+    trailing = True
     example: ClassVar[Mapping[str, Any]] = {"edges": (0.5, 1.0, 2.0)}
 
     def __init__(self, *, edges: Sequence[float]) -> None:

@@ -1,4 +1,4 @@
-"""A shape under test, and how it is fed."""
+"""A shape under test, and its inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtl_axes.inner import InnerShape
 from mtl_axes.signals import Kind
 from mtl_axes.testing.case import Case, numbers, raised
 
-__all__ = ["KINDS", "InnerCase", "expected_size", "f64", "per_kind", "served", "total_of"]
+__all__ = ["KINDS", "InnerCase", "f64", "per_kind", "served", "total_of"]
 
 KINDS: Final[tuple[Kind, ...]] = ("regression", "binary", "multiclass")
 _SIZES = ((1,), (7,), (4, 3), (2, 3, 4))
@@ -27,8 +27,8 @@ class InnerCase(Case[InnerShape]):
     """A shape under test.
 
     Attributes:
-        kind: the kind of task that it is tried on at the moment.
-        kinds: those that it serves.
+        kind: the kind of task that is tested now.
+        kinds: all kinds that it serves.
     """
 
     kind: Kind
@@ -42,22 +42,22 @@ class InnerCase(Case[InnerShape]):
     def sample(
         self, size: tuple[int, ...], seed: int = 0, dtype: torch.dtype = f64, shape: InnerShape | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return a prediction and a target of the kind of the moment, and have them told in whatever fails next."""
+        """Return a prediction and a target of the current kind, and show them in the next failure."""
         shape = self.build() if shape is None else shape
         generator = torch.Generator().manual_seed(seed)
         prediction, target = shape.sample(self.kind, size, generator, dtype)
-        self.tell(prediction, target)
+        self.show(prediction, target)
         return prediction, target
 
-    def tell(self, prediction: Tensor, target: Tensor, more: str = "") -> None:
-        """Remember the input for the sentence of a failure."""
+    def show(self, prediction: Tensor, target: Tensor, more: str = "") -> None:
+        """Show this input in the next failure."""
         self.given = (
             f"a {self.kind} task, prediction {tuple(prediction.shape)} = {numbers(prediction)}, "
             f"target {tuple(target.shape)} = {numbers(target)}{more}"
         )
 
     def sizes(self) -> list[tuple[int, ...]]:
-        """Return the sizes of targets that the shape takes, of those of vectors, matrices and images."""
+        """Return the sizes of targets that the shape takes: vectors, matrices, images."""
         known = self._sizes.get(self.kind)
         if known is None:
             shape = self.build()
@@ -81,7 +81,7 @@ class InnerCase(Case[InnerShape]):
         return True
 
     def usual(self) -> tuple[int, ...]:
-        """Return the size that checks use which need one only: several samples."""
+        """Return the size for checks that need only one: several samples."""
         return next((size for size in self.sizes() if size[0] > 2), self.sizes()[-1])
 
     def several(self, seed: int = 0, dtype: torch.dtype = f64) -> tuple[Tensor, Tensor]:
@@ -110,13 +110,8 @@ def per_kind(check: Callable[[InnerCase], None]) -> Callable[[InnerCase], None]:
     return each
 
 
-def expected_size(shape: InnerShape, target: Tensor) -> torch.Size:
-    """Return the shape of the losses: the target's, or (N,) when they are pooled."""
-    return target.shape[:1] if shape.pooled else target.shape
-
-
 def total_of(case: InnerCase, prediction: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the total of a criterion with this task alone, and its gradient."""
+    """Return the total of a criterion with only this task, and its gradient."""
     leaf = prediction.clone().requires_grad_()
     criterion = compose("fixed", {"task": case.build()})
     total = criterion((leaf,), (target,), mask=mask)

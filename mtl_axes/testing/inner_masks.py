@@ -1,4 +1,4 @@
-"""Masked labels: as if they were deleted, whatever lies there."""
+"""Masked labels count as deleted, whatever values they hold."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from torch import Tensor
 
 from mtl_axes.errors import DataError
 from mtl_axes.inner import InnerShape
-from mtl_axes.testing.case import close, numbers
+from mtl_axes.testing.case import numbers
 from mtl_axes.testing.inner_case import InnerCase, per_kind, total_of
 
 __all__ = ["CHECKS"]
 
 
 def masks(case: InnerCase) -> None:
-    """In a criterion a mask equals deletion, in value and gradient, and what lies at masked places does not matter."""
+    """In a criterion a mask equals deletion, in value and gradient, whatever values the masked places hold."""
     prediction, target = case.several()
-    count = len(target)
-    keep = torch.arange(count) % 3 != 1
+    keep = torch.arange(len(target)) % 3 != 1
+    claim = "should treat masked samples as deleted ones"
     for garbage in (False, True):
-        leaf, other = prediction.clone(), target.clone()
+        leaf, label = prediction.clone(), target.clone()
         if garbage:
             leaf[~keep] = torch.nan
-            if other.is_floating_point():
-                other[~keep] = torch.nan
-            elif other.dtype is not torch.bool:
-                other[~keep] = -100
+            if label.is_floating_point():
+                label[~keep] = torch.nan
+            elif label.dtype is not torch.bool:
+                label[~keep] = -100
         what = "NaN at masked places" if garbage else "masked samples"
-        case.tell(prediction, target, f", {what}, mask {numbers(keep)}")
-        total, gradient = total_of(case, leaf, other, keep)
-        wanted, slope = total_of(case, prediction[keep], target[keep], None)
-        claim = "should treat masked samples as deleted ones"
-        case.require(close(total, wanted, 1e-9), claim, f"the loss {numbers(total)} and {numbers(wanted)} without them")
-        case.require(close(gradient[keep], slope, 1e-9), claim, f"gradients {numbers(gradient[keep])} and {numbers(slope)}")
+        case.show(prediction, target, f", {what}, mask {numbers(keep)}")
+        total, gradient = total_of(case, leaf, label, keep)
+        expected, slope = total_of(case, prediction[keep], target[keep], None)
+        case.require_close(total, expected, claim, "the loss {} and {} without them")
+        case.require_close(gradient[keep], slope, claim, "gradients {} and {}")
         rest = gradient[~keep]
         case.require(not bool(rest.any()), claim, f"gradients {numbers(rest)} at masked places")
 
 
 def entries(case: InnerCase) -> None:
-    """Masks of single entries: their values do not matter; a column masked throughout is a column deleted."""
+    """A column that is masked throughout counts as deleted, whatever values it holds."""
     shape = case.build()
+    claim = "should treat a masked column as a deleted one"
     for size in case.sizes():
         if len(size) < 2 or size[0] < 2 or (shape.coupling == "batch" and not shape.pooled):
             continue
@@ -50,66 +50,59 @@ def entries(case: InnerCase) -> None:
         if target.shape != torch.Size(size):
             continue
         dim = target.ndim - 1
-        within = _dimension(prediction, target, shape, dim)
+        # Classes lie at dimension 1 of the prediction, parameters in the last one.
+        within = dim if prediction.ndim == target.ndim or shape.trailing else dim + 1
         valid = torch.ones(target.shape, dtype=torch.bool)
         valid.select(dim, 1).fill_(False)
-        here = torch.tensor([index for index in range(size[-1]) if index != 1])
-        less, fewer = prediction.index_select(within, here), target.index_select(dim, here)
+        rest = torch.tensor([index for index in range(size[-1]) if index != 1])
+        less, fewer = prediction.index_select(within, rest), target.index_select(dim, rest)
         try:
             shape.check(less, fewer)
         except DataError:
-            continue  # one whose number of entries is fixed
-        spoiled, other = prediction.clone(), target.clone()
+            continue  # the shape takes a fixed number of entries
+        spoiled, label = prediction.clone(), target.clone()
         spoiled.select(within, 1).fill_(torch.nan)
-        if other.is_floating_point():
-            other.select(dim, 1).fill_(torch.nan)
-        case.tell(prediction, target, ", NaN in a masked column")
-        total, gradient = total_of(case, spoiled, other, valid)
-        wanted, slope = total_of(case, less, fewer, None)
-        claim = "should treat a masked column as a deleted one"
-        case.require(close(total, wanted, 1e-9), claim, f"the loss {numbers(total)} and {numbers(wanted)} without it")
-        found = gradient.index_select(within, here)
-        case.require(close(found, slope, 1e-9), claim, f"gradients {numbers(found)} and {numbers(slope)}")
-
-
-def _dimension(prediction: Tensor, target: Tensor, shape: InnerShape, dim: int) -> int:
-    """Return the dimension of the prediction that belongs to a dimension of the target: classes at 1, parameters last."""
-    return dim if prediction.ndim == target.ndim or shape.trailing else dim + 1
+        if label.is_floating_point():
+            label.select(dim, 1).fill_(torch.nan)
+        case.show(prediction, target, ", NaN in a masked column")
+        total, gradient = total_of(case, spoiled, label, valid)
+        expected, slope = total_of(case, less, fewer, None)
+        case.require_close(total, expected, claim, "the loss {} and {} without it")
+        case.require_close(gradient.index_select(within, rest), slope, claim, "gradients {} and {}")
 
 
 def valid_entries(case: InnerCase) -> None:
-    """A shape that couples entries leaves masked ones out by itself, down to a batch where nothing counts."""
+    """A shape that couples entries leaves masked ones out itself, even in a batch without any valid one."""
     shape = case.build()
     if not shape.masks:
         return
     prediction, target = case.several()
     keep = torch.arange(len(target)) % 3 != 1
     valid = keep.reshape(-1, *[1] * (target.ndim - 1)).expand(target.shape).contiguous()
-    hidden, other = _zeroed(prediction, target, valid, shape)
-    case.tell(hidden, other, f", valid {numbers(keep)}")
-    found, expected = shape(hidden, other, valid)[keep], shape(prediction[keep], target[keep])
+    hidden, label = _zeroed(prediction, target, valid, shape)
+    case.show(hidden, label, f", valid {numbers(keep)}")
+    losses, expected = shape(hidden, label, valid)[keep], shape(prediction[keep], target[keep])
     claim = "should leave out what is not valid, as if it were deleted"
-    case.require(close(found, expected, 1e-9), claim, f"losses {numbers(found)} and {numbers(expected)} without it")
-    whole = torch.ones_like(valid)
-    case.tell(prediction, target, ", all valid")
-    found, expected = shape(prediction, target, whole), shape(prediction, target)
-    told = "should take a mask of True throughout for none"
-    case.require(close(found, expected, 1e-9), told, f"losses {numbers(found)} and {numbers(expected)}")
-    for first in (0, 1):
+    case.require_close(losses, expected, claim, "losses {} and {} without it")
+    case.show(prediction, target, ", all valid")
+    losses, expected = shape(prediction, target, torch.ones_like(valid)), shape(prediction, target)
+    case.require_close(losses, expected, "should treat a mask that is True throughout as no mask", "losses {} and {}")
+    for count in (0, 1):
         some = torch.zeros_like(valid)
-        some[:first] = True
-        hidden, other = _zeroed(prediction, target, some, shape)
-        case.tell(hidden, other, f", {first} valid samples")
+        some[:count] = True
+        hidden, label = _zeroed(prediction, target, some, shape)
+        case.show(hidden, label, f", {count} valid samples")
         leaf = hidden.requires_grad_()
-        losses = shape(leaf, other, some)
+        losses = shape(leaf, label, some)
+        claim = f"should stay finite with {count} valid samples"
+        case.require_finite(losses, claim, "losses {}")
         (gradient,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
-        finite = bool(torch.isfinite(losses).all()) and (gradient is None or bool(torch.isfinite(gradient).all()))
-        told = f"should stay finite with {first} valid samples"
-        case.require(finite, told, f"losses {numbers(losses)} and gradients {numbers(gradient)}")
+        if gradient is not None:
+            case.require_finite(gradient, claim, "gradients {}")
 
 
 def _zeroed(prediction: Tensor, target: Tensor, valid: Tensor, shape: InnerShape) -> tuple[Tensor, Tensor]:
-    """Return what a criterion hands over: 0 where an entry does not count."""
+    """Return what a criterion passes to a shape: 0 where an entry does not count."""
     keep = valid.unsqueeze(-1 if shape.trailing else 1) if prediction.ndim > valid.ndim else valid
     return torch.where(keep, prediction, 0.0), torch.where(valid, target, torch.zeros((), dtype=target.dtype))
 

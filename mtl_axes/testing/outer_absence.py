@@ -1,113 +1,100 @@
-"""What an outer weighting does about tasks that are not there."""
+"""Absent tasks of an outer weighting."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-import torch
+from torch import Tensor
 
 from mtl_axes.errors import OptionError
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.signals import Signals
-from mtl_axes.testing.case import close, difference, equal, numbers, same, snapshot
+from mtl_axes.testing.case import numbers, snapshot
 from mtl_axes.testing.outer_case import OuterCase, of_task
 from mtl_axes.testing.problems import Problem, ordinary
 
 __all__ = ["CHECKS"]
 
-
-_WHY: Final[dict[str, Callable[[dict[str, Any], int], None]]] = {
-    "inactive": lambda given, task: given["active"].__setitem__(task, False),
-    "a NaN loss": lambda given, task: given["losses"].__setitem__(task, torch.nan),
-    "an infinite loss": lambda given, task: given["losses"].__setitem__(task, torch.inf),
-    "a zero norm": lambda given, task: _spoil(given, task, 0.0),
-    "a NaN norm": lambda given, task: _spoil(given, task, torch.nan),
-    "an infinite norm": lambda given, task: _spoil(given, task, torch.inf),
+# Why a task does not take part: the signal that says so, and its value.
+_WHY: Final[dict[str, tuple[str, float]]] = {
+    "inactive": ("active", False),
+    "a NaN loss": ("losses", math.nan),
+    "an infinite loss": ("losses", math.inf),
+    "a zero norm": ("norms", 0.0),
+    "a NaN norm": ("norms", math.nan),
+    "an infinite norm": ("norms", math.inf),
 }
-
-
-def _spoil(given: dict[str, Any], task: int, value: float) -> None:
-    given["norms"][task] = value
-    if given["gramian"] is not None:
-        given["gramian"][task] = given["gramian"][:, task] = value
 
 
 def _absent(problem: Problem, weighting: OuterWeighting, why: str, task: int, step: int) -> Signals:
     whole = problem.signals(weighting.needs)
-    given = {name: getattr(whole, name) for name in ("losses", "norms", "gramian", "active")}
-    given = {name: None if value is None else value.clone() for name, value in given.items()}
-    _WHY[why](given, task)
+    names = ("losses", "norms", "gramian", "active")
+    given: dict[str, Tensor] = {name: value.clone() for name in names if (value := getattr(whole, name)) is not None}
+    signal, value = _WHY[why]
+    given[signal][task] = value
+    if signal == "norms" and "gramian" in given:
+        given["gramian"][task] = given["gramian"][:, task] = value
     return Signals(**given, step=step)
 
 
 def absent(case: OuterCase) -> None:
     """A task that is absent, not finite or without a gradient does not count.
 
-    Memoryless: it has the weight 0 and the others what they have without it. Else it keeps its weight and its state.
+    A memoryless weighting gives it the weight 0, and the others their weights without it. Any other keeps its weight and
+    its state.
     """
     count, task = case.count, case.task
     if count < 2:
         return
     first = case.build()
-    for why in _WHY:
-        if first.needs == "losses" and "norm" in why:
+    claim = f"claims memoryless={first.memoryless}, so that an absent task"
+    for why, (signal, _) in _WHY.items():
+        if first.needs == "losses" and signal == "norms":
             continue
         weighting = case.driven()
         before, held = snapshot(weighting), weighting.weights().detach().clone()
         for step, problem in case.following():
-            case.given = f"{problem.told(weighting.needs)} with task {task} absent ({why})"
+            case.given = f"{problem.text(weighting.needs)} with task {task} absent ({why})"
             signals = _absent(problem, weighting, why, task, case.start + step)
             weights = weighting(signals).detach()
             case.after_step(weighting, problem, signals)
             if first.memoryless:
-                case.require(
-                    float(weights[task]) == 0,
-                    "claims memoryless=True, so that an absent task weighs 0",
-                    f"weights {numbers(weights)}",
-                )
-            else:
-                case.require(
-                    math.isclose(float(weights[task]), float(held[task]), rel_tol=1e-9),
-                    "claims memoryless=False, so that an absent task keeps its weight",
-                    f"{float(weights[task]):.10g} for task {task} after {float(held[task]):.10g}",
-                )
-                left, right = of_task(snapshot(weighting), task, count), of_task(before, task, count)
-                case.require(
-                    same(left, right),
-                    "claims memoryless=False, so that an absent task keeps its state",
-                    f"a change in {difference(left, right)}",
-                )
+                case.require(float(weights[task]) == 0, f"{claim} weighs 0", f"weights {numbers(weights)}")
+                continue
+            weight, kept = float(weights[task]), float(held[task])
+            holds = math.isclose(weight, kept, rel_tol=1e-9)
+            case.require(holds, f"{claim} keeps its weight", f"{weight:.10g} for task {task} after {kept:.10g}")
+            left, right = of_task(snapshot(weighting), task, count), of_task(before, task, count)
+            case.require_unchanged(left, right, f"{claim} keeps its state")
 
 
 def rest(case: OuterCase) -> None:
-    """A memoryless weighting gives the others exactly what the sub-problem without the absent tasks gives."""
+    """A memoryless weighting gives the others exactly their weights in the sub-problem without the absent tasks."""
     first = case.build()
     if not first.memoryless or case.draws() or case.count < 2:
         return
     for gone in ({case.task}, set(range(case.count)) - {0, case.task if case.task else 1}, set(range(1, case.count))):
-        here = [index for index in range(case.count) if index not in gone]
+        others = [index for index in range(case.count) if index not in gone]
         try:
-            smaller = case.bound(names=[case.names(case.count)[index] for index in here])
+            smaller = case.bound(names=[case.names(case.count)[index] for index in others])
         except OptionError:
             continue
         whole = case.bound()
         for step in range(3):
             problem = ordinary(case.count, step, spread=1.0)
-            expected = case.show(smaller, problem.of(here), step)
+            expected = case.show(smaller, problem.of(others), step)
             for task in gone:
                 problem = problem.without(task)
-            found = case.show(whole, problem, step)
-            case.require(
-                close(found[here], expected, 1e-7),
-                "claims memoryless=True, so that the others weigh what they weigh without the absent tasks",
-                f"weights {numbers(found)} where {numbers(expected)} should be at {here}",
-            )
+            weights = case.show(whole, problem, step)
+            claim = "claims memoryless=True, so that the others keep the weights that they have without the absent tasks"
+            text = f"weights {numbers(weights)}, at {others} {{}} instead of {{}}"
+            case.require_close(weights[others], expected, claim, text, rtol=1e-7)
 
 
 def nothing_active(case: OuterCase) -> None:
-    """With no active task at all, weights and the state of every task stay as they are."""
+    """Without any active task, the weights and the state of every task are unchanged."""
     count = case.count
     weighting = case.driven()
     before, held = snapshot(weighting), weighting.weights().detach().clone()
@@ -115,16 +102,11 @@ def nothing_active(case: OuterCase) -> None:
     for task in range(count):
         problem = problem.without(task)
     weights = case.show(weighting, problem, 4).detach()
-    told = "should keep its weights when no task is active"
-    case.require(equal(weights, held), told, f"weights {numbers(weights)} after {numbers(held)}")
+    case.require_equal(weights, held, "should keep its weights when no task is active", "weights {} after {}")
     after = snapshot(weighting)
+    claim = "should keep the state of every task when none is active"
     for task in range(count):
-        left, right = of_task(after, task, count), of_task(before, task, count)
-        case.require(
-            same(left, right),
-            "should keep the state of every task when none is active",
-            f"a change in {difference(left, right)} of task {task}",
-        )
+        case.require_unchanged(of_task(after, task, count), of_task(before, task, count), claim, f" of task {task}")
 
 
 CHECKS: Final[dict[str, Callable[[OuterCase], None]]] = {

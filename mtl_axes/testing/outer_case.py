@@ -1,4 +1,4 @@
-"""A weighting under test, and how it is fed."""
+"""A weighting under test, and its inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtl_axes.testing.problems import Problem, ordinary
 __all__ = ["OuterCase", "f64", "of_task", "spread"]
 
 _COUNTS = (4, 2, 1, 3, 5)
-# A warm-up is passed over: windows are counted from the first that measures, looked for up to here.
+# Windows are counted from the first one that measures, so that a warm-up is skipped. The search ends at this window.
 _LATEST_START = 100_000
 
 f64: Final = torch.float64
@@ -28,8 +28,8 @@ class OuterCase(Case[OuterWeighting]):
     """A weighting under test.
 
     Attributes:
-        counts: numbers of tasks that its options allow, of 1 to 5, the preferred one first.
-        start: the window from which it moves.
+        counts: numbers of tasks, from 1 to 5, that its options allow, the preferred one first.
+        start: the first window that updates its state.
     """
 
     def __init__(self, factory: Any, tasks: Sequence[str] | None = None) -> None:
@@ -41,7 +41,7 @@ class OuterCase(Case[OuterWeighting]):
         self.require(
             bool(self.counts),
             f"should bind to {'some number of tasks' if tasks is None else f'the tasks {list(tasks)}'}",
-            "an OptionError for each. Pass tasks=[...] where options name tasks",
+            "an OptionError for each. Pass tasks=[...] if its options name tasks",
         )
         self.start = 0
         weighting = self.bound()
@@ -50,16 +50,16 @@ class OuterCase(Case[OuterWeighting]):
 
     @property
     def count(self) -> int:
-        """The number of tasks that checks use which need one only."""
+        """The number of tasks for checks that need only one."""
         return self.counts[0]
 
     @property
     def task(self) -> int:
-        """The task that goes away: one in the middle; the last where tasks have roles, which the first tends to have."""
+        """The task that becomes absent: one in the middle, or the last if tasks have roles, as the first often has one."""
         return min(1, self.count - 1) if self.build().symmetric else self.count - 1
 
     def names(self, count: int) -> tuple[str, ...]:
-        """Names of that many tasks."""
+        """Return names for this number of tasks."""
         return tuple(str(index) for index in range(count)) if self.tasks is None else self.tasks[:count]
 
     def _binds(self, count: int) -> bool:
@@ -82,24 +82,24 @@ class OuterCase(Case[OuterWeighting]):
         return weighting
 
     def show(self, weighting: OuterWeighting, problem: Problem, step: int = 0, dtype: torch.dtype = f64) -> Tensor:
-        """Return the weights for a window, and have it told in whatever fails next.
+        """Return the weights for a window, and show the window in the next failure.
 
-        One that wants the losses after the optimizer step is then shown these, too.
+        A weighting that reads the losses after the optimizer step gets them, too.
         """
-        self.given = problem.told(weighting.needs)
+        self.given = problem.text(weighting.needs)
         signals = problem.signals(weighting.needs, self.start + step, dtype)
         weights = weighting(signals)
         self.after_step(weighting, problem, signals)
         return weights
 
     def after_step(self, weighting: OuterWeighting, problem: Problem, signals: Signals) -> None:
-        """Show what an optimizer step has done to the losses of a window, where the weighting wants it."""
+        """Pass on the losses after the optimizer step, if the weighting reads them."""
         if weighting.wants_after_step:
             after = torch.where(signals.active, signals.losses * problem.change.to(signals.losses), 1.0)
             weighting.after_step(after, signals.active)
 
     def driven(self, count: int | None = None, *, windows: int = 4, dtype: torch.dtype = f64) -> OuterWeighting:
-        """Return a weighting in the middle of its life."""
+        """Return a weighting that has seen some windows."""
         count = self.count if count is None else count
         weighting = self.bound(count, dtype)
         for step in range(windows):
@@ -112,19 +112,19 @@ class OuterCase(Case[OuterWeighting]):
         return [(step, ordinary(self.count, 100 + step)) for step in range(start, start + windows)]
 
     def draws(self) -> bool:
-        """Return whether the weighting draws random numbers of its own."""
+        """Return whether the weighting draws random numbers."""
         return any(isinstance(part, Draws) for part in self.build().modules())
 
 
 def spread(weighting: OuterWeighting) -> None:
-    """Move learnable parameters off their start, as an optimizer would."""
+    """Change learnable parameters, as an optimizer would."""
     with torch.no_grad():
         for parameter in weighting.parameters():
             parameter.add_(torch.linspace(-0.7, 0.9, parameter.numel()).to(parameter).view_as(parameter))
 
 
 def of_task(state: dict[str, Any], task: int, count: int) -> dict[str, Tensor]:
-    """Return what a snapshot holds of one task: its entries of every tensor with a dimension of the tasks."""
+    """Return the entries of one task in a snapshot, from every tensor that has a dimension of the tasks."""
     return {
         name: value.select(value.shape.index(count), task)
         for name, value in state.items()

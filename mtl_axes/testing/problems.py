@@ -1,4 +1,4 @@
-"""Windows to feed an outer weighting with: losses and gradients of K tasks, ordinary and hard."""
+"""Windows for an outer weighting: losses and gradients of K tasks, ordinary and hard."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Problem", "hard", "ordinary"]
 
 @dataclass(frozen=True)
 class Problem:
-    """What one window holds, in float64: losses (K,), a Jacobian (K, D) of the shared parameters, active flags (K,)."""
+    """One window in float64: losses (K,), a Jacobian (K, D) of the shared parameters, active flags (K,)."""
 
     losses: Tensor
     jacobian: Tensor
     active: Tensor
-    # (K,) what the optimizer step does to the losses: factors.
+    # (K,) factors by which the optimizer step changes the losses.
     change: Tensor
 
     @property
@@ -31,18 +31,18 @@ class Problem:
         return norms
 
     def signals(self, needs: Need, step: int = 0, dtype: torch.dtype = torch.float64) -> Signals:
-        """Return the signals of this window for a weighting with these needs, and nothing beyond."""
+        """Return the signals that a weighting with these needs reads in this window, and no others."""
         gramian = (self.jacobian @ self.jacobian.T).to(dtype) if needs == "gramian" else None
         norms = None if needs == "losses" else self.norms.to(dtype)
         return Signals(self.losses.to(dtype), norms=norms, gramian=gramian, active=self.active, step=step)
 
     def of(self, tasks: Sequence[int]) -> Problem:
-        """Return the window of these tasks alone, in this order."""
+        """Return the window of only these tasks, in this order."""
         index = torch.tensor(tasks)
         return Problem(self.losses[index], self.jacobian[index], self.active[index], self.change[index])
 
     def times(self, factors: Tensor) -> Problem:
-        """Return the window with the losses, and so the gradients, multiplied by factors (K,) or ()."""
+        """Return the window with the losses, and hence the gradients, multiplied by factors (K,) or ()."""
         return replace(self, losses=self.losses * factors, jacobian=self.jacobian * factors.reshape(-1, 1))
 
     def with_losses(self, losses: Tensor) -> Problem:
@@ -53,7 +53,7 @@ class Problem:
         """Return the window with one task absent."""
         return replace(self, active=self.active.clone().index_fill_(0, torch.tensor([task]), False))
 
-    def told(self, needs: Need) -> str:
+    def text(self, needs: Need) -> str:
         """Return the window in words."""
         norms = "" if needs == "losses" else f", norms {numbers(self.norms)}"
         return f"losses {numbers(self.losses)}{norms}, active {numbers(self.active)}"
@@ -66,7 +66,7 @@ def ordinary(count: int, seed: int, *, spread: float = 0.3) -> Problem:
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    # A common direction, as tasks on one trunk have it, and some of their own.
+    # Gradients of tasks on one trunk: a common direction and a direction of each task.
     directions = draw(count, count + 3) + 0.7 * draw(1, count + 3)
     rows = directions / directions.norm(dim=1, keepdim=True) * (spread * draw(count, 1)).exp()
     losses = (spread * draw(count)).exp()
@@ -74,7 +74,7 @@ def ordinary(count: int, seed: int, *, spread: float = 0.3) -> Problem:
 
 
 def hard(count: int, *, negative: bool) -> Iterator[Problem]:
-    """Windows at the edge: norms 1e-12 to 1e12, losses 0 and 1e-6 to 1e6, parallel and opposed gradients, lone tasks.
+    """Extreme windows: norms 1e-12 to 1e12, losses 0 and 1e-6 to 1e6, parallel and opposed gradients, lone tasks.
 
     Args:
         count: number of tasks.
