@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl_axes.errors import DataError
+from mtl_axes.inner._values import check_optional
+from mtl_axes.inner.base import require_last_dimension
 from mtl_axes.inner.survival import SurvivalShape
-from mtl_axes.options import check_choice, check_number
+from mtl_axes.options import check_choice
 from mtl_axes.signals import Kind
 
 __all__ = ["AFT"]
 
-# Beyond it, exp(z) goes on as its tangent: 1e13 there, while exp(89) is inf in float32.
+# Beyond it, exp(z) continues as its tangent. exp(30) is 1e13, while exp(89) is inf in float32.
 _LARGEST_EXPONENT = 30.0
-# A scale of the logarithm of time between 5e-5 and 2e4.
+# Keeps sigma between 5e-5 and 2e4.
 _LARGEST_LOG_SIGMA = 10.0
 
 
@@ -35,9 +36,9 @@ class AFT(SurvivalShape):
         lognormal:                               log f = -z^2/2 - log(2 pi)/2,     log S = log Phi(-z)
         loglogistic:                             log f = z - 2 log(1 + e^z),       log S = -log(1 + e^z)
 
-    The prediction is mu, or (mu, log sigma) in an extra last dimension when sigma is None. exp(mu) is the median time, of
-    weibull the time by which 63 % have failed. Beyond z = 30, e^z goes on as its tangent, and log sigma is clamped to
-    [-10, 10]: losses and gradients stay finite. A density can exceed 1, so that the loss can be negative.
+    The prediction is mu, or (mu, log sigma) in an extra last dimension if sigma is None. exp(mu) is the median time, for
+    weibull the time by which 63 % have failed. Losses and gradients stay finite: beyond z = 30, e^z continues as its
+    tangent, and log sigma is clamped to [-10, 10]. A density can exceed 1, so that the loss can be negative.
 
     Args:
         distribution: ``"weibull"``, ``"lognormal"`` or ``"loglogistic"``, of the time.
@@ -47,8 +48,8 @@ class AFT(SurvivalShape):
         (N, ...) losses of any sign, in nats, in the shape of the signed times.
 
     Raises:
-        OptionError: the distribution is unknown, or sigma not positive.
-        DataError: the prediction does not fit; a time is 0.
+        OptionError: the distribution is unknown, or sigma is not positive.
+        DataError: the prediction does not fit the target, or a time is 0.
 
     >>> AFT()(torch.tensor([1.0, 1.0]), torch.tensor([2.0, -2.0]))
     tensor([1.7358, 0.7358])
@@ -56,7 +57,7 @@ class AFT(SurvivalShape):
     References:
         L. J. Wei, "The Accelerated Failure Time Model: A Useful Alternative to the Cox Regression Model in Survival
         Analysis", 1992; A. Barnwal, H. Cho, T. Hocking, "Survival Regression with Accelerated Failure Time Model in
-        XGBoost", 2022. Differs from XGBoost's survival:aft, which clips gradients to [-15, 15] and takes intervals of time.
+        XGBoost", 2022. Differs from XGBoost's survival:aft, which clips gradients to [-15, 15] and takes time intervals.
     """
 
     lower_bound = None
@@ -67,24 +68,21 @@ class AFT(SurvivalShape):
         super().__init__()
         check_choice("distribution", distribution, ("weibull", "lognormal", "loglogistic"))
         self.distribution = distribution
-        self.sigma = None if sigma is None else check_number("sigma", sigma, low=0.0, low_open=True)
+        self.sigma = check_optional("sigma", sigma, low=0.0, low_open=True)
 
     @property
     def trailing(self) -> bool:  # type: ignore[override]
-        """True when log sigma is predicted, too."""
+        """True if log sigma is predicted."""
         return self.sigma is None
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         super().check(prediction, target)
-        if self.sigma is None and prediction.shape != (*target.shape, 2):
-            raise DataError(
-                "prediction should have the shape of target with (mu, log sigma) in an extra last dimension of 2. "
-                f"Found prediction {tuple(prediction.shape)} and target {tuple(target.shape)}."
-            )
+        if self.sigma is None:
+            require_last_dimension(prediction, target, 2, "(mu, log sigma)")
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         target = target.to(prediction.dtype)
-        # Not log 0 where a masked time stands in: its infinity would come back in the gradient as NaN.
+        # A masked time is 0, and the infinity of its logarithm would make the gradient NaN.
         log_t = target.abs().clamp_min(torch.finfo(target.dtype).tiny).log()
         if self.sigma is None:
             mu, log_sigma = prediction.unbind(-1)
@@ -117,9 +115,9 @@ class AFT(SurvivalShape):
 
 
 def _log_upper_tail(z: Tensor) -> Tensor:
-    """Return log Phi(-z). torch's log_ndtr has its values, but in float32 its gradient at z = 1e4 is 6 times too large."""
+    """Return log Phi(-z). The gradient of torch's log_ndtr is 6 times too large at z = 1e4 in float32."""
     above = z > 0
-    # Each branch sees its own side alone: erfcx overflows on the other.
+    # Each branch gets only its side: erfcx overflows on the other.
     high, low = torch.where(above, z, 0.0), torch.where(above, 0.0, z)
     tail = (0.5 * torch.special.erfcx(high * math.sqrt(0.5))).log() - 0.5 * high.square()
     return torch.where(above, tail, torch.log1p(-0.5 * torch.special.erfc(-low * math.sqrt(0.5))))

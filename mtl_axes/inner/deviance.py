@@ -1,4 +1,4 @@
-"""Deviances of targets that are not negative, from the logarithm of their mean: poisson, gamma, tweedie."""
+"""Deviances of targets >= 0, from the logarithm of their mean: poisson, gamma, tweedie."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mtl_axes.options import check_choice, check_number
 
 __all__ = ["Gamma", "Poisson", "Tweedie"]
 
-# exp(20) is 5e8: within these, nothing overflows, whatever is squared.
+# exp(20) is 5e8: within these bounds nothing overflows, even when squared.
 _LOG_MEAN = (-20.0, 20.0)
 
 
 def check_targets(name: str, target: Tensor, *, positive: bool = False) -> None:
-    """Raise :class:`DataError` when a target is negative, or not positive where it has to be."""
+    """Raise :class:`DataError` if a target is negative, or 0 although it must be positive."""
     low = float(target.min())
     if low < 0 or (positive and low == 0):
         raise DataError(f"Targets of {name} should be {'> 0' if positive else '>= 0'}. Found {low:g}.")
 
 
 class Poisson(InnerShape):
-    """Poisson's negative log likelihood of a count, from the logarithm of its mean.
+    """Poisson negative log likelihood of a count, from the logarithm of its mean.
 
     ::
 
@@ -34,8 +34,8 @@ class Poisson(InnerShape):
           = 2 (y log y - y x - y + exp(x))             deviance=True; 0 log 0 = 0
         dl/dx = exp(x) - y, twice that for the deviance
 
-    Both have the same minimiser. The likelihood leaves out log y!, and is negative for large counts; weightings that take
-    ratios or logarithms of losses need the deviance. exp(x) is infinite in float32 from x = 89 on: a count of 1e38.
+    Both have the same minimiser. The likelihood omits log y!, and is negative for large counts; weightings that take ratios
+    or logarithms of losses need the deviance. exp(x) is infinite in float32 from x = 89 on, a count of 1e38.
 
     Args:
         deviance: return the deviance, which is >= 0 and 0 for a perfect prediction.
@@ -55,7 +55,7 @@ class Poisson(InnerShape):
     References:
         J. A. Nelder, R. W. M. Wedderburn, "Generalized Linear Models", 1972. Equal to
         torch.nn.functional.poisson_nll_loss(log_input=True), and to sklearn.metrics.mean_poisson_deviance of exp(x) before
-        its mean. Differs from the first in that a mean is not taken as it is: pass ``mean.log()``.
+        its mean. Differs from the first, which can also take the mean: here pass ``mean.log()``.
     """
 
     kinds = REGRESSION
@@ -80,7 +80,7 @@ class Poisson(InnerShape):
         likelihood = prediction.exp() - target * prediction
         if not self.deviance:
             return likelihood
-        # Near its minimum the difference of likelihoods cancels: at y = 1e5 in float32 within 1 % of the mean.
+        # The difference of likelihoods cancels near its minimum: at y = 1e5 in float32, within 1 % of the mean.
         gap = prediction - target.log()
         small = gap.clamp(-1, 1)
         near = target * (small.expm1() - small).clamp_min(0)
@@ -88,7 +88,7 @@ class Poisson(InnerShape):
 
 
 class Gamma(InnerShape):
-    """The gamma deviance of a positive target, from the logarithm of its mean: errors count relative to the mean.
+    """Gamma deviance of a positive target, from the logarithm of its mean: errors count relative to the mean.
 
     ::
 
@@ -110,7 +110,7 @@ class Gamma(InnerShape):
 
     References:
         P. McCullagh, J. A. Nelder, "Generalized Linear Models", 1989. Equal to sklearn.metrics.mean_gamma_deviance of
-        exp(x) before its mean; xgboost's reg:gamma is half of it, without the terms of y alone.
+        exp(x) before its mean. xgboost's reg:gamma is half of it, without the terms that depend only on y.
     """
 
     kinds = REGRESSION
@@ -126,14 +126,14 @@ class Gamma(InnerShape):
 
 
 class Tweedie(InnerShape):
-    """The Tweedie deviance between Poisson's and gamma's, for targets that are often 0 and else positive and skewed.
+    """Tweedie deviance, between Poisson and gamma, for targets that are often 0 and otherwise positive and skewed.
 
     ::
 
         l = 2 (y^(2-p) / ((1-p)(2-p)) - y m^(1-p) / (1-p) + m^(2-p) / (2-p)),  m = exp(x),  x the prediction
         dl/dx = 2 (m^(2-p) - y m^(1-p))
 
-    For a target in unit c it has the unit c^(2-p). Typical targets: claims of insured, rainfall, costs.
+    For a target in unit c it has the unit c^(2-p). Typical targets are insurance claims, rainfall and costs.
 
     Args:
         power: p, in (1, 2). Near 1 it tends to ``poisson(deviance=True)``, near 2 to ``gamma``.
@@ -150,7 +150,7 @@ class Tweedie(InnerShape):
 
     References:
         B. Jorgensen, "Exponential Dispersion Models", 1987. Equal to sklearn.metrics.mean_tweedie_deviance of exp(x) before
-        its mean; xgboost's reg:tweedie is half of it, without the term of y alone.
+        its mean. xgboost's reg:tweedie is half of it, without the term that depends only on y.
     """
 
     kinds = REGRESSION
@@ -167,7 +167,7 @@ class Tweedie(InnerShape):
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         more, rest = self.power - 1, 2 - self.power
         ratio = as_floats(target, prediction).log() - prediction
-        # With r = log(y / m), which a target of 0 makes minus infinity, the sum of the three terms is m^(2-p) times this
-        # one: nothing is divided by the small 1 - p or 2 - p that is not as small itself.
+        # With r = log(y / m), which is minus infinity for a target of 0, the three terms are m^(2-p) times this sum. Only
+        # numbers that are as small as 1 - p and 2 - p are divided by them.
         bent = (rest * ratio).exp() * (more * ratio).expm1() / more - (rest * ratio).expm1() / rest
         return 2 * (rest * prediction).exp() * bent.clamp_min(0)

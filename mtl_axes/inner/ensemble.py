@@ -1,12 +1,11 @@
-"""Shapes of an ensemble, its members in a last dimension: crps_ensemble."""
+"""Ensemble shapes, with the members in a last dimension: crps_ensemble."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mtl_axes.errors import DataError
-from mtl_axes.inner.base import REGRESSION, InnerShape
+from mtl_axes.inner.base import REGRESSION, InnerShape, require_last_dimension
 from mtl_axes.options import check_choice
 from mtl_axes.signals import Kind
 
@@ -22,13 +21,13 @@ class CRPSEnsemble(InnerShape):
                                 - 1/(2 M (M - 1)) sum_ij |x_i - x_j|   fair=True
         dl/dx_i = sign(x_i - y) / M - (#{j: x_j < x_i} - #{j: x_j > x_i}) / M^2
 
-    The members lie in the last dimension. The sum over pairs is read off the ranks, in M log M operations; equal members
-    get equal gradients. The plain form scores the ensemble as the distribution that it is, and prefers it too narrow when
-    its members are draws from another one; the fair form is unbiased for that one. Its minimum for two members is a whole
-    interval.
+    The members lie in the last dimension. The sum over pairs is computed from the ranks, in M log M operations; equal
+    members get equal gradients. The plain form treats the ensemble as the whole distribution. If the members are draws
+    from a distribution, it prefers too narrow an ensemble, while the fair form is unbiased. The minimum of the fair form
+    for two members is a whole interval.
 
     Args:
-        fair: divide the spread by M (M - 1) and not by M^2.
+        fair: divide the spread by M (M - 1) instead of M^2.
         prediction: (N, ..., M) members, M >= 2.
         target: (N, ...) floats.
 
@@ -44,7 +43,8 @@ class CRPSEnsemble(InnerShape):
 
     References:
         T. Gneiting, A. E. Raftery, "Strictly Proper Scoring Rules, Prediction, and Estimation", 2007; C. A. T. Ferro, "Fair
-        scores for ensemble forecasts", 2014. Equal to properscoring.crps_ensemble, to 2e-16, which has no fair form.
+        scores for ensemble forecasts", 2014. The plain form is equal to properscoring.crps_ensemble, to 2e-16, which has no
+        fair form.
     """
 
     kinds = REGRESSION
@@ -56,11 +56,7 @@ class CRPSEnsemble(InnerShape):
         self.fair = fair
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
-        if prediction.shape[:-1] != target.shape or prediction.ndim == 0 or prediction.shape[-1] < 2:
-            raise DataError(
-                "prediction should have the shape of target with at least 2 members in an extra last dimension. "
-                f"Found prediction {tuple(prediction.shape)} and target {tuple(target.shape)}."
-            )
+        require_last_dimension(prediction, target, None, "one entry per member")
 
     def sample(
         self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
@@ -69,7 +65,7 @@ class CRPSEnsemble(InnerShape):
         return super().sample(kind, (*size, 5), generator, dtype)[0], target
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        # Of errors, not of members: where these are large and close, their ranks times them would cancel.
+        # Ranks times errors, not times members: large and close members would cancel.
         errors = (prediction - target.unsqueeze(-1)).contiguous()
         ordered = errors.detach().sort(-1).values
         smaller = torch.searchsorted(ordered, errors.detach())
@@ -77,5 +73,5 @@ class CRPSEnsemble(InnerShape):
         count = errors.shape[-1]
         rank = (smaller + not_larger - count).to(errors.dtype)
         pairs = count * (count - 1) if self.fair else count * count
-        # Rounding may leave an ensemble around its target a digit below 0.
+        # Rounding may give a value just below 0.
         return (errors.abs().mean(-1) - (rank * errors).sum(-1) / pairs).clamp_min(0)

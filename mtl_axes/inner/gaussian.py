@@ -1,4 +1,4 @@
-"""Shapes of a predicted Gaussian, mean and log variance in a last dimension: gaussian_nll, beta_nll, crps_gaussian."""
+"""Gaussian shapes, with mean and log variance in a last dimension: gaussian_nll, beta_nll, crps_gaussian."""
 
 from __future__ import annotations
 
@@ -9,33 +9,27 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mtl_axes.errors import DataError
-from mtl_axes.inner.base import REGRESSION, InnerShape
+from mtl_axes.inner._values import check_optional
+from mtl_axes.inner.base import REGRESSION, InnerShape, require_last_dimension
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.signals import Kind
 
 __all__ = ["BetaNLL", "CRPSGaussian", "GaussianNLL"]
 
 
-def check_clamp(clamp: float | None) -> float | None:
-    """Return the option ``clamp`` when it is None or a positive number."""
-    return None if clamp is None else check_number("clamp", clamp, low=0.0, low_open=True)
-
-
 class _Gaussian(InnerShape):
-    """What the shapes of a Gaussian share: a prediction (..., 2) of its mean and the logarithm of its variance."""
+    """The base of Gaussian shapes: a prediction (..., 2) holds the mean and the logarithm of the variance."""
 
     kinds = REGRESSION
     trailing = True
     example: ClassVar[Mapping[str, Any]] = {"clamp": 10.0}
-    clamp: float | None
+
+    def __init__(self, *, clamp: float | None = None) -> None:
+        super().__init__()
+        self.clamp = check_optional("clamp", clamp, low=0.0, low_open=True)
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
-        if prediction.shape != (*target.shape, 2):
-            raise DataError(
-                "prediction should have the shape of target with (mean, log variance) in an extra last dimension. "
-                f"Found prediction {tuple(prediction.shape)} and target {tuple(target.shape)}."
-            )
+        require_last_dimension(prediction, target, 2, "(mean, log variance)")
 
     def sample(
         self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
@@ -44,27 +38,33 @@ class _Gaussian(InnerShape):
         return torch.stack([mean, super().sample(kind, size, generator, dtype)[1]], -1), target
 
     def _read(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the error of the mean, and the clamped log variance."""
         mean, log_variance = prediction.unbind(-1)
         if self.clamp is not None:
             log_variance = log_variance.clamp(-self.clamp, self.clamp)
         return mean - target, log_variance
 
 
+def _likelihood(error: Tensor, log_variance: Tensor) -> Tensor:
+    """Return the negative log likelihood, up to its constant."""
+    return 0.5 * (log_variance + (error * (-0.5 * log_variance).exp()).square())
+
+
 class GaussianNLL(_Gaussian):
-    """Negative log likelihood of a Gaussian whose mean and log variance are predicted.
+    """Negative log likelihood of a Gaussian with predicted mean and log variance.
 
     ::
 
         l = (s + e^2 exp(-s)) / 2 [+ log(2 pi) / 2],  e = mean - target,  s = log v = log variance
         dl/dmean = e / v,  dl/ds = (1 - e^2 / v) / 2
 
-    It falls without bound where errors vanish together with the variance, and is negative for v < 1: weightings that take
-    ratios or logarithms of losses refuse it. In float32 exp(-s) is infinite from s = -89 on, and NaN follows at e = 0;
-    ``clamp`` keeps s, and the gradient of the mean, within bounds. Where it clamps, s has no gradient.
+    The loss has no lower bound: it falls on as error and variance go to 0 together, so weightings that take ratios or
+    logarithms of losses refuse it. In float32 exp(-s) is infinite from s = -89 on, and the loss is NaN at e = 0. ``clamp``
+    bounds s and the gradient of the mean. Where it clamps, s has no gradient.
 
     Args:
         full: add log(2 pi) / 2, so that exp(-l) is a density.
-        clamp: s is clamped to [-clamp, clamp]; None leaves it alone.
+        clamp: clamps s to [-clamp, clamp], > 0; None does not clamp.
         prediction: (N, ..., 2), the mean in target units and the logarithm of the variance.
         target: (N, ...) floats.
 
@@ -81,38 +81,36 @@ class GaussianNLL(_Gaussian):
     References:
         D. A. Nix, A. S. Weigend, "Estimating the mean and variance of the target probability distribution", 1994. Equal to
         torch.nn.functional.gaussian_nll_loss of exp(s). Differs from it in predicting log v, which needs no positive head,
-        and in having no eps = 1e-6 to which a smaller variance is raised: at v = e = 0 that one is -6.9078, with a gradient
-        of 5e5 in v.
+        and in having no eps = 1e-6, to which torch raises a smaller variance: at v = e = 0 torch's loss is -6.9078, with a
+        gradient of 5e5 in v.
     """
 
     lower_bound = None
 
     def __init__(self, *, full: bool = False, clamp: float | None = None) -> None:
-        super().__init__()
+        super().__init__(clamp=clamp)
         check_choice("full", full, (False, True))
         self.full = full
-        self.clamp = check_clamp(clamp)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        error, log_variance = self._read(prediction, target)
-        losses = 0.5 * (log_variance + (error * (-0.5 * log_variance).exp()).square())
+        losses = _likelihood(*self._read(prediction, target))
         return losses + 0.5 * math.log(2 * math.pi) if self.full else losses
 
 
 class BetaNLL(_Gaussian):
-    """Gaussian negative log likelihood times v^beta as a constant, so that badly predicted samples keep their pull.
+    """Gaussian negative log likelihood times the constant v^beta, so that badly predicted samples keep their pull.
 
     ::
 
         l = [v^beta] (s + e^2 / v) / 2,  e = mean - target,  v = exp(s);  [.] has no gradient
         dl/dmean = v^(beta - 1) e,  dl/ds = v^beta (1 - e^2 / v) / 2
 
-    With beta = 0 it is ``gaussian_nll``, in which a large variance excuses a sample from being fitted; with beta = 1 the
-    mean has the gradient of half of ``mse``. The stop of the gradient is part of the definition.
+    With beta = 0 it is ``gaussian_nll``, where a sample with a large variance is hardly fitted. With beta = 1 the mean
+    has the gradient of half of ``mse``. The stopped gradient is part of the definition.
 
     Args:
         beta: exponent of the variance, in [0, 1].
-        clamp: s is clamped to [-clamp, clamp]; None leaves it alone. See ``gaussian_nll``.
+        clamp: clamps s to [-clamp, clamp], > 0; None does not clamp. See ``gaussian_nll``.
         prediction: (N, ..., 2), the mean in target units and the logarithm of the variance.
         target: (N, ...) floats.
 
@@ -128,7 +126,7 @@ class BetaNLL(_Gaussian):
 
     References:
         M. Seitzer, A. Tavakoli, D. Antic, G. Martius, "On the Pitfalls of Heteroscedastic Uncertainty Estimation with
-        Probabilistic Neural Networks", 2022. Differs from martius-lab/beta-nll, which predicts v, adds log(2 pi) / 2 within
+        Probabilistic Neural Networks", 2022. Differs from martius-lab/beta-nll, which predicts v, adds log(2 pi) / 2 inside
         the bracket (0.9189 v^beta more, without a gradient) and sums over the last axis of the target.
     """
 
@@ -136,29 +134,27 @@ class BetaNLL(_Gaussian):
     detaches = True
 
     def __init__(self, *, beta: float = 0.5, clamp: float | None = None) -> None:
-        super().__init__()
+        super().__init__(clamp=clamp)
         self.beta = check_number("beta", beta, low=0.0, high=1.0)
-        self.clamp = check_clamp(clamp)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         error, log_variance = self._read(prediction, target)
-        likelihood = 0.5 * (log_variance + (error * (-0.5 * log_variance).exp()).square())
-        return (self.beta * log_variance.detach()).exp() * likelihood
+        return (self.beta * log_variance.detach()).exp() * _likelihood(error, log_variance)
 
 
 class CRPSGaussian(_Gaussian):
-    """Continuous ranked probability score of a predicted Gaussian: as proper as the likelihood, in target units, and >= 0.
+    """Continuous ranked probability score of a predicted Gaussian: proper like the likelihood, but >= 0 and in target units.
 
     ::
 
         l = s (z (2 Phi(z) - 1) + 2 phi(z) - 1/sqrt(pi)),  z = (target - mean) / s,  s = sqrt(variance)
         dl/dmean = 1 - 2 Phi(z),  dl/ds = 2 phi(z) - 1/sqrt(pi)
 
-    It is the pinball loss integrated over all levels, times 2, and tends to ``mae`` as s falls. An outlier pulls the mean
-    with a slope of at most 1. In float32 a log variance beyond 176 in size overflows; ``clamp`` prevents it.
+    It is twice the pinball loss integrated over all levels, and tends to ``mae`` as s goes to 0. An outlier pulls the mean
+    with a slope of at most 1. In float32 a log variance above 176 in absolute value overflows; ``clamp`` prevents that.
 
     Args:
-        clamp: the log variance is clamped to [-clamp, clamp]; None leaves it alone.
+        clamp: clamps the log variance to [-clamp, clamp], > 0; None does not clamp.
         prediction: (N, ..., 2), the mean in target units and the logarithm of the variance.
         target: (N, ...) floats.
 
@@ -177,13 +173,9 @@ class CRPSGaussian(_Gaussian):
         properscoring.crps_gaussian of s = exp(log variance / 2), to 9e-16.
     """
 
-    def __init__(self, *, clamp: float | None = None) -> None:
-        super().__init__()
-        self.clamp = check_clamp(clamp)
-
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         error, log_variance = self._read(prediction, target)
         score = error * (-0.5 * log_variance).exp()
         density = (-0.5 * score.square()).exp() * math.sqrt(2 / math.pi)
-        # z times s is the error itself: no product of something infinite and 0.
+        # The error itself instead of z times s, which may be infinity times 0.
         return error * torch.erf(score / math.sqrt(2)) + (0.5 * log_variance).exp() * (density - 1 / math.sqrt(math.pi))

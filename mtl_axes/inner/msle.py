@@ -1,4 +1,4 @@
-"""The squared error of logarithms: msle."""
+"""Squared error of logarithms: msle."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["MSLE"]
 
 
 class MSLE(InnerShape):
-    """Squared difference of log(1 + .): the square of a relative error, for targets over several orders of magnitude.
+    """Squared error of log(1 + y): a squared relative error, for targets over several orders of magnitude.
 
     ::
 
         l = (log(1 + p) - log(1 + y))^2
         dl/dp = 2 (log(1 + p) - log(1 + y)) / (1 + p)
 
-    An under-prediction costs more than an over-prediction of the same size. Predictions have to be > -1: let the head end
-    in softplus or relu. Where they are not, the loss is NaN; the first call says so.
+    An under-prediction costs more than an over-prediction of the same size. Predictions must be > -1: end the head in
+    softplus or relu. Otherwise the loss is NaN, and the first call raises an error.
 
     Args:
         prediction: (N, ...) floats > -1.
@@ -43,7 +43,7 @@ class MSLE(InnerShape):
     """
 
     kinds = REGRESSION
-    # The last bfloat16 above -1.
+    # The smallest bfloat16 above -1.
     target_range = (-1 + 2**-8, math.inf)
     prediction_range = (-1 + 2**-8, math.inf)
 

@@ -1,7 +1,7 @@
-"""Survival shapes, for times of which some are only known to lie beyond: cox and discrete_hazard; aft has its own file.
+"""Survival shapes, for times of which some are censored: cox and discrete_hazard. aft has its own file.
 
-A target is one signed time per sample: y > 0 is an event at y, y < 0 a sample that was censored at |y|, still without an
-event then. XGBoost's survival:cox takes the same.
+A target is one signed time per sample: y > 0 is an event at y, y < 0 a sample that was censored at |y|, without an event
+until then. XGBoost's survival:cox takes the same targets.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtl_axes.errors import DataError, OptionError
-from mtl_axes.inner._values import check_values_option, constants
-from mtl_axes.inner.base import REGRESSION, InnerShape
+from mtl_axes.inner._values import check_numbers, constants
+from mtl_axes.inner.base import REGRESSION, InnerShape, require_last_dimension
 from mtl_axes.signals import Kind
 
 __all__ = ["Cox", "DiscreteHazard", "SurvivalShape"]
 
 
 class SurvivalShape(InnerShape):
-    """What survival shapes have in common: signed times for targets."""
+    """The base of survival shapes: targets are signed times."""
 
     kinds = REGRESSION
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
-        # Of integers, missing="ignore" would take the time -100 for no label.
+        # With integers, missing="ignore" would treat the time -100 as unlabelled.
         if not target.is_floating_point():
             raise DataError(f"survival targets should be floats, signed times. Found {target.dtype}. Use target.float().")
         if not self.trailing:
@@ -41,7 +41,7 @@ class SurvivalShape(InnerShape):
         if not bool((target != 0).all()):
             raise DataError(
                 "survival targets should be signed times, y > 0 for an event at y and y < 0 for a sample censored at -y. "
-                "Found 0, which is neither. Shift the times, or mask the sample."
+                "Found 0. Shift the times, or mask the sample."
             )
 
     def sample(
@@ -54,18 +54,18 @@ class SurvivalShape(InnerShape):
 
 
 class Cox(SurvivalShape):
-    """Cox's partial likelihood: at each event, the sample that has it should have the highest hazard of those still at risk.
+    """Cox's partial likelihood: at each event, its sample should have the highest hazard of all samples still at risk.
 
     ::
 
         y_i > 0:  log sum_{j: t_j >= t_i} exp(x_j) - x_i        t = |y|, over the valid samples of the batch
         y_i < 0:  0
 
-    x is the logarithm of a relative hazard: a high score means an early event. The loss couples the batch, censored samples
-    enter through the sums, and masked ones leave them. Ties have one sum, that of all samples at risk (Breslow). A batch
-    without an event, or with a single sample, has the loss 0. Further dimensions are batches of their own. A sample weight
-    multiplies the term of its event and does not enter the sums. Small batches, and the batches of ranks in data parallel
-    training, have sums of their own, over fewer samples than the data set's.
+    x is the logarithm of a relative hazard: a high score means an early event. The loss couples the batch: censored samples
+    count only in the sums, masked ones not at all. Tied events share one sum, over all samples at risk (Breslow). A batch
+    without an event, or with a single sample, has the loss 0. Each position in further dimensions is a separate batch. A
+    sample weight multiplies the term of its event, but not the sums. A small batch, and in data parallel training the batch
+    of a rank, sums over fewer samples than the data set has.
 
     Returns:
         (N, ...) losses >= 0, in nats, in the shape of the signed times.
@@ -79,9 +79,10 @@ class Cox(SurvivalShape):
     References:
         D. R. Cox, "Regression Models and Life-Tables", 1972; N. Breslow, "Covariance Analysis of Censored Survival Data",
         1974. Differs from pycox and torchsurv in the denominator: a task's mean divides by all valid samples, not by the
-        events, so that with 30 % events it is 0.3 times theirs; from torchsurv in ties, there Efron's by default; and from
-        pycox's cox_ph_loss, which breaks ties by the order of the batch and adds 1e-7 to sums relative to the largest
-        exp(x): a sum whose scores lie 17 below the batch's highest has 0.29 of its gradient.
+        events, so that with 30 % events it is 0.3 times theirs. Differs from torchsurv in ties, where Efron's form is the
+        default there. Differs from pycox's cox_ph_loss, which breaks ties by the order of the batch and adds 1e-7 to sums
+        relative to the largest exp(x): a sum whose scores lie 17 below the highest score of the batch keeps 0.29 of its
+        gradient.
     """
 
     coupling = "batch"
@@ -89,9 +90,9 @@ class Cox(SurvivalShape):
     def forward(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:
         time = target.to(prediction.dtype).abs()
         if valid is not None:
-            # Below every time: at risk for no valid sample.
+            # Below every time, so never at risk.
             time = torch.where(valid, time, -torch.inf)
-        # Along the last dimension, from late to early: those at risk at a time come before it.
+        # Along the last dimension, from late to early: the samples at risk at a time come before it.
         scores, earliness = prediction.movedim(0, -1), -time.movedim(0, -1).contiguous()
         ordered, order = earliness.sort(-1)
         summed = scores.gather(-1, order).logcumsumexp(-1)
@@ -102,17 +103,17 @@ class Cox(SurvivalShape):
 
 
 class DiscreteHazard(SurvivalShape):
-    """Discrete-time hazards: one logit per interval of time, of the event in it for a sample that reached it.
+    """Discrete-time hazards: one logit per interval of time, for the event of a sample that reached the interval.
 
     ::
 
         event in interval m:    sum_{k < m} softplus(x_k) + softplus(-x_m)
         censored at c:          sum_{k: edge_k <= c} softplus(x_k)
 
-    Interval k is (edge_{k-1}, edge_k] with an edge of 0 before the first. The hazard is sigmoid(x_k), survival the product
-    of 1 - hazard, and the loss the negative log-likelihood: it sees the interval of a time, not the time. A sample counts
-    for the intervals that it is known to have survived whole, so that one censored within the first has the loss 0. A time
-    beyond the last edge survived them all.
+    Interval k is (edge_{k-1}, edge_k], and the first starts at 0. The hazard is sigmoid(x_k), survival the product of
+    1 - hazard, and the loss the negative log-likelihood, which depends only on the interval of a time. A sample counts for
+    the intervals that it is known to have survived completely, so that a sample censored in the first has the loss 0. A time
+    beyond the last edge survived all intervals.
 
     Args:
         edges: the upper ends of the K intervals, in the unit of the times, > 0 and strictly increasing.
@@ -122,15 +123,15 @@ class DiscreteHazard(SurvivalShape):
 
     Raises:
         OptionError: the edges are not positive or do not increase.
-        DataError: the last dimension of the prediction is not the number of edges; a time is 0.
+        DataError: the last dimension of the prediction is not the number of edges, or a time is 0.
 
     >>> DiscreteHazard(edges=(10.0, 20.0))(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([15.0, -15.0]))
     tensor([1.0064, 0.6931])
 
     References:
-        M. F. Gensheimer, B. Narasimhan, "A scalable discrete-time survival model for neural networks", 2019. The sum is
-        that of pycox's LogisticHazard, which has a further logit for the time 0 and cuts times to its grid beforehand; the
-        reference counts a censored sample for an interval from its middle on, here from its end.
+        M. F. Gensheimer, B. Narasimhan, "A scalable discrete-time survival model for neural networks", 2019. Differs
+        from the reference, which counts a censored sample for an interval from its middle on, here from its end. Pycox's
+        LogisticHazard has the same sum, but one more logit, for the time 0, and cuts times to its grid beforehand.
     """
 
     trailing = True
@@ -138,22 +139,18 @@ class DiscreteHazard(SurvivalShape):
 
     def __init__(self, *, edges: Sequence[float]) -> None:
         super().__init__()
-        self.edges = check_values_option("edges", edges, least=1)
+        self.edges = check_numbers("edges", edges, least=1)
         if any(first >= second for first, second in pairwise(self.edges)):
             raise OptionError(f"Option `edges` should strictly increase. Found edges={self.edges!r}.")
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         super().check(prediction, target)
-        if prediction.shape != (*target.shape, len(self.edges)):
-            raise DataError(
-                f"prediction should have the shape of target with {len(self.edges)} logits in an extra last dimension, one "
-                f"per interval. Found prediction {tuple(prediction.shape)} and target {tuple(target.shape)}."
-            )
+        require_last_dimension(prediction, target, len(self.edges), "one logit per interval")
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         ends = constants(self.edges, prediction)
         time = target.to(prediction.dtype).abs().unsqueeze(-1)
-        # For an event at t the intervals that end before t were survived; one ending at t holds it.
+        # An event at t means that the intervals that end before t were survived; an interval that ends at t holds it.
         event = (target > 0).unsqueeze(-1)
         survived = torch.where(event, ends < time, ends <= time)
         starts = F.pad(ends[:-1], (1, 0))

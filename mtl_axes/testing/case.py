@@ -19,7 +19,7 @@ from mtl_axes.options import constructor_options
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.registry import Axis, available, create, lookup, name_of
 
-__all__ = ["Case", "close", "equal", "nameable", "numbers", "raised", "run", "same", "snapshot"]
+__all__ = ["Case", "can_pickle", "close", "equal", "nameable", "named", "numbers", "raised", "run", "same", "snapshot"]
 
 Strategy = TypeVar("Strategy", bound=nn.Module)
 AnyCase = TypeVar("AnyCase", bound="Case[Any]")
@@ -145,6 +145,11 @@ def raised(error: Exception) -> str:
     """Return an exception in one line, for a sentence."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300].rstrip('.')}" if text else type(error).__name__
+
+
+def named(*checks: Callable[[AnyCase], None]) -> dict[str, Callable[[AnyCase], None]]:
+    """Return checks by name: the names of the functions, with spaces."""
+    return {check.__name__.replace("_", " "): check for check in checks}
 
 
 def run(case: AnyCase, checks: Mapping[str, Callable[[AnyCase], None]], skip: Collection[str]) -> None:

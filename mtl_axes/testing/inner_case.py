@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -12,7 +13,7 @@ from mtl_axes.composition import compose
 from mtl_axes.errors import DataError
 from mtl_axes.inner import InnerShape
 from mtl_axes.signals import Kind
-from mtl_axes.testing.case import Case, numbers, raised
+from mtl_axes.testing.case import Case, named, numbers, raised
 
 __all__ = ["KINDS", "InnerCase", "f64", "per_kind", "served", "total_of"]
 
@@ -97,17 +98,17 @@ def served(case: Case[Any]) -> tuple[Kind, ...]:
     return tuple(kind for kind in KINDS if kind in kinds)  # type: ignore[operator]
 
 
-def per_kind(check: Callable[[InnerCase], None]) -> Callable[[InnerCase], None]:
-    """Run a check for each kind of task."""
+def per_kind(*checks: Callable[[InnerCase], None]) -> dict[str, Callable[[InnerCase], None]]:
+    """Return checks by name, each run for every kind of task that a shape serves."""
 
-    def each(case: InnerCase) -> None:
+    def run(check: Callable[[InnerCase], None], case: InnerCase) -> None:
         claim = case.claim
         for kind in case.kinds:
             case.kind = kind
             case.about(claim, f"a {kind} task")
             check(case)
 
-    return each
+    return {name: partial(run, check) for name, check in named(*checks).items()}
 
 
 def total_of(case: InnerCase, prediction: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

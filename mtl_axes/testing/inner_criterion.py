@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -65,7 +64,7 @@ class _Plain(InnerShape):
         return (classes_last if classes_last.shape[:-1] == target.shape else square).mean(-1)
 
 
-def in_criterion(case: InnerCase) -> None:
+def in_a_criterion(case: InnerCase) -> None:
     """A criterion returns the weighted mean losses and their gradient, and the two axes enter the total bilinearly."""
     prediction, target = case.several()
     case.claim = "should go into a criterion"
@@ -113,10 +112,4 @@ def config(case: InnerCase) -> None:
     case.require_equal(left, right, case.claim, "the totals {} and {}")
 
 
-CHECKS: Final[dict[str, Callable[[InnerCase], None]]] = {
-    "copies": per_kind(copies),
-    "rebuilt": per_kind(rebuilt),
-    "half": per_kind(half),
-    "in a criterion": per_kind(in_criterion),
-    "config": per_kind(config),
-}
+CHECKS: Final = per_kind(copies, rebuilt, half, in_a_criterion, config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from mtl_axes.errors import DataError
 from mtl_axes.inner import InnerShape
 from mtl_axes.signals import Kind
-from mtl_axes.testing.case import equal, numbers
+from mtl_axes.testing.case import equal, named, numbers
 from mtl_axes.testing.inner_case import InnerCase, f64, per_kind
 
 __all__ = ["CHECKS"]
@@ -252,18 +251,7 @@ def broadcasting(case: InnerCase) -> None:
         case.require(False, "check() should raise a DataError for shapes that do not match", "no error")
 
 
-CHECKS: Final[dict[str, Callable[[InnerCase], None]]] = {
-    "declarations": declarations,
-    "sampling": per_kind(sampling),
-    "structure": per_kind(structure),
-    # Before the gradients, which an input that was changed makes wrong in ways that are harder to read.
-    "inputs": per_kind(inputs),
-    "lower bound": per_kind(lower_bound),
-    "gradients": per_kind(gradients),
-    "gradcheck": per_kind(gradcheck),
-    "precision": per_kind(precision),
-    "order": per_kind(order),
-    "coupling": per_kind(coupling),
-    "values": per_kind(values),
-    "broadcasting": per_kind(broadcasting),
-}
+# inputs comes before gradients: an input that was changed makes them wrong in ways that are harder to read.
+CHECKS: Final = named(declarations) | per_kind(
+    sampling, structure, inputs, lower_bound, gradients, gradcheck, precision, order, coupling, values, broadcasting
+)

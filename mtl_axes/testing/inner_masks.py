@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -107,8 +106,4 @@ def _zeroed(prediction: Tensor, target: Tensor, valid: Tensor, shape: InnerShape
     return torch.where(keep, prediction, 0.0), torch.where(valid, target, torch.zeros((), dtype=target.dtype))
 
 
-CHECKS: Final[dict[str, Callable[[InnerCase], None]]] = {
-    "masks": per_kind(masks),
-    "entries": per_kind(entries),
-    "valid entries": per_kind(valid_entries),
-}
+CHECKS: Final = per_kind(masks, entries, valid_entries)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Final
 
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from mtl_axes.errors import OptionError
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.signals import Signals
-from mtl_axes.testing.case import numbers, snapshot
+from mtl_axes.testing.case import named, numbers, snapshot
 from mtl_axes.testing.outer_case import OuterCase, of_task
 from mtl_axes.testing.problems import Problem, ordinary
 
@@ -109,8 +108,4 @@ def nothing_active(case: OuterCase) -> None:
         case.require_unchanged(of_task(after, task, count), of_task(before, task, count), claim, f" of task {task}")
 
 
-CHECKS: Final[dict[str, Callable[[OuterCase], None]]] = {
-    "absent": absent,
-    "rest": rest,
-    "nothing active": nothing_active,
-}
+CHECKS: Final = named(absent, rest, nothing_active)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtl_axes.describe import FLAGS
 from mtl_axes.outer import OuterWeighting
-from mtl_axes.testing.case import equal, numbers, snapshot
+from mtl_axes.testing.case import equal, named, numbers, snapshot
 from mtl_axes.testing.outer_case import OuterCase, f64, spread
 from mtl_axes.testing.problems import Problem, hard, ordinary
 
@@ -265,18 +265,18 @@ def learnable(case: OuterCase) -> None:
             case.require(reached, f"{claim}, so that the total reaches its parameters", f"{gradient} at {name}")
 
 
-CHECKS: Final[dict[str, Callable[[OuterCase], None]]] = {
-    "declarations": declarations,
-    "structure": structure,
-    "repeatable": repeatable,
-    "reference": reference,
-    "finite": finite,
-    "sign": sign,
-    "total": total,
-    "alone": alone,
-    "symmetric": symmetric,
-    "scaling": scaling,
-    "balances": balances,
-    "moves": moves,
-    "learnable": learnable,
-}
+CHECKS: Final = named(
+    declarations,
+    structure,
+    repeatable,
+    reference,
+    finite,
+    sign,
+    total,
+    alone,
+    symmetric,
+    scaling,
+    balances,
+    moves,
+    learnable,
+)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_axes.composition import compose
-from mtl_axes.testing.case import nameable, numbers, snapshot
+from mtl_axes.testing.case import nameable, named, numbers, snapshot
 from mtl_axes.testing.outer_case import OuterCase, f64
 from mtl_axes.testing.problems import ordinary
 
@@ -54,7 +54,7 @@ def _weighted(weights: Tensor, losses: Sequence[Tensor]) -> Tensor:
     return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum()
 
 
-def in_criterion(case: OuterCase) -> None:
+def in_a_criterion(case: OuterCase) -> None:
     """A criterion returns the weighted sum and its gradient, and the two axes enter the total bilinearly."""
     criterion, model = _criterion(case)
     names = model.tasks
@@ -146,9 +146,4 @@ def traceable(case: OuterCase) -> None:
         case.require_close(total, expected, case.claim, "the total {} where {} is the uncompiled one", rtol=1e-6)
 
 
-CHECKS: Final[dict[str, Callable[[OuterCase], None]]] = {
-    "in a criterion": in_criterion,
-    "evaluation": evaluation,
-    "traceable": traceable,
-    "config": config,
-}
+CHECKS: Final = named(in_a_criterion, evaluation, traceable, config)

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.signals import Signals, TaskInfo
-from mtl_axes.testing.case import can_pickle, equal, snapshot
+from mtl_axes.testing.case import can_pickle, equal, named, snapshot
 from mtl_axes.testing.outer_case import OuterCase, f64
 from mtl_axes.testing.problems import ordinary
 
@@ -151,11 +151,4 @@ def rebuilt(case: OuterCase) -> None:
         case.require_equal(weights, expected, f"should be built again from {source}", "weights {} and not {}")
 
 
-CHECKS: Final[dict[str, Callable[[OuterCase], None]]] = {
-    "reads": reads,
-    "state": state,
-    "copies": copies,
-    "dtypes": dtypes,
-    "waits": waits,
-    "rebuilt": rebuilt,
-}
+CHECKS: Final = named(reads, state, copies, dtypes, waits, rebuilt)

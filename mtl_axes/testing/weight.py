@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -13,7 +12,7 @@ from mtl_axes.inner import InnerShape, Reweighted, TargetWeight
 from mtl_axes.signals import Kind
 from mtl_axes.tasks import standard_shape
 from mtl_axes.testing import inner_criterion, inner_losses, inner_masks
-from mtl_axes.testing.case import Case, numbers, run
+from mtl_axes.testing.case import Case, named, numbers, run
 from mtl_axes.testing.inner_case import InnerCase, served
 
 __all__ = ["CHECKS", "WeightCase"]
@@ -103,10 +102,4 @@ def reweighted(case: WeightCase) -> None:
             run(inner, part.CHECKS, ())
 
 
-CHECKS: Final[dict[str, Callable[[WeightCase], None]]] = {
-    "structure": structure,
-    "independent": independent,
-    "values": values,
-    "copies": copies,
-    "reweighted": reweighted,
-}
+CHECKS: Final = named(structure, independent, values, copies, reweighted)
