@@ -1,4 +1,4 @@
-"""The kit finds what is broken: for each claim an inner shape or a target weight that does not keep it, and its sentence."""
+"""The kit detects broken claims: for each claim, an inner shape or a target weight that breaks it, and the sentence."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class CountsMasked(Overlap):
         return 1 - (2 * (p * y).flatten(1).sum(1) + 1) / ((p + y).flatten(1).sum(1) + 1)
 
 
-class NotTold(Variance):
+class NoMask(Variance):
     """Takes no mask, though it couples."""
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:  # type: ignore[override]
@@ -371,7 +371,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
         "should treat masked samples as deleted ones: found the loss .* without them for .* masked samples, mask",
     ),
     "no mask": (
-        NotTold,
+        NoMask,
         "claims coupling='batch': forward should take the mask of valid entries as a third argument: found TypeError",
     ),
     "no tensor": (forward(lambda p, y: None), "should return a tensor of losses: found NoneType for"),
@@ -396,7 +396,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_is_broken_is_told(what: str) -> None:
+def test_a_broken_shape_fails(what: str) -> None:
     """Each broken shape fails with the sentence of its claim, which names the class and shows the input."""
     broken, sentence = BROKEN[what]
     with pytest.raises(ContractError, match=f"^{broken.__name__} .*{sentence}") as caught:
@@ -406,14 +406,14 @@ def test_what_is_broken_is_told(what: str) -> None:
 
 
 def test_the_sum_of_a_criterion_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A total or a gradient that is not that of the mean losses is told, with the two sides."""
+    """A wrong total or gradient of the mean losses fails with both sides."""
     whole = MultiTaskCriterion._sum
-    monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(lambda found, weights: whole(found, weights).square()))
+    monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(lambda losses, weights: whole(losses, weights).square()))
     with pytest.raises(ContractError, match=r"^Cosh should enter a total bilinearly, .*: found [-.0-9e]+ and"):
         check_inner(Cosh)
 
-    def cut(found: Any, weights: Tensor) -> Tensor:
-        total = whole(found, weights)
+    def cut(losses: Any, weights: Tensor) -> Tensor:
+        total = whole(losses, weights)
         return total.detach() + 0.5 * (total - total.detach())
 
     monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(cut))
@@ -422,7 +422,7 @@ def test_the_sum_of_a_criterion_is_checked(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_stopped_gradient_is_left_out_by_name() -> None:
-    """A shape that stops a gradient on purpose is checked but for the derivative."""
+    """A shape that stops a gradient on purpose passes without the check of the derivative."""
     stopped = forward(lambda p, y: (1 + square(p, y).detach()) * square(p, y))
     with pytest.raises(ContractError, match="gradcheck"):
         check_inner(stopped)
@@ -431,7 +431,7 @@ def test_a_stopped_gradient_is_left_out_by_name() -> None:
 
 
 def test_a_registered_shape_goes_through_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options that are no plain data are told, for a registered shape alone: others are in no config."""
+    """Options that are not plain data fail for a registered shape only: other shapes are in no config."""
 
     class Unplain(Cosh):
         def options(self) -> dict[str, Any]:
@@ -448,7 +448,7 @@ def test_a_registered_shape_goes_through_a_config(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_kind_is_tried() -> None:
-    """A fault for one of several kinds is found, and the sentence names the kind."""
+    """A fault for one of several kinds fails, and the sentence names the kind."""
 
     class Two(CrossEntropy):
         kinds: ClassVar[Any] = frozenset({"multiclass", "regression"})
@@ -537,7 +537,7 @@ WEIGHTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("what", WEIGHTS)
-def test_what_a_broken_weight_does_is_told(what: str) -> None:
+def test_a_broken_weight_fails(what: str) -> None:
     """Each broken weight fails with the sentence of its claim."""
     broken, sentence = WEIGHTS[what]
     with pytest.raises(ContractError, match=f"^{broken.__name__} .*{sentence}"):

@@ -1,4 +1,4 @@
-"""The kit finds what is broken: for each claim an outer weighting that does not keep it, and the sentence that says so."""
+"""The kit detects broken claims: for each claim, an outer weighting that breaks it, and the sentence."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class Replaces(Smoothed):
 
 
 class NarrowBuffer(Smoothed):
-    """Allocates its state in float32, whatever dtype it is told."""
+    """Allocates its state in float32, whatever its dtype."""
 
     def bind(self, tasks: Any) -> None:
         OuterWeighting.bind(self, tasks)
@@ -474,7 +474,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_is_broken_is_told(what: str) -> None:
+def test_a_broken_weighting_fails(what: str) -> None:
     """Each broken weighting fails with the sentence of its claim, which names the class and shows the input."""
     broken, sentence = BROKEN[what]
     with pytest.raises(ContractError, match=f"^{broken.__name__} .*{sentence}") as caught:
@@ -499,7 +499,7 @@ class Unplain(Smoothed):
 
 
 def test_a_registered_weighting_goes_through_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options that are no plain data are told, for a registered weighting alone: others are in no config."""
+    """Options that are not plain data fail for a registered weighting only: others are in no config."""
     monkeypatch.setattr(registry, "_registry", registry.Registry())
     check_outer(Unplain)
     register_outer("unplain")(Unplain)
@@ -528,7 +528,7 @@ def like_fixed() -> OuterWeighting:
 
 
 def test_factories() -> None:
-    """A factory returns a fresh weighting of the right base, every time; what it raises is told."""
+    """A factory returns a fresh weighting of the right base every time; an error of the factory is shown."""
     one = GABA()
     with pytest.raises(
         ContractError, match=r"^GABA should be fresh from every call of its factory: found the same object twice"
@@ -552,14 +552,14 @@ def test_checks_can_be_left_out_by_name() -> None:
 
 
 def test_the_sum_of_a_criterion_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A total or a gradient that is not the weighted sum is told, with the two sides."""
+    """A total or a gradient that is not the weighted sum fails with both sides."""
     whole = MultiTaskCriterion._sum
-    monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(lambda found, weights: 1.01 * whole(found, weights)))
+    monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(lambda losses, weights: 1.01 * whole(losses, weights)))
     with pytest.raises(ContractError, match=r"^InverseNorm should enter a total bilinearly, .*: found [-.0-9e]+ and"):
         check_outer(InverseNorm, skip=["config"])
 
-    def cut(found: Any, weights: Tensor) -> Tensor:
-        total = whole(found, weights)
+    def cut(losses: Any, weights: Tensor) -> Tensor:
+        total = whole(losses, weights)
         return total.detach() + 0.5 * (total - total.detach())
 
     monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(cut))
@@ -568,7 +568,7 @@ def test_the_sum_of_a_criterion_is_checked(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_warm_up_is_passed_over() -> None:
-    """A weighting that waits is tried where it moves: a fault behind the warm-up is found."""
+    """A weighting with a warm-up is tested after it: a fault that starts there fails."""
 
     class Waits(GABA):
         sign: ClassVar[Any] = "nonnegative"
