@@ -1,4 +1,4 @@
-"""Deviances of targets >= 0, from the logarithm of their mean: poisson, gamma, tweedie."""
+"""Shapes for targets >= 0: msle, and the deviances poisson, gamma and tweedie of a predicted log mean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtl_axes.inner._values import as_floats
 from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.options import check_choice, check_number
 
-__all__ = ["Gamma", "Poisson", "Tweedie"]
+__all__ = ["MSLE", "Gamma", "Poisson", "Tweedie"]
 
 # exp(20) is 5e8: within these bounds nothing overflows, even when squared.
 _LOG_MEAN = (-20.0, 20.0)
@@ -171,3 +171,47 @@ class Tweedie(InnerShape):
         # numbers that are as small as 1 - p and 2 - p are divided by them.
         bent = (rest * ratio).exp() * (more * ratio).expm1() / more - (rest * ratio).expm1() / rest
         return 2 * (rest * prediction).exp() * bent.clamp_min(0)
+
+
+class MSLE(InnerShape):
+    """Squared error of log(1 + y): a squared relative error, for targets over several orders of magnitude.
+
+    ::
+
+        l = (log(1 + p) - log(1 + y))^2
+        dl/dp = 2 (log(1 + p) - log(1 + y)) / (1 + p)
+
+    An under-prediction costs more than an over-prediction of the same size. Predictions must be > -1: end the head in
+    softplus or relu. Otherwise the loss is NaN, and the first call raises an error.
+
+    Args:
+        prediction: (N, ...) floats > -1.
+        target: (N, ...) floats > -1.
+
+    Returns:
+        (N, ...) losses >= 0.
+
+    Raises:
+        DataError: in the first call, a target or a prediction is <= -1.
+
+    >>> MSLE()(torch.tensor([15.0, 26.0]), torch.tensor([10.0, 30.0]))
+    tensor([0.1404, 0.0191])
+
+    References:
+        Equal to sklearn.metrics.mean_squared_log_error and torchmetrics' MeanSquaredLogError, before their mean.
+    """
+
+    kinds = REGRESSION
+    # The smallest bfloat16 above -1.
+    target_range = (-1 + 2**-8, math.inf)
+    prediction_range = (-1 + 2**-8, math.inf)
+
+    def check_values(self, prediction: Tensor, target: Tensor) -> None:
+        for role, values in (("Targets", target), ("Predictions", prediction)):
+            low = float(values.detach().min())
+            if low <= -1:
+                hint = " End the head in softplus or relu." if role == "Predictions" else ""
+                raise DataError(f"{role} of msle should be > -1. Found {low:g}.{hint}")
+
+    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        return (prediction.log1p() - as_floats(target, prediction).log1p()).square()

@@ -21,8 +21,6 @@ from mtl_axes.outer import OuterWeighting
 from mtl_axes.testing import (
     inner_criterion,
     inner_losses,
-    inner_masks,
-    outer_absence,
     outer_claims,
     outer_criterion,
     outer_state,
@@ -36,8 +34,8 @@ from mtl_axes.testing.weight import WeightCase
 __all__ = ["INNER_CHECKS", "OUTER_CHECKS", "WEIGHT_CHECKS", "check_inner", "check_outer", "check_weight"]
 
 # Checks by name, in the order in which they run.
-OUTER_CHECKS = {**outer_claims.CHECKS, **outer_state.CHECKS, **outer_absence.CHECKS, **outer_criterion.CHECKS}
-INNER_CHECKS = {**inner_losses.CHECKS, **inner_masks.CHECKS, **inner_criterion.CHECKS}
+OUTER_CHECKS = {**outer_claims.CHECKS, **outer_state.CHECKS, **outer_criterion.CHECKS}
+INNER_CHECKS = {**inner_losses.CHECKS, **inner_criterion.CHECKS}
 WEIGHT_CHECKS = weight.CHECKS
 
 Outer: TypeAlias = str | type[OuterWeighting] | Callable[[], OuterWeighting]

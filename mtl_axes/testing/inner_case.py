@@ -38,7 +38,6 @@ class InnerCase(Case[InnerShape]):
         super().__init__("inner", InnerShape, factory)
         self.kinds = served(self)
         self._sizes: dict[Kind, list[tuple[int, ...]]] = {}
-        self._refused = ""
 
     def sample(
         self, size: tuple[int, ...], seed: int = 0, dtype: torch.dtype = f64, shape: InnerShape | None = None
@@ -59,27 +58,23 @@ class InnerCase(Case[InnerShape]):
 
     def sizes(self) -> list[tuple[int, ...]]:
         """Return the sizes of targets that the shape takes: vectors, matrices, images."""
-        known = self._sizes.get(self.kind)
-        if known is None:
-            shape = self.build()
-            known = [size for size in (_POOLED if shape.pooled else _SIZES) if self._takes(shape, size)]
+        if self.kind not in self._sizes:
+            shape, taken, refused = self.build(), [], ""
+            for size in _POOLED if shape.pooled else _SIZES:
+                try:
+                    shape.check(*self.sample(size, shape=shape))
+                except DataError as error:
+                    refused = raised(error)
+                else:
+                    taken.append(size)
             self.require(
-                bool(known),
+                bool(taken),
                 f"should take {self.kind} targets of some size as its own sample() draws them, "
-                "with check() or sample() overridden where it takes others",
-                self._refused,
+                "with check() or sample() overridden if it takes others",
+                refused,
             )
-            self._sizes[self.kind] = known
-        return known
-
-    def _takes(self, shape: InnerShape, size: tuple[int, ...]) -> bool:
-        try:
-            prediction, target = self.sample(size, shape=shape)
-            shape.check(prediction, target)
-        except DataError as error:
-            self._refused = raised(error)
-            return False
-        return True
+            self._sizes[self.kind] = taken
+        return self._sizes[self.kind]
 
     def usual(self) -> tuple[int, ...]:
         """Return the size for checks that need only one: several samples."""

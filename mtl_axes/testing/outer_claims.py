@@ -266,17 +266,5 @@ def learnable(case: OuterCase) -> None:
 
 
 CHECKS: Final = named(
-    declarations,
-    structure,
-    repeatable,
-    reference,
-    finite,
-    sign,
-    total,
-    alone,
-    symmetric,
-    scaling,
-    balances,
-    moves,
-    learnable,
-)
+    declarations, structure, repeatable, reference, finite, sign, total, alone, symmetric, scaling, balances, moves
+) | named(learnable)

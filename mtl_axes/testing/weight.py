@@ -11,7 +11,7 @@ from torch import Tensor
 from mtl_axes.inner import InnerShape, Reweighted, TargetWeight
 from mtl_axes.signals import Kind
 from mtl_axes.tasks import standard_shape
-from mtl_axes.testing import inner_criterion, inner_losses, inner_masks
+from mtl_axes.testing import inner_criterion, inner_losses
 from mtl_axes.testing.case import Case, named, numbers, run
 from mtl_axes.testing.inner_case import InnerCase, served
 
@@ -98,7 +98,7 @@ def reweighted(case: WeightCase) -> None:
         around.__name__ = f"{case.name} around {type(base).__name__}"
         inner = InnerCase(around)
         inner.name = around.__name__
-        for part in (inner_losses, inner_masks, inner_criterion):
+        for part in (inner_losses, inner_criterion):
             run(inner, part.CHECKS, ())
 
 
