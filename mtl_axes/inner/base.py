@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ __all__ = [
     "MULTICLASS",
     "REGRESSION",
     "InnerShape",
+    "Pair",
     "TargetWeight",
     "require_last_dimension",
     "require_same_shape",
@@ -29,6 +30,9 @@ REGRESSION: Final[frozenset[Kind]] = frozenset({"regression"})
 BINARY: Final[frozenset[Kind]] = frozenset({"binary"})
 MULTICLASS: Final[frozenset[Kind]] = frozenset({"multiclass"})
 CLASSES: Final[frozenset[Kind]] = BINARY | MULTICLASS
+
+# A prediction and a target.
+Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
 def require_same_shape(prediction: Tensor, target: Tensor) -> None:
@@ -138,9 +142,7 @@ class InnerShape(nn.Module):
         """Return the constructor's arguments."""
         return read_options(self)
 
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /) -> Pair:
         """Draw a typical prediction and target of a kind, for conformance checks and pictures.
 
         Args:

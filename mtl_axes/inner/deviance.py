@@ -14,18 +14,22 @@ from mtl_axes.options import check_choice, check_number
 
 __all__ = ["MSLE", "Gamma", "Poisson", "Tweedie"]
 
-# exp(20) is 5e8: within these bounds nothing overflows, even when squared.
-_LOG_MEAN = (-20.0, 20.0)
+
+class _LogMean(InnerShape):
+    """The base of deviances: the prediction is the logarithm of the mean of a target >= 0."""
+
+    kinds = REGRESSION
+    target_range = (0.0, math.inf)
+    prediction_range = (-20.0, 20.0)  # exp(20) is 5e8, so that nothing overflows, even when squared
+
+    def check_values(self, prediction: Tensor, target: Tensor) -> None:
+        low, positive = float(target.min()), self.target_range[0] > 0
+        if low < 0 or (positive and low == 0):
+            name = type(self).__name__.lower()
+            raise DataError(f"Targets of {name} should be {'> 0' if positive else '>= 0'}. Found {low:g}.")
 
 
-def check_targets(name: str, target: Tensor, *, positive: bool = False) -> None:
-    """Raise :class:`DataError` if a target is negative, or 0 although it must be positive."""
-    low = float(target.min())
-    if low < 0 or (positive and low == 0):
-        raise DataError(f"Targets of {name} should be {'> 0' if positive else '>= 0'}. Found {low:g}.")
-
-
-class Poisson(InnerShape):
+class Poisson(_LogMean):
     """Poisson negative log likelihood of a count, from the logarithm of its mean.
 
     ::
@@ -58,10 +62,6 @@ class Poisson(InnerShape):
         its mean. Differs from the first, which can also take the mean: here pass ``mean.log()``.
     """
 
-    kinds = REGRESSION
-    target_range = (0.0, math.inf)
-    prediction_range = _LOG_MEAN
-
     def __init__(self, *, deviance: bool = False) -> None:
         super().__init__()
         check_choice("deviance", deviance, (False, True))
@@ -71,9 +71,6 @@ class Poisson(InnerShape):
     def lower_bound(self) -> float | None:  # type: ignore[override]
         """0 for the deviance; the likelihood can be negative."""
         return 0.0 if self.deviance else None
-
-    def check_values(self, prediction: Tensor, target: Tensor) -> None:
-        check_targets("poisson", target)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         target = as_floats(target, prediction)
@@ -87,7 +84,7 @@ class Poisson(InnerShape):
         return 2 * torch.where(gap.abs() < 1, near, likelihood - (target - torch.xlogy(target, target)))
 
 
-class Gamma(InnerShape):
+class Gamma(_LogMean):
     """Gamma deviance of a positive target, from the logarithm of its mean: errors count relative to the mean.
 
     ::
@@ -113,19 +110,14 @@ class Gamma(InnerShape):
         exp(x) before its mean. xgboost's reg:gamma is half of it, without the terms that depend only on y.
     """
 
-    kinds = REGRESSION
     target_range = (torch.finfo(torch.bfloat16).tiny, math.inf)
-    prediction_range = _LOG_MEAN
-
-    def check_values(self, prediction: Tensor, target: Tensor) -> None:
-        check_targets("gamma", target, positive=True)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         ratio = as_floats(target, prediction).log() - prediction
         return 2 * (ratio.expm1() - ratio).clamp_min(0)
 
 
-class Tweedie(InnerShape):
+class Tweedie(_LogMean):
     """Tweedie deviance, between Poisson and gamma, for targets that are often 0 and otherwise positive and skewed.
 
     ::
@@ -153,16 +145,9 @@ class Tweedie(InnerShape):
         its mean. xgboost's reg:tweedie is half of it, without the term that depends only on y.
     """
 
-    kinds = REGRESSION
-    target_range = (0.0, math.inf)
-    prediction_range = _LOG_MEAN
-
     def __init__(self, *, power: float = 1.5) -> None:
         super().__init__()
         self.power = check_number("power", power, low=1.0, high=2.0, low_open=True, high_open=True)
-
-    def check_values(self, prediction: Tensor, target: Tensor) -> None:
-        check_targets("tweedie", target)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         more, rest = self.power - 1, 2 - self.power

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mtl_axes.inner._values import check_optional
-from mtl_axes.inner.base import REGRESSION, InnerShape, require_last_dimension
+from mtl_axes.inner.base import REGRESSION, InnerShape, Pair, require_last_dimension
 from mtl_axes.options import check_choice, check_number
 from mtl_axes.signals import Kind
 
@@ -31,9 +31,7 @@ class _Gaussian(InnerShape):
     def check(self, prediction: Tensor, target: Tensor) -> None:
         require_last_dimension(prediction, target, 2, "(mean, log variance)")
 
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /) -> Pair:
         mean, target = super().sample(kind, size, generator, dtype)
         return torch.stack([mean, super().sample(kind, size, generator, dtype)[1]], -1), target
 
@@ -227,9 +225,7 @@ class CRPSEnsemble(InnerShape):
     def check(self, prediction: Tensor, target: Tensor) -> None:
         require_last_dimension(prediction, target, None, "one entry per member")
 
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /) -> Pair:
         target = super().sample(kind, size, generator, dtype)[1]
         return super().sample(kind, (*size, 5), generator, dtype)[0], target
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtl_axes.inner._values import check_count, check_numbers, constants
-from mtl_axes.inner.base import MULTICLASS, InnerShape
+from mtl_axes.inner.base import MULTICLASS, InnerShape, Pair
 from mtl_axes.inner.classification import CrossEntropy, check_class_range, require_classes
 from mtl_axes.signals import Kind
 
@@ -28,9 +28,7 @@ class _Ladder(InnerShape):
         logits = prediction.shape[1]
         check_class_range(target, logits + 1, f"one more class than the {logits} logits")
 
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /) -> Pair:
         prediction = 3 * torch.randn(size[0], 2, *size[1:], generator=generator, dtype=torch.float64)
         return prediction.to(dtype), torch.randint(3, size, generator=generator)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtl_axes.errors import DataError
-from mtl_axes.inner.base import REGRESSION, InnerShape, require_same_shape
+from mtl_axes.inner.base import REGRESSION, InnerShape, Pair, require_same_shape
 from mtl_axes.signals import Kind
 
 __all__ = ["ListNet", "PairwiseLogistic"]
@@ -27,9 +27,7 @@ class _Lists(InnerShape):
                 f"Found target {tuple(target.shape)}. Use unsqueeze(0) for a single list."
             )
 
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /) -> Pair:
         scores, _ = super().sample(kind, size, generator, dtype)
         return scores, torch.randint(4, scores.shape, generator=generator).to(dtype)
 

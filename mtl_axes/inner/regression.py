@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtl_axes.errors import OptionError
 from mtl_axes.inner._values import check_one_positive
-from mtl_axes.inner.base import REGRESSION, InnerShape, require_last_dimension, require_same_shape
+from mtl_axes.inner.base import REGRESSION, InnerShape, Pair, require_last_dimension, require_same_shape
 from mtl_axes.options import check_number
 from mtl_axes.signals import Kind
 
@@ -171,9 +171,7 @@ class Quantile(InnerShape):
         else:
             require_same_shape(prediction, target)
 
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /) -> Pair:
         prediction, target = super().sample(kind, size, generator, dtype)
         if isinstance(self.q, tuple):
             steps = torch.linspace(-1, 1, len(self.q), dtype=torch.float64).to(dtype)

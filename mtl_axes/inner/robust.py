@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from mtl_axes.inner.base import REGRESSION, InnerShape
+from mtl_axes.inner.regression import Huber
 from mtl_axes.options import check_number
 
 __all__ = ["LogCosh", "PseudoHuber", "SmoothL1"]
 
 
-class PseudoHuber(InnerShape):
+class PseudoHuber(Huber):
     """Smooth Huber loss: a square near zero, lines of slope delta far from zero, and no knot.
 
     ::
@@ -40,12 +41,6 @@ class PseudoHuber(InnerShape):
         P. Charbonnier, L. Blanc-Feraud, G. Aubert, M. Barlaud, "Two deterministic half-quadratic regularization algorithms
         for computed imaging", 1994. Equal to scipy.special.pseudo_huber.
     """
-
-    kinds = REGRESSION
-
-    def __init__(self, *, delta: float = 1.0) -> None:
-        super().__init__()
-        self.delta = check_number("delta", delta, low=0.0, low_open=True)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         error = prediction - target

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mtl_axes.errors import DataError, OptionError
 from mtl_axes.inner._values import check_numbers, check_optional, constants
-from mtl_axes.inner.base import REGRESSION, InnerShape, require_last_dimension
+from mtl_axes.inner.base import REGRESSION, InnerShape, Pair, require_last_dimension
 from mtl_axes.options import check_choice
 from mtl_axes.signals import Kind
 
@@ -51,9 +51,7 @@ class _Survival(InnerShape):
                 "Found 0. Shift the times, or mask the sample."
             )
 
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /) -> Pair:
         prediction, noise = super().sample(kind, size, generator, dtype)
         events = torch.rand(size, generator=generator) < 0.7
         time = noise.abs() + 0.1
@@ -165,9 +163,7 @@ class DiscreteHazard(_Survival):
         losses = torch.where(survived, -F.logsigmoid(-prediction), torch.where(failed, -F.logsigmoid(prediction), 0.0))
         return losses.sum(-1)
 
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /) -> Pair:
         _, target = super().sample(kind, size, generator, dtype)
         logits = 3 * torch.randn(*size, len(self.edges), generator=generator, dtype=torch.float64)
         return logits.to(dtype), target
@@ -254,9 +250,7 @@ class AFT(_Survival):
         log_survival = F.logsigmoid(-z)
         return F.logsigmoid(z) + log_survival, log_survival
 
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /) -> Pair:
         mu, target = super().sample(kind, size, generator, dtype)
         if self.sigma is not None:
             return mu, target

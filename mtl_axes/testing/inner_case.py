@@ -59,7 +59,8 @@ class InnerCase(Case[InnerShape]):
     def sizes(self) -> list[tuple[int, ...]]:
         """Return the sizes of targets that the shape takes: vectors, matrices, images."""
         if self.kind not in self._sizes:
-            shape, taken, refused = self.build(), [], ""
+            shape, refused = self.build(), ""
+            taken: list[tuple[int, ...]] = []
             for size in _POOLED if shape.pooled else _SIZES:
                 try:
                     shape.check(*self.sample(size, shape=shape))

@@ -12,8 +12,7 @@ from torch import Tensor
 from mtl_axes.describe import FLAGS
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.testing.case import equal, named, numbers, snapshot
-from mtl_axes.testing.outer_case import OuterCase, f64, spread
-from mtl_axes.testing.problems import Problem, hard, ordinary
+from mtl_axes.testing.outer_case import OuterCase, Problem, f64, hard, ordinary, spread
 
 __all__ = ["CHECKS"]
 

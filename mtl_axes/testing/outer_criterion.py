@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from mtl_axes.composition import compose
 from mtl_axes.testing.case import nameable, named, numbers, snapshot
-from mtl_axes.testing.outer_case import OuterCase, f64
-from mtl_axes.testing.problems import ordinary
+from mtl_axes.testing.outer_case import OuterCase, f64, ordinary
 
 __all__ = ["CHECKS"]
 

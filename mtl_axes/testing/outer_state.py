@@ -17,8 +17,7 @@ from mtl_axes.errors import OptionError
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.signals import Signals, TaskInfo
 from mtl_axes.testing.case import can_pickle, equal, named, numbers, snapshot
-from mtl_axes.testing.outer_case import OuterCase, f64, of_task
-from mtl_axes.testing.problems import Problem, ordinary
+from mtl_axes.testing.outer_case import OuterCase, Problem, f64, of_task, ordinary
 
 __all__ = ["CHECKS"]
 
