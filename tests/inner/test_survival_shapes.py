@@ -303,9 +303,7 @@ def test_edges_are_checked() -> None:
         create("inner", "discrete_hazard", edges=(0.0, 1.0))
     with pytest.raises(OptionError, match="`edges` should have at least 1 entries"):
         create("inner", "discrete_hazard", edges=())
-    with pytest.raises(
-        DataError, match=r"extra last dimension of 2, one logit per interval\. Found prediction \(4, 3\)"
-    ):
+    with pytest.raises(DataError, match=r"extra last dimension of 2, one logit per interval\. Found prediction \(4, 3\)"):
         create("inner", "discrete_hazard", edges=(1.0, 2.0))(torch.zeros(4, 3), torch.ones(4))
 
 
