@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mtl_axes.inner.aft import AFT
 from mtl_axes.inner.asymmetric import Expectile, Linex, Nasa
 from mtl_axes.inner.balanced import BMC, FocalR
-from mtl_axes.inner.barron import Barron
 from mtl_axes.inner.base import InnerShape, TargetWeight
-from mtl_axes.inner.binary import ASL, Brier
+from mtl_axes.inner.binary import ASL, Brier, QualityFocal, Varifocal
 from mtl_axes.inner.classification import BCE, CrossEntropy, Focal
 from mtl_axes.inner.dense import Dice, Tversky
-from mtl_axes.inner.deviance import Gamma, Poisson, Tweedie
-from mtl_axes.inner.effective import ClassBalanced
-from mtl_axes.inner.ensemble import CRPSEnsemble
-from mtl_axes.inner.frequency import LDS, InverseFrequency
-from mtl_axes.inner.gaussian import BetaNLL, CRPSGaussian, GaussianNLL
+from mtl_axes.inner.deviance import MSLE, Gamma, Poisson, Tweedie
+from mtl_axes.inner.distribution import BetaNLL, CRPSEnsemble, CRPSGaussian, GaussianNLL
+from mtl_axes.inner.frequency import LDS, ClassBalanced, InverseFrequency
 from mtl_axes.inner.imbalance import LDAM, BalancedSoftmax, LogitAdjusted
 from mtl_axes.inner.margin import Hinge, MultiMargin, SquaredHinge
-from mtl_axes.inner.msle import MSLE
 from mtl_axes.inner.multiclass import GCE, LabelSmoothing, Poly1, SymmetricCE
 from mtl_axes.inner.ordinal import EMD2, Coral, Corn
-from mtl_axes.inner.quality import QualityFocal, Varifocal
 from mtl_axes.inner.ranking import ListNet, PairwiseLogistic
-from mtl_axes.inner.redescending import Cauchy, GemanMcClure, Tukey, Welsch
+from mtl_axes.inner.redescending import Barron, Cauchy, GemanMcClure, Tukey, Welsch
 from mtl_axes.inner.regression import MAE, MSE, Asymmetric, Huber, Quantile
 from mtl_axes.inner.reweighted import FailureBiased, Reweighted
 from mtl_axes.inner.robust import LogCosh, PseudoHuber, SmoothL1
-from mtl_axes.inner.survival import Cox, DiscreteHazard
+from mtl_axes.inner.survival import AFT, Cox, DiscreteHazard
 from mtl_axes.inner.weights import Exponential, FailureBias, Ramp, Step
 from mtl_axes.registry import hookimpl
 

@@ -1,21 +1,20 @@
-"""Shapes for targets of which some values are rare: focal_r looks at the error, bmc at the other targets of the batch."""
+"""Shapes for targets with rare values: focal_r focuses on large errors, bmc compares with other targets of the batch."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.options import check_choice, check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["BMC", "FocalR"]
 
 
 class FocalR(InnerShape):
-    """Focal loss of a regression: the error times a factor that grows from 0 to 1 with its size.
+    """Focal loss for regression: the error times a factor that grows from 0 to 1 with the error.
 
     ::
 
@@ -23,13 +22,13 @@ class FocalR(InnerShape):
         m = 2 sigmoid(beta |e|) - 1 = tanh(beta |e| / 2)   activate="sigmoid"
           = tanh(beta |e|)                                 activate="tanh"
 
-    Easy samples count less. The factor depends on the prediction and has a gradient, too. With gamma = 0 it is the base.
+    Easy samples count less. The factor depends on the prediction and has a gradient. With gamma = 0 the loss is the base.
 
     Args:
         base: ``"mse"`` or ``"mae"``.
         beta: steepness of the factor per target unit, > 0.
         gamma: focus, >= 0.
-        activate: ``"sigmoid"`` or ``"tanh"``; the second with beta / 2 is the first.
+        activate: ``"sigmoid"`` or ``"tanh"``, which equals sigmoid with twice the beta.
 
     Returns:
         (N, ...) losses >= 0, in the unit of the base.
@@ -41,12 +40,12 @@ class FocalR(InnerShape):
     tensor([11.5529,  6.0792])
 
     References:
-        Y. Yang, K. Zha, Y.-C. Chen, H. Wang, D. Katabi, "Delving into Deep Imbalanced Regression", 2021. The paper prints
-        sigmoid(|beta e|)^gamma, which is 0.5 at e = 0; this is the 2 sigmoid - 1 of its repository, imbalanced-regression,
-        to 1.5e-14. Differs from that in a finite gradient for gamma < 1 at e = 0, where the repository's is NaN.
+        Y. Yang, K. Zha, Y.-C. Chen, H. Wang, D. Katabi, "Delving into Deep Imbalanced Regression", 2021. Equal to its
+        repository, imbalanced-regression, to 1.5e-14. Differs from the paper, which prints sigmoid(|beta e|)^gamma, 0.5 at
+        e = 0, and from the repository in the gradient for gamma < 1 at e = 0: finite, not NaN.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(
         self,
@@ -75,7 +74,7 @@ class FocalR(InnerShape):
 
 
 class BMC(InnerShape):
-    """Balanced squared error by batch Monte Carlo: as if every target value were equally likely.
+    """Balanced squared error by batch Monte Carlo: treats all target values as equally likely.
 
     ::
 
@@ -83,15 +82,16 @@ class BMC(InnerShape):
             = e_j^2 + 2 s^2 logsumexp_k(-(p_j - y_k)^2 / (2 s^2)),     e_j = p_j - y_j
         dl_j/dp_j = 2 (sum_k w_jk y_k - y_j),  w_jk the softmax over k
 
-    A prediction is compared to all targets of the batch: it has to be closer to its own than to theirs, and where targets
-    crowd that says little. Equal targets share their mass: with m equal ones at least 2 s^2 log m remains. It couples the
-    samples of a batch; masked ones leave the sum, so that the loss is that of the batch without them. A single sample costs
-    nothing. Of targets (N, ...) every trailing position is a variable of its own, with its own sum over N. It needs N^2
-    numbers per position, and batches large enough to show how the targets are distributed; under data parallelism the batch
-    is that of one process.
+    A prediction is compared with all targets of the batch: it should be closer to its own target than to the others.
+    Where many targets are close together, the comparison counts little. Equal targets share their mass: with m equal
+    targets the loss is at least 2 s^2 log m. The loss couples the samples of a batch. Masked samples are left out of the
+    sum, so that the loss equals the loss of the batch without them. A single sample has the loss 0. Each trailing
+    position of targets (N, ...) is a separate variable, with a separate sum over N. The loss needs N^2 numbers per
+    position, and batches large enough to show the distribution of the targets. Under data parallelism the batch is the
+    batch of one process.
 
     Args:
-        noise: s, the standard deviation of an ordinary error in target units, > 0. As it grows, the sum evens out.
+        noise: s, the standard deviation of a typical error in target units, > 0. As s grows, the targets weigh more equally.
         prediction: (N, ...) floats.
         target: (N, ...) floats.
         valid: (N, ...) bools, the entries that count; None for all.
@@ -107,28 +107,28 @@ class BMC(InnerShape):
 
     References:
         J. Ren, M. Zhang, C. Yu, Z. Liu, "Balanced MSE for Imbalanced Visual Regression", 2022. Differs from its repository,
-        BalancedMSE, in the noise, an option and not a parameter that is learned along; in entries of a target with several
-        dimensions; and in its formula, a logsumexp of (y_k - y_j)(p_j - y_k + e_j) / (2 s^2), whose own term is exactly 0:
-        in float32 at e = 1e4 and s = 1, the original's two parts of 1e8 leave an error of 1 in a loss of 19999.
+        BalancedMSE, in three ways: the noise is an option and not learned; targets may have several dimensions; and it
+        computes a logsumexp of (y_k - y_j)(p_j - y_k + e_j) / (2 s^2), whose term k = j is exactly 0. The original subtracts
+        two numbers of 1e8 at e = 1e4 and s = 1, in float32 an error of 1 in a loss of 19999.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
-    coupling: ClassVar[Literal["sample", "batch"]] = "batch"
+    kinds = REGRESSION
+    coupling = "batch"
 
     def __init__(self, *, noise: float = 1.0) -> None:
         super().__init__()
         self.noise = check_number("noise", noise, low=0.0, low_open=True)
 
     def forward(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:
-        # Differences of targets: those of unsigned integers would wrap around.
+        # Differences of unsigned integers would wrap around.
         target = target.to(prediction.dtype)
         error = prediction - target
         twice = 2 * self.noise**2
-        # Rows are predictions j, columns are targets k; e_j^2 - (p_j - y_k)^2 as a product.
+        # Rows are predictions j, columns targets k. The product is e_j^2 - (p_j - y_k)^2.
         columns = target.unsqueeze(0)
         logits = (columns - target.unsqueeze(1)) * (prediction.unsqueeze(1) - columns + error.unsqueeze(1)) / twice
         if valid is not None:
-            # A sample that does not count keeps its own column: no row is without any.
+            # A masked sample keeps its own column, so that no row is empty.
             own = torch.eye(len(target), dtype=torch.bool, device=target.device)
             keep = valid.unsqueeze(0) | own.reshape(own.shape + (1,) * (target.ndim - 1))
             logits = torch.where(keep, logits, -torch.inf)

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mtl_axes.errors import DataError
-from mtl_axes.inner._values import check_values_option, constants
+from mtl_axes.inner._values import check_numbers, check_optional, constants
 from mtl_axes.inner.base import BINARY, CLASSES, MULTICLASS, InnerShape
 from mtl_axes.options import check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["BCE", "CrossEntropy", "Focal"]
 
-# The default of torch, -100, would silently drop labels that only missing="ignore" makes unlabelled.
+# Torch's default, -100, would silently drop labels that only missing="ignore" treats as unlabelled.
 _NO_CLASS = torch.iinfo(torch.int32).min
 
 
-def require_classes(prediction: Tensor, target: Tensor) -> None:
-    """Raise :class:`DataError` unless ``prediction`` is ``target`` with a class dimension inserted at 1."""
+def require_classes(
+    prediction: Tensor, target: Tensor, layout: str = "(N, C, ...) for targets (N, ...)", least: int = 2
+) -> None:
+    """Raise :class:`DataError` unless ``prediction`` is integer ``target`` with a class dimension inserted at 1."""
     if prediction.ndim < 2 or prediction.shape[:1] + prediction.shape[2:] != target.shape:
         raise DataError(
-            "logits should have the shape of target with a class dimension at 1: (N, C, ...) for targets (N, ...). "
+            f"logits should have the shape of target with a class dimension at 1: {layout}. "
             f"Found logits {tuple(prediction.shape)} and target {tuple(target.shape)}."
         )
-    if prediction.shape[1] < 2:
+    if prediction.shape[1] < least:
         raise DataError(
             f"a multiclass task needs at least 2 logits. Found logits {tuple(prediction.shape)}. For one logit or value per "
             "sample use prediction.squeeze(1)."
@@ -37,25 +37,25 @@ def require_classes(prediction: Tensor, target: Tensor) -> None:
         raise DataError(f"class targets should be integers. Found {target.dtype}. Use target.long().")
 
 
-def check_class_range(prediction: Tensor, target: Tensor) -> None:
-    """Raise :class:`DataError` when a class index has no logit."""
+def check_class_range(target: Tensor, classes: int, logits: str) -> None:
+    """Raise :class:`DataError` if a class index is below 0 or not below ``classes``."""
     low, high = int(target.min()), int(target.max())
-    if low < 0 or high >= prediction.shape[1]:
+    if low < 0 or high >= classes:
         raise DataError(
-            f"class indices should lie in [0, {prediction.shape[1] - 1}], the {prediction.shape[1]} logits. "
+            f"class indices should lie in [0, {classes - 1}], {logits}. "
             f'Found {low}..{high}. With missing="ignore" the index -100 counts as unlabelled.'
         )
 
 
 def check_probability(target: Tensor) -> None:
-    """Raise :class:`DataError` when a binary target lies outside [0, 1]."""
+    """Raise :class:`DataError` if a binary target lies outside [0, 1]."""
     low, high = float(target.min()), float(target.max())
     if low < 0 or high > 1:
         raise DataError(f"binary targets should lie in [0, 1]. Found {low:g}..{high:g}.")
 
 
 def check_hard(target: Tensor) -> None:
-    """Raise :class:`DataError` when a binary target is neither 0 nor 1."""
+    """Raise :class:`DataError` if a binary target is neither 0 nor 1."""
     if not bool(((target == 0) | (target == 1)).all()):
         low, high = float(target.min()), float(target.max())
         hint = "For -1 and 1 use target > 0." if low == -1 else "For soft targets use bce or brier."
@@ -78,7 +78,7 @@ class BCE(InnerShape):
     tensor([0.6931, 0.2014])
     """
 
-    kinds: ClassVar[frozenset[Kind]] = BINARY
+    kinds = BINARY
 
     def __init__(self, *, pos_weight: float = 1.0) -> None:
         super().__init__()
@@ -106,13 +106,13 @@ class CrossEntropy(InnerShape):
     tensor([0.2413])
     """
 
-    kinds: ClassVar[frozenset[Kind]] = MULTICLASS
+    kinds = MULTICLASS
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         require_classes(prediction, target)
 
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
-        check_class_range(prediction, target)
+        check_class_range(target, prediction.shape[1], f"the {prediction.shape[1]} logits")
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         return F.nll_loss(prediction.log_softmax(1), target.long(), reduction="none", ignore_index=_NO_CLASS)
@@ -122,19 +122,19 @@ class Focal(InnerShape):
     """Focal loss (1 - p)^gamma (-log p), p the probability of the true class, from logits.
 
     A binary task has logits and targets of one shape, a multiclass task has the class dimension of its logits at 1.
-    log p and log (1 - p) are computed from the logits, so that no gradient is NaN where p rounds to 1, also at gamma < 1.
+    log p and log (1 - p) are computed from the logits, so that no gradient is NaN where p rounds to 1, even at gamma < 1.
 
     Args:
         gamma: focus, >= 0; at 0 the loss is the (alpha-weighted) cross-entropy.
-        alpha: None; for a binary task the weight in [0, 1] of the positive class, 1 - alpha being the negative one's;
-            for a multiclass task a sequence of C weights >= 0.
+        alpha: None for no weights; for a binary task the weight in [0, 1] of the positive class, while the negative class
+            has 1 - alpha; for a multiclass task a sequence of C weights >= 0.
 
     Returns:
         (N, ...) losses >= 0, in nats.
 
     Raises:
         OptionError: gamma is negative or alpha outside its range.
-        DataError: alpha does not fit the kind of the task; soft binary targets, for which three conventions exist.
+        DataError: alpha does not fit the kind of the task, or a binary target is soft, for which three conventions exist.
 
     >>> Focal(gamma=2.0)(torch.tensor([0.0, 1.5]), torch.tensor([True, True]))
     tensor([0.1733, 0.0067])
@@ -144,18 +144,16 @@ class Focal(InnerShape):
         alpha (None instead of 0.25), so that gamma=0 is the plain cross-entropy.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = CLASSES
+    kinds = CLASSES
 
     def __init__(self, *, gamma: float = 2.0, alpha: float | Sequence[float] | None = None) -> None:
         super().__init__()
         self.gamma = check_number("gamma", gamma, low=0.0)
         self.alpha: float | tuple[float, ...] | None
         if alpha is None or isinstance(alpha, (int, float)):
-            if alpha is not None:
-                check_number("alpha", alpha, low=0.0, high=1.0)
-            self.alpha = alpha
+            self.alpha = check_optional("alpha", alpha, low=0.0, high=1.0)
         else:
-            self.alpha = check_values_option("alpha", alpha, least=2, low_open=False)
+            self.alpha = check_numbers("alpha", alpha, least=2, low_open=False)
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         if prediction.shape == target.shape:
@@ -171,7 +169,7 @@ class Focal(InnerShape):
 
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
         if prediction.shape != target.shape:
-            check_class_range(prediction, target)
+            check_class_range(target, prediction.shape[1], f"the {prediction.shape[1]} logits")
         else:
             check_hard(target)
 
@@ -185,7 +183,7 @@ class Focal(InnerShape):
             others = prediction.scatter(1, index, -torch.inf).logsumexp(1)
             # With d = chosen - logsumexp(others): log p = logsigmoid(d) and log(1 - p) = logsigmoid(-d).
             log_p, log_other = F.logsigmoid(chosen - others), F.logsigmoid(others - chosen)
-        # Not softplus, which drops its exponential beyond 20, an error of 2e-9.
+        # Softplus would drop its exponential beyond 20, an error of 2e-9.
         loss = -log_p if self.gamma == 0 else -(self.gamma * log_other).exp() * log_p
         return loss if self.alpha is None else self._class_weight(target, loss) * loss
 

@@ -1,26 +1,24 @@
-"""Overlap of regions, one loss per image: dice, tversky. (Shapes per pixel, as cross_entropy, need nothing of their own.)"""
+"""Overlap of regions, one loss per image: dice, tversky. For a loss per pixel use shapes such as cross_entropy."""
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from mtl_axes.errors import DataError, OptionError
+from mtl_axes.errors import DataError
+from mtl_axes.inner._values import check_one_positive
 from mtl_axes.inner.base import CLASSES, InnerShape
 from mtl_axes.inner.classification import check_class_range, check_probability, require_classes
 from mtl_axes.options import check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["Dice", "Tversky"]
 
 
 class _Regions(InnerShape):
-    """What dice and tversky have in common: images of labels, one loss each."""
+    """The base of dice and tversky: images of labels, with one loss per image."""
 
-    kinds: ClassVar[frozenset[Kind]] = CLASSES
-    pooled: ClassVar[bool] = True
+    kinds = CLASSES
+    pooled = True
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         if target.ndim < 2:
@@ -35,16 +33,11 @@ class _Regions(InnerShape):
         if prediction.shape == target.shape:
             check_probability(target)
         else:
-            check_class_range(prediction, target)
-
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
-        return super().sample(kind, size if len(size) > 1 else (*size, 4), generator, dtype)
+            check_class_range(target, prediction.shape[1], f"the {prediction.shape[1]} logits")
 
 
 class Tversky(_Regions):
-    """Tversky loss: one minus the overlap of a region with its prediction, false positives and negatives weighted apart.
+    """Tversky loss: one minus the overlap of a region with its prediction, with weights for false positives and negatives.
 
     ::
 
@@ -52,15 +45,15 @@ class Tversky(_Regions):
 
         TP = sum p y,  FP = sum p (1 - y),  FN = sum (1 - p) y      over the valid pixels of one image
 
-    A binary task has logits and targets of one shape and p = sigmoid(x). A multiclass task has the class dimension of its
-    logits at 1 and p = softmax(x); its loss is the mean over all classes, a background class included. The sums are a
-    function of the set of pixels: the loss of a whole is not the mean of its parts', and pixels that are masked leave the
-    sums. An image counts as one sample: sample weights have the shape (N,).
+    In a binary task logits and targets have one shape, and p = sigmoid(x). In a multiclass task the logits have a class
+    dimension at 1, and p = softmax(x); the loss is the mean over all classes, including the background. The sums run
+    over the valid pixels, so the loss of an image is not the mean of the losses of its parts. An image counts as one
+    sample: sample weights have the shape (N,).
 
-    Where an image holds nothing of a region and nothing is predicted, the loss is 0, and
-    alpha FP / (alpha FP + smooth) otherwise: with a small smooth the first false pixels cost everything, and the gradient
-    beyond them vanishes. The computed form is (alpha FP + beta FN) / (denominator), which does not cancel near 0. Its
-    gradient vanishes where all probabilities saturate: it is often added to a loss per pixel.
+    In an image without the region the loss is alpha FP / (alpha FP + smooth), which is 0 if nothing is predicted. With a
+    small smooth the first false pixels cost almost everything, and the gradient of further ones vanishes. The computed
+    form (alpha FP + beta FN) / denominator does not cancel near 0. Its gradient vanishes where all probabilities
+    saturate; many add a loss per pixel.
 
     Args:
         alpha: weight of false positives, >= 0.
@@ -68,11 +61,11 @@ class Tversky(_Regions):
         smooth: added to both sums, in pixels, > 0.
 
     Returns:
-        (N,) losses in [0, 1), from bool or 0..1 targets (N, ...) with at least two dimensions, or integer ones.
+        (N,) losses in [0, 1), from targets (N, ...) with at least two dimensions: bool or 0..1, or class indices.
 
     Raises:
         OptionError: an option is outside its range.
-        DataError: the target has no dimension beside that of the samples.
+        DataError: the target has no dimension besides the samples.
 
     >>> Tversky(smooth=0.5)(torch.tensor([[0.0, 0.0, 9.0], [-9.0, -9.0, -9.0]]), torch.tensor([[1, 0, 1], [0, 0, 0]]) == 1)
     tensor([0.2000, 0.0002])
@@ -80,8 +73,8 @@ class Tversky(_Regions):
     References:
         S. S. M. Salehi, D. Erdogmus, A. Gholipour, "Tversky Loss Function for Image Segmentation Using 3D Fully
         Convolutional Deep Networks", 2017. Differs from segmentation_models_pytorch 0.6, whose default pools the pixels of
-        the whole batch, drops classes without a true pixel, and takes sums of |p - y| that differ for soft targets only;
-        from MONAI in smooth, there 1e-5 in both sums by default.
+        the whole batch, drops classes without a true pixel, and sums |p - y|, which differs only for soft targets; and from
+        MONAI in smooth, which is 1e-5 in both sums by default there.
     """
 
     def __init__(self, *, alpha: float = 0.3, beta: float = 0.7, smooth: float = 1.0) -> None:
@@ -89,8 +82,7 @@ class Tversky(_Regions):
         self.alpha = check_number("alpha", alpha, low=0.0)
         self.beta = check_number("beta", beta, low=0.0)
         self.smooth = check_number("smooth", smooth, low=0.0, low_open=True)
-        if alpha == 0 and beta == 0:
-            raise OptionError("One of `alpha` and `beta` should be positive. Found alpha=0 and beta=0.")
+        check_one_positive(alpha=alpha, beta=beta)
 
     def forward(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:
         hit, false_positive, false_negative = _counts(prediction, target, valid)
@@ -99,32 +91,31 @@ class Tversky(_Regions):
 
 
 class Dice(_Regions):
-    """Dice loss: one minus the overlap of a region with its prediction, the F1 score of pixels made smooth.
+    """Dice loss: one minus the overlap of a region with its prediction, a smooth F1 score of pixels.
 
     ::
 
         1 - (2 sum p y + smooth) / (sum p + sum y + smooth)         over the valid pixels of one image
 
-    Kinds, masks, empty regions and sample weights are as in tversky, which it equals at alpha = beta = 1/2 and half the
-    smooth.
+    Equals tversky with alpha = beta = 1/2 and half the smooth. See there for kinds, masks, empty regions and sample weights.
 
     Args:
         smooth: added to both sums, in pixels, > 0.
 
     Returns:
-        (N,) losses in [0, 1), from bool or 0..1 targets (N, ...) with at least two dimensions, or integer ones.
+        (N,) losses in [0, 1), from targets (N, ...) with at least two dimensions: bool or 0..1, or class indices.
 
     Raises:
         OptionError: smooth is not a positive number.
-        DataError: the target has no dimension beside that of the samples.
+        DataError: the target has no dimension besides the samples.
 
     >>> Dice()(torch.tensor([[0.0, 0.0, 9.0], [-9.0, -9.0, -9.0]]), torch.tensor([[1, 0, 1], [0, 0, 0]]) == 1)
     tensor([0.2000, 0.0004])
 
     References:
         F. Milletari, N. Navab, S.-A. Ahmadi, "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image
-        Segmentation", 2016. Differs from the reference in the denominator: sums of p and y, not of their squares. Peers:
-        see tversky.
+        Segmentation", 2016. Differs from the reference in the denominator, which sums p and y instead of their squares. For
+        other libraries see tversky.
     """
 
     def __init__(self, *, smooth: float = 1.0) -> None:
@@ -147,7 +138,7 @@ def _counts(prediction: Tensor, target: Tensor, valid: Tensor | None) -> tuple[T
         classes = torch.arange(prediction.shape[1], device=target.device).view(1, -1, *(1,) * (target.ndim - 1))
         p, y = prediction.softmax(1), (target.unsqueeze(1) == classes).to(prediction.dtype)
         hit, false_positive = p * y, p * (1 - y)
-        # What the true class lacks is what the others have: 1 - p would cancel.
+        # The true class lacks the probability of the others: 1 - p would cancel.
         false_negative = false_positive.sum(1, keepdim=True) * y
     pixels = [hit, false_positive, false_negative]
     if valid is not None:

@@ -1,9 +1,8 @@
-"""Deviances of targets that are not negative, from the logarithm of their mean: poisson, gamma, tweedie."""
+"""Shapes for targets >= 0: msle, and the deviances poisson, gamma and tweedie of a predicted log mean."""
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,23 +11,26 @@ from mtl_axes.errors import DataError
 from mtl_axes.inner._values import as_floats
 from mtl_axes.inner.base import REGRESSION, InnerShape
 from mtl_axes.options import check_choice, check_number
-from mtl_axes.signals import Kind
 
-__all__ = ["Gamma", "Poisson", "Tweedie"]
-
-# exp(20) is 5e8: within these, nothing overflows, whatever is squared.
-_LOG_MEAN = (-20.0, 20.0)
+__all__ = ["MSLE", "Gamma", "Poisson", "Tweedie"]
 
 
-def check_targets(name: str, target: Tensor, *, positive: bool = False) -> None:
-    """Raise :class:`DataError` when a target is negative, or not positive where it has to be."""
-    low = float(target.min())
-    if low < 0 or (positive and low == 0):
-        raise DataError(f"Targets of {name} should be {'> 0' if positive else '>= 0'}. Found {low:g}.")
+class _LogMean(InnerShape):
+    """The base of deviances: the prediction is the logarithm of the mean of a target >= 0."""
+
+    kinds = REGRESSION
+    target_range = (0.0, math.inf)
+    prediction_range = (-20.0, 20.0)  # exp(20) is 5e8, so that nothing overflows, even when squared
+
+    def check_values(self, prediction: Tensor, target: Tensor) -> None:
+        low, positive = float(target.min()), self.target_range[0] > 0
+        if low < 0 or (positive and low == 0):
+            name = type(self).__name__.lower()
+            raise DataError(f"Targets of {name} should be {'> 0' if positive else '>= 0'}. Found {low:g}.")
 
 
-class Poisson(InnerShape):
-    """Poisson's negative log likelihood of a count, from the logarithm of its mean.
+class Poisson(_LogMean):
+    """Poisson negative log likelihood of a count, from the logarithm of its mean.
 
     ::
 
@@ -36,8 +38,8 @@ class Poisson(InnerShape):
           = 2 (y log y - y x - y + exp(x))             deviance=True; 0 log 0 = 0
         dl/dx = exp(x) - y, twice that for the deviance
 
-    Both have the same minimiser. The likelihood leaves out log y!, and is negative for large counts; weightings that take
-    ratios or logarithms of losses need the deviance. exp(x) is infinite in float32 from x = 89 on: a count of 1e38.
+    Both have the same minimiser. The likelihood omits log y!, and is negative for large counts; weightings that take ratios
+    or logarithms of losses need the deviance. exp(x) is infinite in float32 from x = 89 on, a count of 1e38.
 
     Args:
         deviance: return the deviance, which is >= 0 and 0 for a perfect prediction.
@@ -57,12 +59,8 @@ class Poisson(InnerShape):
     References:
         J. A. Nelder, R. W. M. Wedderburn, "Generalized Linear Models", 1972. Equal to
         torch.nn.functional.poisson_nll_loss(log_input=True), and to sklearn.metrics.mean_poisson_deviance of exp(x) before
-        its mean. Differs from the first in that a mean is not taken as it is: pass ``mean.log()``.
+        its mean. Differs from the first, which can also take the mean: here pass ``mean.log()``.
     """
-
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
-    target_range: ClassVar[tuple[float, float]] = (0.0, math.inf)
-    prediction_range: ClassVar[tuple[float, float]] = _LOG_MEAN
 
     def __init__(self, *, deviance: bool = False) -> None:
         super().__init__()
@@ -74,23 +72,20 @@ class Poisson(InnerShape):
         """0 for the deviance; the likelihood can be negative."""
         return 0.0 if self.deviance else None
 
-    def check_values(self, prediction: Tensor, target: Tensor) -> None:
-        check_targets("poisson", target)
-
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         target = as_floats(target, prediction)
         likelihood = prediction.exp() - target * prediction
         if not self.deviance:
             return likelihood
-        # Near its minimum the difference of likelihoods cancels: at y = 1e5 in float32 within 1 % of the mean.
+        # The difference of likelihoods cancels near its minimum: at y = 1e5 in float32, within 1 % of the mean.
         gap = prediction - target.log()
         small = gap.clamp(-1, 1)
         near = target * (small.expm1() - small).clamp_min(0)
         return 2 * torch.where(gap.abs() < 1, near, likelihood - (target - torch.xlogy(target, target)))
 
 
-class Gamma(InnerShape):
-    """The gamma deviance of a positive target, from the logarithm of its mean: errors count relative to the mean.
+class Gamma(_LogMean):
+    """Gamma deviance of a positive target, from the logarithm of its mean: errors count relative to the mean.
 
     ::
 
@@ -112,30 +107,25 @@ class Gamma(InnerShape):
 
     References:
         P. McCullagh, J. A. Nelder, "Generalized Linear Models", 1989. Equal to sklearn.metrics.mean_gamma_deviance of
-        exp(x) before its mean; xgboost's reg:gamma is half of it, without the terms of y alone.
+        exp(x) before its mean. xgboost's reg:gamma is half of it, without the terms that depend only on y.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
-    target_range: ClassVar[tuple[float, float]] = (torch.finfo(torch.bfloat16).tiny, math.inf)
-    prediction_range: ClassVar[tuple[float, float]] = _LOG_MEAN
-
-    def check_values(self, prediction: Tensor, target: Tensor) -> None:
-        check_targets("gamma", target, positive=True)
+    target_range = (torch.finfo(torch.bfloat16).tiny, math.inf)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         ratio = as_floats(target, prediction).log() - prediction
         return 2 * (ratio.expm1() - ratio).clamp_min(0)
 
 
-class Tweedie(InnerShape):
-    """The Tweedie deviance between Poisson's and gamma's, for targets that are often 0 and else positive and skewed.
+class Tweedie(_LogMean):
+    """Tweedie deviance, between Poisson and gamma, for targets that are often 0 and otherwise positive and skewed.
 
     ::
 
         l = 2 (y^(2-p) / ((1-p)(2-p)) - y m^(1-p) / (1-p) + m^(2-p) / (2-p)),  m = exp(x),  x the prediction
         dl/dx = 2 (m^(2-p) - y m^(1-p))
 
-    For a target in unit c it has the unit c^(2-p). Typical targets: claims of insured, rainfall, costs.
+    For a target in unit c it has the unit c^(2-p). Typical targets are insurance claims, rainfall and costs.
 
     Args:
         power: p, in (1, 2). Near 1 it tends to ``poisson(deviance=True)``, near 2 to ``gamma``.
@@ -152,24 +142,61 @@ class Tweedie(InnerShape):
 
     References:
         B. Jorgensen, "Exponential Dispersion Models", 1987. Equal to sklearn.metrics.mean_tweedie_deviance of exp(x) before
-        its mean; xgboost's reg:tweedie is half of it, without the term of y alone.
+        its mean. xgboost's reg:tweedie is half of it, without the term that depends only on y.
     """
-
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
-    target_range: ClassVar[tuple[float, float]] = (0.0, math.inf)
-    prediction_range: ClassVar[tuple[float, float]] = _LOG_MEAN
 
     def __init__(self, *, power: float = 1.5) -> None:
         super().__init__()
         self.power = check_number("power", power, low=1.0, high=2.0, low_open=True, high_open=True)
 
-    def check_values(self, prediction: Tensor, target: Tensor) -> None:
-        check_targets("tweedie", target)
-
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         more, rest = self.power - 1, 2 - self.power
         ratio = as_floats(target, prediction).log() - prediction
-        # With r = log(y / m), which a target of 0 makes minus infinity, the sum of the three terms is m^(2-p) times this
-        # one: nothing is divided by the small 1 - p or 2 - p that is not as small itself.
+        # With r = log(y / m), which is minus infinity for a target of 0, the three terms are m^(2-p) times this sum. Only
+        # numbers that are as small as 1 - p and 2 - p are divided by them.
         bent = (rest * ratio).exp() * (more * ratio).expm1() / more - (rest * ratio).expm1() / rest
         return 2 * (rest * prediction).exp() * bent.clamp_min(0)
+
+
+class MSLE(InnerShape):
+    """Squared error of log(1 + y): a squared relative error, for targets over several orders of magnitude.
+
+    ::
+
+        l = (log(1 + p) - log(1 + y))^2
+        dl/dp = 2 (log(1 + p) - log(1 + y)) / (1 + p)
+
+    An under-prediction costs more than an over-prediction of the same size. Predictions must be > -1: end the head in
+    softplus or relu. Otherwise the loss is NaN, and the first call raises an error.
+
+    Args:
+        prediction: (N, ...) floats > -1.
+        target: (N, ...) floats > -1.
+
+    Returns:
+        (N, ...) losses >= 0.
+
+    Raises:
+        DataError: in the first call, a target or a prediction is <= -1.
+
+    >>> MSLE()(torch.tensor([15.0, 26.0]), torch.tensor([10.0, 30.0]))
+    tensor([0.1404, 0.0191])
+
+    References:
+        Equal to sklearn.metrics.mean_squared_log_error and torchmetrics' MeanSquaredLogError, before their mean.
+    """
+
+    kinds = REGRESSION
+    # The smallest bfloat16 above -1.
+    target_range = (-1 + 2**-8, math.inf)
+    prediction_range = (-1 + 2**-8, math.inf)
+
+    def check_values(self, prediction: Tensor, target: Tensor) -> None:
+        for role, values in (("Targets", target), ("Predictions", prediction)):
+            low = float(values.detach().min())
+            if low <= -1:
+                hint = " End the head in softplus or relu." if role == "Predictions" else ""
+                raise DataError(f"{role} of msle should be > -1. Found {low:g}.{hint}")
+
+    def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
+        return (prediction.log1p() - as_floats(target, prediction).log1p()).square()

@@ -1,4 +1,4 @@
-"""Weights of a sample by how rare its target is among the training labels: inverse_frequency, lds."""
+"""Sample weights by the frequency of the target in the training labels: inverse_frequency, lds, class_balanced."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ import torch
 from torch import Tensor
 
 from mtl_axes.errors import DataError, OptionError
-from mtl_axes.inner._values import check_values_option, constants
-from mtl_axes.inner.base import REGRESSION, TargetWeight
+from mtl_axes.inner._values import check_numbers, constants
+from mtl_axes.inner.base import CLASSES, REGRESSION, TargetWeight
 from mtl_axes.options import check_choice, check_number
-from mtl_axes.signals import Kind
 
-__all__ = ["LDS", "InverseFrequency"]
+__all__ = ["LDS", "ClassBalanced", "InverseFrequency"]
 
-# The index of no class, as torch has it.
+# The class index that marks an unlabelled sample, as in torch.
 _UNLABELLED = -100
 Binned = TypeVar("Binned", bound="InverseFrequency")
 
 
 def check_counts(counts: Sequence[float], *, positive: bool = False) -> tuple[float, ...]:
-    """Return the option ``counts`` as a tuple of numbers, one of them positive, else raise :class:`OptionError`."""
-    found = check_values_option("counts", counts, least=1, low_open=positive)
-    if not any(found):
+    """Return the option ``counts`` as a tuple of numbers, at least one of them positive."""
+    numbers = check_numbers("counts", counts, least=1, low_open=positive)
+    if not any(numbers):
         raise OptionError(f"Option `counts` should hold a positive count. Found counts={counts!r}.")
-    return found
+    return numbers
 
 
 def check_clip(clip: Sequence[float] | None) -> tuple[float, float] | None:
@@ -41,19 +40,23 @@ def check_clip(clip: Sequence[float] | None) -> tuple[float, float] | None:
 
 
 def bin_index(target: Tensor, low: float, width: float, bins: int) -> Tensor:
-    """Return the bin floor((y - low) / width) of each target, the first or the last for one that lies outside."""
+    """Return the bin floor((y - low) / width) of each target; a target outside the bins gets the first or the last."""
     values = target if target.is_floating_point() else target.to(torch.get_default_dtype())
     return ((values - low) / width).nan_to_num().floor().clamp(0, bins - 1).long()
 
 
 def count_labels(labels: Tensor, low: float, width: float, bins: int | None) -> list[int]:
-    """Return how many labels lie in each bin; without ``bins`` there are as many as the largest label needs."""
+    """Return the number of labels in each bin, of ``bins`` bins or as many as the largest label needs."""
     check_number("width", width, low=0.0, low_open=True)
     labels = torch.as_tensor(labels).detach().flatten()
-    if labels.numel() == 0 or not bool(torch.isfinite(labels).all()):
-        raise DataError("labels should be finite numbers, at least one. Found none, or NaN. Pass the labelled ones only.")
+    finite = int(torch.isfinite(labels).sum())
+    if not 0 < finite == labels.numel():
+        raise DataError(
+            f"labels should be finite numbers, at least one. Found {labels.numel()} labels, {finite} of them finite. "
+            "Leave out unlabelled samples."
+        )
     if not labels.is_floating_point() and low > _UNLABELLED and bool((labels == _UNLABELLED).any()):
-        raise DataError(f"labels should be labelled. Found {_UNLABELLED}, which marks those that are not. Leave them out.")
+        raise DataError(f"A label is {_UNLABELLED}, which marks unlabelled samples. Leave these out.")
     if bins is not None:
         check_number("bins", bins, low=1, integer=True)
     else:
@@ -62,7 +65,7 @@ def count_labels(labels: Tensor, low: float, width: float, bins: int | None) -> 
 
 
 def inverse(counts: Sequence[float], sizes: Sequence[float]) -> tuple[float, ...]:
-    """Return 1 / size of each bin, scaled so that the mean over the counted labels is 1; an empty bin takes the largest."""
+    """Return 1 / size of each bin, or the largest weight for an empty bin, scaled to a mean of 1 over the counted labels."""
     largest = max(1 / size for size in sizes if size > 0)
     weights = [1 / size if size > 0 else largest for size in sizes]
     mean = math.fsum(count * weight for count, weight in zip(counts, weights, strict=True)) / math.fsum(counts)
@@ -70,31 +73,31 @@ def inverse(counts: Sequence[float], sizes: Sequence[float]) -> tuple[float, ...
 
 
 def look_up(table: Sequence[float], index: Tensor, target: Tensor) -> Tensor:
-    """Return the entries of a table of host numbers at ``index``, in the dtype of a float target."""
+    """Return the entries of a table at ``index``, in the dtype of a float target, else in the default dtype."""
     like = target if target.is_floating_point() else target.new_empty(0, dtype=torch.get_default_dtype())
     return constants(table, like)[index]
 
 
 class InverseFrequency(TargetWeight):
-    """Weight that is inverse to how many training labels share the bin, or the class, of a target.
+    """Weight inverse to the number of training labels in the bin, or the class, of a target.
 
     ::
 
         w(y) = a / n_b^power,  b = floor((y - low) / width),  n_b = counts[b], clipped to clip;
                a such that the mean over the counted labels is 1
 
-    With ``power=1`` every bin has the same total weight, with 0.5 the square root of that correction. Targets of a
-    regression beyond the ends count to the first or last bin; a class beyond them is an error. A bin without any label
-    takes the largest weight of the others. The counts are options and not the batch's:
-    ``InverseFrequency.from_labels(labels, width=5.0)`` counts those of a training set. Class indices and bools are bins
-    of width 1 as they are.
+    With ``power=1`` every bin has the same total weight; ``power=0.5`` takes the square root of this correction. A
+    regression target outside the bins gets the weight of the first or last bin; a class outside them is an error. A bin
+    without labels gets the largest weight of the others. Counts are options, not counted in the batch:
+    ``InverseFrequency.from_labels(labels, width=5.0)`` counts the labels of a training set. For class indices and bools
+    leave the width at 1.
 
     Args:
         counts: training labels in each bin, >= 0.
         low: lower end of the first bin, in target units.
         width: width of a bin, in target units, > 0.
         power: exponent of the count, in [0, 1].
-        clip: two counts to which those of the bins are clipped, as (5, 1000); None leaves them alone.
+        clip: two counts between which the counts of the bins are clipped, as (5, 1000); None does not clip.
 
     Returns:
         weights > 0, in the shape of the target.
@@ -108,10 +111,10 @@ class InverseFrequency(TargetWeight):
 
     References:
         Equal to the weights of imbalanced-regression (see ``lds``) without smoothing: its ``sqrt_inv`` is power=0.5, its
-        ``inverse`` power=1 with clip=(5, 1000).
+        ``inverse`` is power=1 with clip=(5, 1000).
     """
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({"regression", "binary", "multiclass"})
+    kinds = frozenset({"regression", "binary", "multiclass"})
     example: ClassVar[Mapping[str, Any]] = {"counts": (40, 10, 2)}
 
     def __init__(
@@ -141,11 +144,11 @@ class InverseFrequency(TargetWeight):
             labels: finite numbers, of any shape.
             low: lower end of the first bin.
             width: width of a bin.
-            bins: their number, the last one being open; None for as many as the largest label needs.
-            **options: the others of the constructor.
+            bins: number of bins, the last of which is open; None for as many as the largest label needs.
+            **options: other options of the constructor.
 
         Raises:
-            DataError: there is no label, or one that is not finite.
+            DataError: there is no label, a label is not finite, or a class index is -100.
         """
         return cls(count_labels(labels, low, width, bins), low=low, width=width, **options)
 
@@ -159,7 +162,7 @@ class InverseFrequency(TargetWeight):
         low, high = int(target.min()), int(target.max())
         if low < self.low or math.floor((high - self.low) / self.width) >= len(self.counts):
             raise DataError(
-                f"inverse_frequency has counts of {len(self.counts)} classes, and class targets should be their indices. "
+                f"inverse_frequency has counts for {len(self.counts)} classes, so class targets should be their indices. "
                 f"Found {low}..{high}."
             )
 
@@ -168,24 +171,24 @@ class InverseFrequency(TargetWeight):
 
 
 class LDS(InverseFrequency):
-    """Label distribution smoothing: inverse frequencies of a histogram that a kernel has smoothed over its neighbours.
+    """Label distribution smoothing: inverse frequencies of a histogram smoothed by a kernel.
 
     ::
 
         w(y) = a / (sum_i k_i n_(b+i)^power),  b = floor((y - low) / width),  i = -(size-1)/2 ... (size-1)/2;
                a such that the mean over the counted labels is 1
 
-    A rare value next to frequent ones is not rare. The power is taken before smoothing, and bins beyond the ends count 0.
-    ``LDS.from_labels(labels, bins=121)`` counts the labels of a training set; see ``inverse_frequency``.
+    A rare value next to frequent ones does not count as rare. The power is taken before smoothing, and bins beyond the ends
+    count as 0. ``LDS.from_labels(labels, bins=121)`` counts the labels of a training set; see ``inverse_frequency``.
 
     Args:
         counts: training labels in each bin, >= 0.
         low: lower end of the first bin, in target units.
         width: width of a bin, in target units, > 0.
         power: exponent of the count, in [0, 1].
-        clip: two counts to which those of the bins are clipped; None leaves them alone.
+        clip: two counts between which the counts of the bins are clipped; None does not clip.
         kernel: ``"gaussian"``, ``"triangular"`` or ``"laplace"``.
-        size: number of bins that the kernel reaches over, odd.
+        size: number of bins that the kernel covers, odd.
         sigma: width of a gaussian or laplace kernel, in bins, > 0.
 
     Returns:
@@ -198,15 +201,15 @@ class LDS(InverseFrequency):
     tensor([1.0914, 0.8779, 0.9016, 1.3074])
 
     References:
-        Y. Yang, K. Zha, Y.-C. Chen, H. Wang, D. Katabi, "Delving into Deep Imbalanced Regression", 2021. Follows its
-        repository, imbalanced-regression, to the 1e-7 of its float32 weights: ``sqrt_inv`` is power=0.5 (both defaults),
-        ``inverse`` power=1 with clip=(5, 1000), ``triang`` triangular, max_target bins. Its gaussian kernel filters a
-        window of ``size`` numbers with reflection at the ends, so that with size 5 and sigma 2 it is (0.858, 0.946, 1,
-        0.946, 0.858), not the bell (0.607, 0.882, 1, 0.882, 0.607). Differs from it in a finite weight, the largest of the
-        others, where the smoothed count is 0.
+        Y. Yang, K. Zha, Y.-C. Chen, H. Wang, D. Katabi, "Delving into Deep Imbalanced Regression", 2021. Equal to its
+        repository, imbalanced-regression, to the 1e-7 of its float32 weights: its ``sqrt_inv`` is power=0.5 (the default
+        of both), its ``inverse`` is power=1 with clip=(5, 1000), its ``triang`` is triangular, its max_target is the
+        number of bins. Its gaussian kernel filters a window of ``size`` numbers with reflection at the ends, so that
+        with size 5 and sigma 2 it is (0.858, 0.946, 1, 0.946, 0.858), not the bell (0.607, 0.882, 1, 0.882, 0.607).
+        Differs from it where the smoothed count is 0: the weight is finite, the largest of the others.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
     example: ClassVar[Mapping[str, Any]] = {"counts": (40, 10, 2, 0, 1), "low": -2.0}
 
     def __init__(
@@ -237,12 +240,12 @@ class LDS(InverseFrequency):
         return [sum(k * sizes[b + shift] for shift, k in window.items() if b + shift in places) for b in places]
 
     def _kernel(self, shift: int) -> float:
-        """Height at a distance; a factor common to all is of no account, as the weights are scaled."""
+        """Return the height at a distance, up to a common factor, which the scaling of the weights removes."""
         if self.kernel == "triangular":
             return 1 - abs(shift) / (self.size // 2 + 1)
         if self.kernel == "laplace":
             return math.exp(-abs(shift) / self.sigma)
-        # The reference's filter ends at 4 sigma. Reflected at the ends of the window, its peak returns every `size` bins.
+        # The reference's filter ends at 4 sigma. By reflection at the ends of the window its peak repeats every `size` bins.
         reach = int(4 * self.sigma + 0.5)
         images = [
             shift - copy * self.size
@@ -250,3 +253,80 @@ class LDS(InverseFrequency):
             if abs(shift - copy * self.size) <= reach
         ]
         return math.fsum(math.exp(-0.5 * (image / self.sigma) ** 2) for image in images)
+
+
+class ClassBalanced(TargetWeight):
+    """Weight of a class by the effective number of its samples, which saturates at 1 / (1 - beta).
+
+    ::
+
+        w(y) = a (1 - beta) / (1 - beta^n_y),  a such that the weights of all C classes sum to C
+
+    With beta = 0 all classes have the same weight, with beta -> 1 the weight is proportional to 1/n. Computed with expm1: in
+    float32 1 - 0.9999^1 is 1.00017e-4, not 1e-4. ``ClassBalanced.from_labels(labels)`` counts the classes of a training set.
+    Like every target weight, it does not enter the denominator of the mean: cross-entropy with it equals torch's
+    ``cross_entropy(weight=w, reduction="none").mean()``, while torch's ``reduction="mean"`` divides by the sum of weights.
+
+    Args:
+        counts: training samples of each class, > 0.
+        beta: in [0, 1).
+
+    Returns:
+        weights > 0, in the shape of the target.
+
+    Raises:
+        OptionError: a class has no sample, or beta is outside [0, 1).
+        DataError: in the first call, a target is not the index of a count.
+
+    >>> ClassBalanced(counts=(1000, 100, 10))(torch.tensor([0, 1, 2]))
+    tensor([0.0284, 0.2713, 2.7004])
+
+    References:
+        Y. Cui, M. Jia, T.-Y. Lin, Y. Song, S. Belongie, "Class-Balanced Loss Based on Effective Number of Samples", 2019.
+        Equal to the weights of vandit15/Class-balanced-loss-pytorch. Differs from its losses, which are binary
+        cross-entropies of sigmoids or of a softmax: here any base is possible.
+    """
+
+    kinds = CLASSES
+    example: ClassVar[Mapping[str, Any]] = {"counts": (1000, 100, 10)}
+
+    def __init__(self, counts: Sequence[float], *, beta: float = 0.9999) -> None:
+        super().__init__()
+        self.counts = check_counts(counts, positive=True)
+        self.beta = check_number("beta", beta, low=0.0, high=1.0, high_open=True)
+        raw = [1 / -math.expm1(count * math.log(beta)) if beta > 0 else 1.0 for count in self.counts]
+        self._table = tuple(weight * len(raw) / math.fsum(raw) for weight in raw)
+
+    @classmethod
+    def from_labels(cls, labels: Tensor, *, classes: int | None = None, beta: float = 0.9999) -> ClassBalanced:
+        """Return the weight with the counts of ``labels``, the class indices or bools of a training set.
+
+        Args:
+            labels: class indices or bools, of any shape.
+            classes: number of classes; None for as many as the largest index needs.
+            beta: see the class.
+
+        Raises:
+            DataError: there is no label, a label is a float, or one is below 0 or not below ``classes``.
+            OptionError: a class has no label.
+        """
+        labels = torch.as_tensor(labels)
+        if labels.is_floating_point():
+            raise DataError(f"labels should be class indices or bools. Found {labels.dtype}. Use labels.long().")
+        if labels.numel() and (int(labels.min()) < 0 or (classes is not None and int(labels.max()) >= classes)):
+            raise DataError(
+                f"labels should be class indices from 0 on, below classes={classes}. "
+                f"Found {int(labels.min())}..{int(labels.max())}. Leave out unlabelled samples."
+            )
+        return cls(count_labels(labels, 0.0, 1.0, classes), beta=beta)
+
+    def check_values(self, target: Tensor) -> None:
+        low, high = float(target.min()), float(target.max())
+        if low < 0 or high >= len(self.counts) or (target.is_floating_point() and bool((target != target.floor()).any())):
+            raise DataError(
+                f"class_balanced has counts for {len(self.counts)} classes, so targets should be class indices in "
+                f"[0, {len(self.counts) - 1}]. Found {low:g}..{high:g}."
+            )
+
+    def forward(self, target: Tensor, /) -> Tensor:
+        return look_up(self._table, target.long(), target)

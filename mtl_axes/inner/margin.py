@@ -1,8 +1,6 @@
-"""Shapes that leave samples alone which are right by a margin: hinge, squared_hinge, multi_margin."""
+"""Shapes that ignore samples that are right by a margin: hinge, squared_hinge, multi_margin."""
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,13 +9,12 @@ from torch.nn import functional as F
 from mtl_axes.inner.base import BINARY, InnerShape
 from mtl_axes.inner.classification import CrossEntropy, check_hard
 from mtl_axes.options import check_choice, check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["Hinge", "MultiMargin", "SquaredHinge"]
 
 
 class Hinge(InnerShape):
-    """Hinge loss of support vector machines, which leaves samples alone that are right by a margin.
+    """Hinge loss of support vector machines: samples that are right by a margin cost nothing.
 
     ::
 
@@ -41,7 +38,7 @@ class Hinge(InnerShape):
         targets: 0 and 1, not -1 and 1.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = BINARY
+    kinds = BINARY
 
     def __init__(self, *, margin: float = 1.0) -> None:
         super().__init__()
@@ -52,11 +49,11 @@ class Hinge(InnerShape):
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         margin = torch.where(target.bool(), prediction, -prediction)
-        return F.relu(self.margin - margin)  # clamp_min would have the gradient 1 at the kink itself
+        return F.relu(self.margin - margin)  # the gradient of clamp_min would be 1 at the kink
 
 
 class SquaredHinge(Hinge):
-    """Squared hinge loss: smooth where hinge has its kink, and steeper far off.
+    """Squared hinge loss: smooth at the kink of hinge, and steeper far from it.
 
     ::
 
@@ -85,7 +82,7 @@ class SquaredHinge(Hinge):
 
 
 class MultiMargin(CrossEntropy):
-    """Multiclass hinge loss: every other logit should stay a margin below the true class's.
+    """Multiclass hinge loss: every other logit should stay a margin below the logit of the true class.
 
     ::
 
@@ -106,8 +103,8 @@ class MultiMargin(CrossEntropy):
 
     References:
         K. Crammer, Y. Singer, "On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines", 2001.
-        Differs from the reference, whose hinge sees the largest other logit alone, and agrees with torch's
-        multi_margin_loss, which sums over all; it also takes trailing dimensions, which torch's does not.
+        Differs from the reference, whose hinge reads only the largest other logit. Equal to torch's multi_margin_loss, which
+        sums over all, but takes no trailing dimensions.
     """
 
     def __init__(self, *, margin: float = 1.0, p: int = 1) -> None:
@@ -119,5 +116,5 @@ class MultiMargin(CrossEntropy):
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         index = target.long().unsqueeze(1)
         gaps = F.relu(self.margin - prediction.gather(1, index) + prediction)
-        gaps = gaps.scatter(1, index, 0.0)  # where it is the margin
+        gaps = gaps.scatter(1, index, 0.0)  # the entry of the true class, the margin itself
         return (gaps if self.p == 1 else gaps.square()).mean(1)

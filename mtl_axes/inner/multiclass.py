@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtl_axes.errors import OptionError
+from mtl_axes.inner._values import check_one_positive
 from mtl_axes.inner.classification import CrossEntropy
 from mtl_axes.options import check_number
 
@@ -19,9 +19,9 @@ class GCE(CrossEntropy):
 
         (1 - p^q) / q                           p = softmax(x)_y
 
-    Its gradient is p^q times that of the cross-entropy and fades where the label looks wrong: the value is bounded, and
-    logits that are far off from the start learn slowly. (p^q held constant, times the cross-entropy, has this gradient and
-    another value: weightings that read values tell the two apart.)
+    Its gradient is p^q times the gradient of the cross-entropy, and fades where the label looks wrong. The value is bounded,
+    and logits that start far off learn slowly. The cross-entropy times a constant p^q has the same gradient, but another
+    value, so that weightings that read losses treat it differently.
 
     Args:
         q: robustness, in (0, 1].
@@ -37,8 +37,8 @@ class GCE(CrossEntropy):
 
     References:
         Z. Zhang, M. Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels", 2018.
-        Differs from the reference, which also truncates the loss at a threshold k per training sample: that needs a state
-        per sample, which a shape does not have.
+        Differs from the reference, which also truncates the loss at a threshold k per training sample: a shape has no state
+        per sample.
     """
 
     def __init__(self, *, q: float = 0.7) -> None:
@@ -50,13 +50,13 @@ class GCE(CrossEntropy):
 
 
 class LabelSmoothing(CrossEntropy):
-    """Cross-entropy with a smoothed label: epsilon of its mass is spread over all classes, the true one included.
+    """Cross-entropy with a smoothed label: epsilon of its mass is spread over all classes, including the true one.
 
     ::
 
         (1 - epsilon) (-log p_y) + epsilon / C  sum_c (-log p_c)            p = softmax(x)
 
-    It is never 0: it bounds the confidence that training asks for.
+    It is never 0, which bounds the confidence that training aims for.
 
     Args:
         epsilon: mass that is spread, in [0, 1); at 0 the loss is cross_entropy.
@@ -80,19 +80,19 @@ class LabelSmoothing(CrossEntropy):
         self.epsilon = check_number("epsilon", epsilon, low=0.0, high=1.0, high_open=True)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
-        log_p = prediction.log_softmax(1)  # whose log_softmax is log_p again
+        log_p = prediction.log_softmax(1)  # its own log_softmax
         entropy = super().forward(log_p, target)
         return entropy if self.epsilon == 0 else (1 - self.epsilon) * entropy - self.epsilon * log_p.mean(1)
 
 
 class Poly1(CrossEntropy):
-    """PolyLoss with one term: the cross-entropy with its first polynomial coefficient raised by epsilon.
+    """PolyLoss with one term: the cross-entropy, with epsilon added to its first polynomial coefficient.
 
     ::
 
         -log p + epsilon (1 - p)                p = softmax(x)_y
 
-    Its gradient is 1 + epsilon p times that of the cross-entropy.
+    Its gradient is 1 + epsilon p times the gradient of the cross-entropy.
 
     Args:
         epsilon: added to the coefficient 1 of 1 - p, >= -1; at 0 it is cross_entropy.
@@ -121,7 +121,7 @@ class Poly1(CrossEntropy):
 
 
 class SymmetricCE(CrossEntropy):
-    """Symmetric cross-entropy, robust to wrong labels: cross-entropy plus its reverse, in which the prediction is the truth.
+    """Symmetric cross-entropy, robust to wrong labels: the cross-entropy plus its reverse, with the prediction as the label.
 
     ::
 
@@ -131,7 +131,7 @@ class SymmetricCE(CrossEntropy):
 
     Args:
         alpha: factor of the cross-entropy, >= 0.
-        beta: factor of the reverse one, >= 0. Not both may be 0.
+        beta: factor of the reverse one, >= 0. At least one must be positive.
         log_zero: stands for log 0, < 0.
 
     Returns:
@@ -144,9 +144,9 @@ class SymmetricCE(CrossEntropy):
     tensor([0.8817])
 
     References:
-        Y. Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", 2019. Differs from
-        the reference's code, which clamps the labels of the reverse term at 1e-4, so that its log_zero is -9.21, and p of
-        the cross-entropy at 1e-7, below which that has no gradient.
+        Y. Wang et al., "Symmetric Cross Entropy for Robust Learning with Noisy Labels", 2019. Differs from the reference's
+        code, which clamps the labels of the reverse term at 1e-4, so that its log_zero is -9.21, and p of the cross-entropy
+        at 1e-7, below which it has no gradient.
     """
 
     def __init__(self, *, alpha: float = 0.1, beta: float = 1.0, log_zero: float = -4.0) -> None:
@@ -154,8 +154,7 @@ class SymmetricCE(CrossEntropy):
         self.alpha = check_number("alpha", alpha, low=0.0)
         self.beta = check_number("beta", beta, low=0.0)
         self.log_zero = check_number("log_zero", log_zero, high=0.0, high_open=True)
-        if alpha == 0 and beta == 0:
-            raise OptionError("One of `alpha` and `beta` should be positive. Found alpha=0 and beta=0.")
+        check_one_positive(alpha=alpha, beta=beta)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         entropy = super().forward(prediction, target)

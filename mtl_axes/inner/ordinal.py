@@ -1,86 +1,69 @@
-"""Ordinal shapes, for classes 0..K-1 with an order: coral, corn, emd2."""
+"""Ordinal shapes, for ordered classes 0..K-1: coral, corn, emd2."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl_axes.errors import DataError
-from mtl_axes.inner._values import check_count, check_values_option, constants
-from mtl_axes.inner.base import MULTICLASS, InnerShape
-from mtl_axes.inner.classification import CrossEntropy
+from mtl_axes.inner._values import check_count, check_numbers, constants
+from mtl_axes.inner.base import MULTICLASS, InnerShape, Pair
+from mtl_axes.inner.classification import CrossEntropy, check_class_range, require_classes
 from mtl_axes.signals import Kind
 
 __all__ = ["EMD2", "Coral", "Corn"]
 
 
 class _Ladder(InnerShape):
-    """What coral and corn have in common: K - 1 logits at dimension 1, of the questions "is y > k?"."""
+    """The base of coral and corn: K - 1 logits at dimension 1, for the questions "is y > k?"."""
 
-    kinds: ClassVar[frozenset[Kind]] = MULTICLASS
+    kinds = MULTICLASS
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
-        if prediction.ndim < 2 or prediction.shape[:1] + prediction.shape[2:] != target.shape:
-            raise DataError(
-                "logits should have the shape of target with a dimension of K - 1 logits at 1, for the classes 0..K-1: "
-                f"(N, K - 1, ...) for targets (N, ...). Found logits {tuple(prediction.shape)} and target "
-                f"{tuple(target.shape)}."
-            )
-        if target.is_floating_point() or target.is_complex() or target.dtype is torch.bool:
-            raise DataError(f"class targets should be integers. Found {target.dtype}. Use target.long().")
+        require_classes(prediction, target, "(N, K - 1, ...) for targets (N, ...) of K classes", least=0)
 
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
-        low, high, logits = int(target.min()), int(target.max()), prediction.shape[1]
-        if low < 0 or high > logits:
-            raise DataError(
-                f"class indices should lie in [0, {logits}], one more class than the {logits} logits. Found {low}..{high}. "
-                'With missing="ignore" the index -100 counts as unlabelled.'
-            )
+        logits = prediction.shape[1]
+        check_class_range(target, logits + 1, f"one more class than the {logits} logits")
 
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /) -> Pair:
         prediction = 3 * torch.randn(size[0], 2, *size[1:], generator=generator, dtype=torch.float64)
         return prediction.to(dtype), torch.randint(3, size, generator=generator)
 
 
 class Coral(_Ladder):
-    """CORAL: an ordinal class as the sum of K - 1 binary questions "is y > k?".
+    """CORAL: an ordinal class as K - 1 binary questions "is y > k?", whose losses are summed.
 
     ::
 
         sum_k importance_k bce(x_k, 1{y > k})           k = 0 .. K - 2
 
-    The rank is the number of questions with p_k > 1/2. The head should be one score with K - 1 biases,
-    x_k = score + b_k: then the answers cannot contradict each other.
+    The predicted rank is the number of questions with p_k > 1/2. Let the head be one score with K - 1 biases,
+    x_k = score + b_k, so that the answers cannot contradict each other.
 
     Args:
-        importance: K - 1 weights >= 0 of the questions, or None for 1.
+        importance: K - 1 weights >= 0, one per question; None for 1 each.
 
     Returns:
         (N, ...) losses >= 0, in nats, from (N, K - 1, ...) logits and integer targets in [0, K - 1].
 
     Raises:
         OptionError: a weight is negative.
-        DataError: the number of logits is not that of the weights.
+        DataError: the number of logits differs from the number of weights.
 
     >>> Coral()(torch.tensor([[2.0, -1.0], [2.0, -1.0]]), torch.tensor([1, 2]))
     tensor([0.4402, 1.4402])
 
     References:
         W. Cao, V. Mirjalili, S. Raschka, "Rank consistent ordinal regression for neural networks with application to age
-        estimation", 2020. Equal to coral_pytorch's coral_loss, with classes for targets where that takes levels.
+        estimation", 2020. Equal to coral_pytorch's coral_loss, which takes levels instead of classes as targets.
     """
 
     def __init__(self, *, importance: Sequence[float] | None = None) -> None:
         super().__init__()
-        self.importance = (
-            None if importance is None else check_values_option("importance", importance, least=1, low_open=False)
-        )
+        self.importance = None if importance is None else check_numbers("importance", importance, least=1, low_open=False)
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         super().check(prediction, target)
@@ -95,14 +78,14 @@ class Coral(_Ladder):
 
 
 class Corn(_Ladder):
-    """CORN: an ordinal class by conditional questions "is y > k, given y > k - 1?", each asked where its condition holds.
+    """CORN: an ordinal class as conditional questions "is y > k, given y > k - 1?", each asked where its condition holds.
 
     ::
 
         sum_{k <= y} bce(x_k, 1{y > k})                 k = 0 .. K - 2
 
-    So x_k is the logit of P(y > k | y > k - 1), and the loss of a sample is the negative logarithm of the probability of
-    its class: P(y > k) is the product of the conditionals, consistent whatever the head.
+    x_k is the logit of P(y > k | y > k - 1), and the loss of a sample is the negative log probability of its class. P(y > k)
+    is the product of the conditionals, so that any head is consistent.
 
     Returns:
         (N, ...) losses >= 0, in nats, from (N, K - 1, ...) logits and integer targets in [0, K - 1].
@@ -113,8 +96,8 @@ class Corn(_Ladder):
     References:
         X. Shi, W. Cao, S. Raschka, "Deep Neural Networks for Rank-Consistent Ordinal Regression Based On Conditional
         Probabilities", 2021. Differs from the reference in the denominator: coral_pytorch's corn_loss divides the sum by
-        the number of questions asked, sum_k #{y >= k}, and a task's mean by the number of samples. With three classes of
-        one size the mean here is 5/3 of theirs.
+        the number of questions asked, sum_k #{y >= k}, a task's mean by the number of samples. With three classes of
+        equal size the mean is 5/3 times theirs.
     """
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
@@ -129,8 +112,8 @@ class EMD2(CrossEntropy):
 
         sum_k (P(class <= k) - 1{y <= k})^2             k = 0 .. K - 1, P = softmax(x)
 
-    A mistake costs more the further off it is. The ranked probability score of forecasting. Bounded by K - 1; its gradient
-    vanishes where the softmax saturates, on the wrong class as well.
+    The further off a mistake is, the more it costs. Known in forecasting as the ranked probability score. The loss is at
+    most K - 1, and its gradient vanishes where the softmax saturates, even on the wrong class.
 
     Returns:
         (N, ...) losses in [0, K - 1], from (N, K, ...) logits and integer targets in [0, K - 1].
@@ -140,13 +123,13 @@ class EMD2(CrossEntropy):
 
     References:
         L. Hou, C.-P. Yu, D. Samaras, "Squared Earth Mover's Distance-based Loss for Training Deep Neural Networks", 2016.
-        Without the cross-entropy that the reference adds, and the distances between classes that it learns.
+        Differs from the reference, which adds the cross-entropy and learns distances between classes.
     """
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         p = prediction.softmax(1)
         below = p.cumsum(1)
-        # Summed from above where the label lies at or below k: 1 - P(class <= k) cancels.
+        # Where the label lies at or below k, sum from above: 1 - P(class <= k) would cancel.
         tail = p[:, 1:].flip(1).cumsum(1).flip(1)
         above = torch.cat([tail, torch.zeros_like(p[:, :1])], 1)
         reached = target.unsqueeze(1) <= _places(prediction)
@@ -154,12 +137,12 @@ class EMD2(CrossEntropy):
 
 
 def _places(prediction: Tensor) -> Tensor:
-    """0, 1, ... along dimension 1."""
+    """Return 0, 1, ... along dimension 1."""
     places = torch.arange(prediction.shape[1], device=prediction.device)
     return places.view(1, -1, *(1,) * (prediction.ndim - 2))
 
 
 def _answers(prediction: Tensor, target: Tensor) -> Tensor:
-    """The binary cross-entropy of each question "is y > k?"."""
+    """Return the binary cross-entropy of each question "is y > k?"."""
     passed = target.unsqueeze(1) > _places(prediction)
     return -F.logsigmoid(torch.where(passed, prediction, -prediction))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from mtl_axes.errors import DataError, OptionError
-from mtl_axes.inner.base import REGRESSION, InnerShape, require_same_shape
+from mtl_axes.errors import OptionError
+from mtl_axes.inner._values import check_one_positive
+from mtl_axes.inner.base import REGRESSION, InnerShape, Pair, require_last_dimension, require_same_shape
 from mtl_axes.options import check_number
 from mtl_axes.signals import Kind
 
@@ -31,7 +31,7 @@ class MSE(InnerShape):
     tensor([25., 16.])
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         return (prediction - target).square()
@@ -51,7 +51,7 @@ class MAE(InnerShape):
     tensor([5., 4.])
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         return (prediction - target).abs()
@@ -61,7 +61,7 @@ class Huber(InnerShape):
     """Huber's loss: e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2).
 
     Args:
-        delta: where the square turns into a line, in target units, > 0.
+        delta: error at which the square becomes a line, in target units, > 0.
 
     Returns:
         (N, ...) losses >= 0, in squared target units.
@@ -76,7 +76,7 @@ class Huber(InnerShape):
         P. J. Huber, "Robust Estimation of a Location Parameter", 1964.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, delta: float = 1.0) -> None:
         super().__init__()
@@ -85,19 +85,19 @@ class Huber(InnerShape):
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         size = (prediction - target).abs()
         near = size.clamp_max(self.delta)
-        # One product for both branches: a `where` would double the gradient work and split it at the knot, and the gradient
-        # of a sum of them would be near + (delta - delta), which rounds off what is small beside delta.
+        # One product for both branches. A `where` would double the gradient work and split it at the knot. The gradient of a
+        # sum would be near + (delta - delta), which rounds off values that are small beside delta.
         return near * (size - 0.5 * near)
 
 
 class Asymmetric(InnerShape):
-    """Two-sided squared error: over * e^2 where e > 0 (prediction too high, late for RUL), else under * e^2.
+    """Asymmetric squared error: over * e^2 where e > 0 (prediction too high, late for RUL), else under * e^2.
 
     Equals (over + under) times the expectile loss at under / (over + under).
 
     Args:
         over: factor of over-prediction, >= 0.
-        under: factor of under-prediction, >= 0. Not both may be 0.
+        under: factor of under-prediction, >= 0. At least one must be positive.
 
     Returns:
         (N, ...) losses >= 0, in squared target units.
@@ -112,18 +112,17 @@ class Asymmetric(InnerShape):
         W. K. Newey, J. L. Powell, "Asymmetric Least Squares Estimation and Testing", 1987 (up to the scale above).
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, over: float = 1.0, under: float = 1.0) -> None:
         super().__init__()
         self.over = check_number("over", over, low=0.0)
         self.under = check_number("under", under, low=0.0)
-        if over == 0 and under == 0:
-            raise OptionError("One of `over` and `under` should be positive. Found over=0 and under=0.")
+        check_one_positive(over=over, under=under)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         error = prediction - target
-        # torch.where of two Python floats is float32 even in a float64 graph, hence the clamps.
+        # Clamps, because torch.where of two Python floats is float32 even in a float64 graph.
         return self.over * error.clamp_min(0).square() + self.under * error.clamp_max(0).square()
 
 
@@ -131,7 +130,7 @@ class Quantile(InnerShape):
     """Pinball loss max(q u, (q - 1) u) of u = target - prediction; its minimiser is the q-quantile.
 
     With several quantiles the prediction has one entry per quantile in an extra last dimension, and the loss of a sample
-    is the mean over them. Nothing keeps predicted quantiles from crossing; a head that predicts increments does.
+    is the mean over them. Predicted quantiles can cross; a head that predicts increments prevents that.
 
     Args:
         q: a level in (0, 1), or a strictly increasing sequence of levels. q < 0.5 favours early (low) predictions.
@@ -150,36 +149,29 @@ class Quantile(InnerShape):
         R. Koenker, G. Bassett, "Regression Quantiles", 1978.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, q: float | Sequence[float] = 0.5) -> None:
         super().__init__()
-        if not isinstance(q, (int, float, Iterable)):
-            raise OptionError(f"Option `q` should be a level or strictly increasing levels. Found q={q!r}.")
-        levels = [q] if isinstance(q, (int, float)) else list(q)
+        levels = list(q) if isinstance(q, Iterable) else [q]
         for level in levels:
             check_number("q", level, low=0.0, high=1.0, low_open=True, high_open=True)
         if not levels or any(first >= second for first, second in pairwise(levels)):
             raise OptionError(f"Option `q` should be a level or strictly increasing levels. Found q={q!r}.")
-        self.q: float | tuple[float, ...] = q if isinstance(q, (int, float)) else tuple(levels)
+        self.q: float | tuple[float, ...] = tuple(levels) if isinstance(q, Iterable) else q
 
     @property
     def trailing(self) -> bool:  # type: ignore[override]
-        """True when the prediction carries one entry per level."""
+        """True if the prediction has one entry per level."""
         return isinstance(self.q, tuple)
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
-        if not isinstance(self.q, tuple):
+        if isinstance(self.q, tuple):
+            require_last_dimension(prediction, target, len(self.q), "one entry per quantile")
+        else:
             require_same_shape(prediction, target)
-        elif prediction.shape != (*target.shape, len(self.q)):
-            raise DataError(
-                f"prediction should have the shape of target with {len(self.q)} quantiles in an extra last dimension. "
-                f"Found prediction {tuple(prediction.shape)} and target {tuple(target.shape)}."
-            )
 
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /) -> Pair:
         prediction, target = super().sample(kind, size, generator, dtype)
         if isinstance(self.q, tuple):
             steps = torch.linspace(-1, 1, len(self.q), dtype=torch.float64).to(dtype)
@@ -188,11 +180,11 @@ class Quantile(InnerShape):
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         if not isinstance(self.q, tuple):
-            return self._pinball(target - prediction, self.q)
+            return _pinball(target - prediction, self.q)
         error = target.unsqueeze(-1) - prediction
-        columns = [self._pinball(column, q) for column, q in zip(error.unbind(-1), self.q, strict=True)]
+        columns = [_pinball(column, q) for column, q in zip(error.unbind(-1), self.q, strict=True)]
         return torch.stack(columns, -1).mean(-1)
 
-    @staticmethod
-    def _pinball(error: Tensor, q: float) -> Tensor:
-        return torch.maximum(q * error, (q - 1) * error)
+
+def _pinball(error: Tensor, q: float) -> Tensor:
+    return torch.maximum(q * error, (q - 1) * error)

@@ -1,9 +1,9 @@
-"""A base shape times a weight that depends on the target alone, and failure-biased MSE, its best known member."""
+"""A base shape times a weight of the target: reweighted, and its best known member, failure_biased."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,28 +17,32 @@ from mtl_axes.signals import Kind, wide
 __all__ = ["FailureBiased", "Reweighted"]
 
 
+def _of_base(name: str) -> Any:
+    return property(lambda shape: getattr(shape.base, name), doc=f"``{name}`` of the base.")
+
+
 class Reweighted(InnerShape):
-    """A base shape whose samples are weighted by their target.
+    """Base shape whose samples are weighted by their target.
 
     ::
 
         l = w(target) base(prediction, target),  w without a gradient
 
-    Any shape goes with any weight of its kind. The weights stay out of the denominator of the mean, which is the number of
-    valid samples: with a weight of 2 a sample pulls twice as hard. With a base that couples the batch, the weight applies
-    to the losses that the base gives, and the mask is handed to the base. Of the signed times of a survival base the weight
-    sees the time, whether it ends in an event or is censored. A base that pools the entries of a sample into
-    one loss is refused: it has no loss per target.
+    Any shape goes with any weight of its kind. The weights do not enter the denominator of the mean, which is the number of
+    valid samples: a sample with the weight 2 pulls twice as hard. If the base couples the batch, the weights multiply the
+    losses of the base, and the base gets the mask. For the signed times of a survival base the weight depends on the time,
+    whether it ends in an event or is censored. A base that pools the entries of a sample is refused: it has no loss per
+    target.
 
     Args:
         base: an inner shape: a registered name, ``{"name": ..., **options}`` or an instance.
-        weight: a target weight, given in one of the same ways.
+        weight: a target weight, in the same forms.
 
     Returns:
         (N, ...) losses, in the unit of the base.
 
     Raises:
-        OptionError: base or weight is none of these, they serve no common kind of task, or the base pools.
+        OptionError: base or weight has another form, they serve no common kind of task, or the base pools.
         UnknownNameError: no shape or weight has this name.
 
     >>> Reweighted("mse", FailureBias())(torch.tensor([15.0, 112.0]), torch.tensor([10.0, 110.0]))
@@ -49,7 +53,7 @@ class Reweighted(InnerShape):
     References:
         Differs from torch's mse_loss(weight=), l1_loss(weight=) and cross_entropy(weight=), whose mean divides by the sum of
         the weights: on the eight residuals of the golden file, failure-biased squares have the mean 84.115 here, and 52.572
-        there. torch's huber_loss(weight=) and bce(weight=) divide by the number of samples, as here.
+        in torch. torch's huber_loss(weight=) and bce(weight=) divide by the number of samples, as here.
     """
 
     example: ClassVar[Mapping[str, Any]] = {
@@ -67,11 +71,12 @@ class Reweighted(InnerShape):
         self.weight = resolve("weight", weight, option="weight")
         if self.base.pooled:
             raise OptionError(
-                f"Reweighted needs a base with one loss per target. Found {self.base!r}, which pools those of a sample. "
+                f"{self.base!r} pools the entries of a sample, but Reweighted needs a base with one loss per target. "
                 "Pass sample_weight to the criterion instead."
             )
         if not self.kinds:
-            raise OptionError(f"{self.base!r} and {self.weight!r} should serve a common kind of task. Found none.")
+            kinds = [f"{part!r} serves {', '.join(sorted(part.kinds))}" for part in (self.base, self.weight)]
+            raise OptionError(f"{kinds[0]}, but {kinds[1]}. Pass a base and a weight for one kind of task.")
 
     @property
     def kinds(self) -> frozenset[Kind]:  # type: ignore[override]
@@ -79,55 +84,29 @@ class Reweighted(InnerShape):
         return self.base.kinds & self.weight.kinds
 
     @property
-    def coupling(self) -> Literal["sample", "batch"]:  # type: ignore[override]
-        """That of the base."""
-        return self.base.coupling
-
-    @property
     def lower_bound(self) -> float | None:  # type: ignore[override]
-        """0 when the base is never negative, else unknown."""
+        """0 if the base is never negative, else unknown."""
         return 0.0 if self.base.lower_bound is not None and self.base.lower_bound >= 0 else None
 
-    @property
-    def trailing(self) -> bool:  # type: ignore[override]
-        """That of the base."""
-        return self.base.trailing
-
-    @property
-    def detaches(self) -> bool:  # type: ignore[override]
-        """That of the base. The weight is constant, but depends on nothing that has a gradient."""
-        return self.base.detaches
-
-    @property
-    def target_range(self) -> tuple[float, float]:  # type: ignore[override]
-        """That of the base."""
-        return self.base.target_range
-
-    @property
-    def prediction_range(self) -> tuple[float, float]:  # type: ignore[override]
-        """That of the base."""
-        return self.base.prediction_range
-
-    def sample(
-        self, kind: Kind, size: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype, /
-    ) -> tuple[Tensor, Tensor]:
-        return self.base.sample(kind, size, generator, dtype)
-
-    def check(self, prediction: Tensor, target: Tensor) -> None:
-        self.base.check(prediction, target)
+    coupling = _of_base("coupling")
+    trailing = _of_base("trailing")
+    # The weight is constant, but depends on nothing that has a gradient.
+    detaches = _of_base("detaches")
+    check = _of_base("check")
+    weighed = _of_base("weighed")
+    sample = _of_base("sample")
+    target_range = _of_base("target_range")
+    prediction_range = _of_base("prediction_range")
 
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
         self.base.check_values(prediction, target)
         labels = self.weighed(target)
-        # As forward has them. Integers that are none of classes would pass for such.
+        # Floats, as in forward: integers of a regression would be checked as classes.
         self.weight.check_values(labels.to(wide(prediction.dtype)) if self.kinds == REGRESSION else labels)
-
-    def weighed(self, target: Tensor) -> Tensor:
-        return self.base.weighed(target)
 
     def forward(self, prediction: Tensor, target: Tensor, valid: Tensor | None = None, /) -> Tensor:
         with torch.no_grad():
-            # Floats also for integer labels, whose weight would be computed in the default dtype.
+            # Floats even for integer labels, whose weight would be computed in the default dtype.
             weight: Tensor = self.weight(self.weighed(target).to(wide(prediction.dtype)))
         losses = self.base.unchecked(prediction, target, valid)
         return losses * weight.to(losses.dtype)
@@ -140,7 +119,7 @@ class FailureBiased(Reweighted):
 
         l = (1 + clip(1 - y / r_max, 0, 1)) e^2,  e = prediction - y
 
-    Emphasises samples near failure up to twice; it weighs both signs of the error alike. Lies between mse and 2 mse.
+    Emphasises samples near failure by a factor of up to 2, for both signs of the error. Lies between mse and 2 mse.
 
     Args:
         r_max: remaining life from which on the loss is the plain squared error, in target units, > 0.
@@ -156,10 +135,10 @@ class FailureBiased(Reweighted):
 
     References:
         "Gradient-Aware Multi-Task Learning for Predictive Maintenance" (AMNL, GRACE), chapters 14 and 21. For y < 0 the
-        book also prints a form that exceeds 2; this is the clipped one.
+        book also prints a form that exceeds 2; this is the clipped form.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
     example: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, *, r_max: float = 125.0) -> None:

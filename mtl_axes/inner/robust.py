@@ -1,22 +1,21 @@
-"""Convex shapes that grow like a line, so that the pull of an outlier is bounded: pseudo_huber, smooth_l1, log_cosh."""
+"""Convex shapes that grow linearly and so bound the pull of an outlier: pseudo_huber, smooth_l1, log_cosh."""
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mtl_axes.inner.base import REGRESSION, InnerShape
+from mtl_axes.inner.regression import Huber
 from mtl_axes.options import check_number
-from mtl_axes.signals import Kind
 
 __all__ = ["LogCosh", "PseudoHuber", "SmoothL1"]
 
 
-class PseudoHuber(InnerShape):
-    """A smooth Huber loss: a square near zero, lines of slope delta far from it, and no knot.
+class PseudoHuber(Huber):
+    """Smooth Huber loss: a square near zero, lines of slope delta far from zero, and no knot.
 
     ::
 
@@ -24,10 +23,10 @@ class PseudoHuber(InnerShape):
         dl/de = e / sqrt(1 + u^2)
 
     Computed as delta e u / (sqrt(1 + u^2) + 1), which neither cancels for small errors nor overflows for large ones. With
-    delta = 1 it is Charbonnier's loss minus its constant, and ``barron(alpha=1)``.
+    delta = 1 it is ``barron(alpha=1)``, Charbonnier's loss minus its constant.
 
     Args:
-        delta: where the square turns into a line, in target units, > 0.
+        delta: error at which the square becomes a line, in target units, > 0.
 
     Returns:
         (N, ...) losses >= 0, in squared target units.
@@ -40,25 +39,19 @@ class PseudoHuber(InnerShape):
 
     References:
         P. Charbonnier, L. Blanc-Feraud, G. Aubert, M. Barlaud, "Two deterministic half-quadratic regularization algorithms
-        for computed imaging", 1994. Equal to scipy.special.pseudo_huber, whose formula is this one.
+        for computed imaging", 1994. Equal to scipy.special.pseudo_huber.
     """
-
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
-
-    def __init__(self, *, delta: float = 1.0) -> None:
-        super().__init__()
-        self.delta = check_number("delta", delta, low=0.0, low_open=True)
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         error = prediction - target
         scaled = error / self.delta
-        # hypot does not square: in float32, scaled^2 would overflow at 2e19.
+        # hypot avoids scaled^2, which would overflow in float32 at 2e19.
         root = torch.hypot(scaled, scaled.new_ones(()))
         return self.delta * error * (scaled / (root + 1))
 
 
 class SmoothL1(InnerShape):
-    """Smooth L1: the absolute error, rounded off by a parabola where |e| < beta.
+    """Smooth L1: the absolute error, with a parabola where |e| < beta.
 
     ::
 
@@ -66,10 +59,10 @@ class SmoothL1(InnerShape):
           = |e| - beta / 2      elsewhere
         dl/de = clip(e / beta, -1, 1)
 
-    It is ``huber(delta=beta) / beta``: its slope far from zero is 1 whatever beta is, Huber's is delta.
+    It is ``huber(delta=beta) / beta``: its slope far from zero is 1 for every beta, the slope of Huber's loss is delta.
 
     Args:
-        beta: where the parabola ends, in target units, >= 0. With 0 the loss is ``mae``.
+        beta: error at which the parabola ends, in target units, >= 0. With 0 the loss is ``mae``.
 
     Returns:
         (N, ...) losses >= 0, in target units.
@@ -84,7 +77,7 @@ class SmoothL1(InnerShape):
         R. Girshick, "Fast R-CNN", 2015, with beta = 1. Equal to torch.nn.functional.smooth_l1_loss, in value and gradient.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def __init__(self, *, beta: float = 1.0) -> None:
         super().__init__()
@@ -95,12 +88,12 @@ class SmoothL1(InnerShape):
         if self.beta == 0:
             return size
         near = size.clamp_max(self.beta)
-        # One product, whose gradient is near / beta: that of a sum would be 1 + (near / beta - 1), which rounds it off.
+        # The gradient of this product is near / beta. The gradient of a sum, 1 + (near / beta - 1), would round it off.
         return near / self.beta * (size - 0.5 * near)
 
 
 class LogCosh(InnerShape):
-    """The logarithm of the hyperbolic cosine: e^2 / 2 near zero, |e| - log 2 far from it, and smooth everywhere.
+    """Logarithm of the hyperbolic cosine: e^2 / 2 near zero, |e| - log 2 far from zero, smooth everywhere.
 
     ::
 
@@ -108,8 +101,8 @@ class LogCosh(InnerShape):
         dl/de = tanh e
 
     Computed as log(1 + 2 sinh^2(e/2)) where |e| < 1 and as |e| + log(1 + exp(-2|e|)) - log 2 beyond: the plain formula
-    overflows beyond |e| = 89 in float32, and the second form alone returns 0 below |e| = 1e-4. The change from square to
-    line happens at one target unit: scale the target, or use ``pseudo_huber``, where that is not the size of an error.
+    overflows beyond |e| = 89 in float32, and the second form alone returns 0 below |e| = 1e-4. The square becomes a line at
+    one target unit. If errors have another size, scale the target or use ``pseudo_huber``.
 
     Returns:
         (N, ...) losses >= 0.
@@ -123,12 +116,12 @@ class LogCosh(InnerShape):
         instead of 0.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = REGRESSION
+    kinds = REGRESSION
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:
         error = prediction - target
         size = error.abs()
         near = (2 * (error.clamp(-1, 1) / 2).sinh().square()).log1p()
-        # Not softplus, which drops its exponential beyond 20, an error of 2e-9.
+        # Softplus would drop its exponential beyond 20, an error of 2e-9.
         far = size + (-2 * size).exp().log1p() - math.log(2)
         return torch.where(size < 1, near, far)

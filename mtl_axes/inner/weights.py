@@ -1,4 +1,4 @@
-"""Weights of a sample by its target, given as a curve: failure_biased, ramp, step, exponential."""
+"""Sample weights that are a curve over the target: failure_biased, ramp, step, exponential."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtl_axes.errors import OptionError
+from mtl_axes.inner._values import check_one_positive
 from mtl_axes.inner.base import TargetWeight
 from mtl_axes.options import check_number
 
@@ -17,17 +18,16 @@ __all__ = ["Exponential", "FailureBias", "Ramp", "Step"]
 
 
 class FailureBias(TargetWeight):
-    """Weight that rises from 1 to 2 as the remaining life falls to zero, that of ``failure_biased`` and GRACE.
+    """Weight that rises from 1 to 2 as the remaining life falls to zero, as in the shape ``failure_biased`` and GRACE.
 
     ::
 
         w(y) = 1 + clip(1 - y / r_max, 0, 1)
 
-    It is ``ramp(low=0, high=r_max, at_low=2, at_high=1)``, which also takes other weights at the ends.
+    It equals ``ramp(low=0, high=r_max, at_low=2, at_high=1)``; ``ramp`` takes other weights at the ends.
 
     Args:
-        r_max: remaining life from which on samples are not emphasised, in target units, > 0. A target that was divided
-            by 125 needs r_max=1.
+        r_max: remaining life from which on the weight is 1, in target units, > 0. For a target divided by 125 pass r_max=1.
 
     Returns:
         weights in [1, 2], in the shape of the target.
@@ -47,8 +47,8 @@ class FailureBias(TargetWeight):
         largest = float(target.abs().max())
         if 0 < largest <= 1e-2 * self.r_max:
             warnings.warn(
-                f"failure_biased: every target is at most {largest:g}, below 1 % of r_max={self.r_max:g}, so that every "
-                "sample gets almost the weight 2. If the target is scaled, pass r_max in the scaled unit.",
+                f"failure_biased: every target is at most {largest:g}, below 1 % of r_max={self.r_max:g}, so every sample "
+                "has almost the weight 2. If the target is scaled, pass r_max in the scaled unit.",
                 stacklevel=2,
             )
 
@@ -57,7 +57,7 @@ class FailureBias(TargetWeight):
 
 
 class Ramp(TargetWeight):
-    """Weight that goes in a straight line from one value to another, and stays there.
+    """Weight that changes linearly from one value to another, and is constant outside.
 
     ::
 
@@ -66,10 +66,10 @@ class Ramp(TargetWeight):
     With at_high > at_low large targets count more (extreme events), else small ones (remaining life).
 
     Args:
-        low: where the line begins, in target units.
-        high: where it ends, > low.
+        low: start of the line, in target units.
+        high: end of the line, in target units, > low.
         at_low: weight at and below low, >= 0.
-        at_high: weight at and above high, >= 0. Not both may be 0.
+        at_high: weight at and above high, >= 0. At least one must be positive.
 
     Returns:
         weights between at_low and at_high, in the shape of the target.
@@ -89,16 +89,16 @@ class Ramp(TargetWeight):
             raise OptionError(f"Option `high` should be above `low`. Found low={low!r} and high={high!r}.")
         self.at_low = check_number("at_low", at_low, low=0.0)
         self.at_high = check_number("at_high", at_high, low=0.0)
-        _check_some_weight("at_low", at_low, "at_high", at_high)
+        check_one_positive(at_low=at_low, at_high=at_high)
 
     def forward(self, target: Tensor, /) -> Tensor:
         part = ((target - self.low) / (self.high - self.low)).clamp(0, 1)
-        # Exact at both ends, as at_low + (at_high - at_low) is not.
+        # Exact at both ends, which at_low + (at_high - at_low) is not.
         return self.at_low * (1 - part) + self.at_high * part
 
 
 class Step(TargetWeight):
-    """One weight below a threshold, another from it on.
+    """One weight below a threshold, another from the threshold on.
 
     ::
 
@@ -106,9 +106,9 @@ class Step(TargetWeight):
              = above   elsewhere
 
     Args:
-        threshold: in target units; a target equal to it is above.
+        threshold: in target units; a target equal to it counts as above.
         below: weight of smaller targets, >= 0.
-        above: weight of the others, >= 0. Not both may be 0.
+        above: weight of the others, >= 0. At least one must be positive.
 
     Returns:
         the weights below and above, in the shape of the target.
@@ -125,29 +125,29 @@ class Step(TargetWeight):
         self.threshold = check_number("threshold", threshold)
         self.below = check_number("below", below, low=0.0)
         self.above = check_number("above", above, low=0.0)
-        _check_some_weight("below", below, "above", above)
+        check_one_positive(below=below, above=above)
 
     def forward(self, target: Tensor, /) -> Tensor:
         dtype = target.dtype if target.is_floating_point() else torch.get_default_dtype()
-        # torch.where of two Python floats is float32 even in a float64 graph.
+        # Tensors, because torch.where of two Python floats is float32 even in a float64 graph.
         below, above = (target.new_full((), weight, dtype=dtype) for weight in (self.below, self.above))
         return torch.where(target < self.threshold, below, above)
 
 
 class Exponential(TargetWeight):
-    """Weight that falls exponentially with the distance from a target on one side of it.
+    """Weight that falls exponentially on one side of a target.
 
     ::
 
         w(y) = floor + gain exp(-max(0, (y - origin) / scale))
 
-    With scale > 0 it is largest at and below origin (remaining life), with scale < 0 at and above it (extreme events).
+    With scale > 0 it is largest at and below the origin (remaining life), with scale < 0 at and above it (extreme events).
 
     Args:
-        scale: distance over which the gain falls to 37 %, in target units; its sign is the side on which it falls, not 0.
-        origin: where it begins to fall, in target units.
-        floor: weight far away, >= 0.
-        gain: what the weight at the origin has more, > 0.
+        scale: distance over which the gain falls to 37 %, in target units, not 0; its sign is the side of the fall.
+        origin: target from which the weight falls, in target units.
+        floor: weight far from the origin, >= 0.
+        gain: extra weight at the origin, > 0.
 
     Returns:
         weights in [floor, floor + gain], in the shape of the target.
@@ -172,8 +172,3 @@ class Exponential(TargetWeight):
 
     def forward(self, target: Tensor, /) -> Tensor:
         return self.floor + self.gain * (-((target - self.origin) / self.scale).clamp_min(0)).exp()
-
-
-def _check_some_weight(name: str, value: float, other: str, other_value: float) -> None:
-    if value == 0 and other_value == 0:
-        raise OptionError(f"One of `{name}` and `{other}` should be positive. Found {name}=0 and {other}=0.")

@@ -1,11 +1,13 @@
-"""What the checks of all axes share: how a strategy is built, how a failure reads, and what it means to be equal."""
+"""What the checks of all axes share: building a strategy, comparing results, and the sentence of a failure."""
 
 from __future__ import annotations
 
 import copy
+import io
 import math
+import pickle
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -17,31 +19,31 @@ from mtl_axes.options import constructor_options
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.registry import Axis, available, create, lookup, name_of
 
-__all__ = ["Case", "both", "close", "constructors", "equal", "nameable", "numbers", "raised", "run", "same", "snapshot"]
+__all__ = ["Case", "can_pickle", "close", "equal", "nameable", "named", "numbers", "raised", "run", "same", "snapshot"]
 
 Strategy = TypeVar("Strategy", bound=nn.Module)
 AnyCase = TypeVar("AnyCase", bound="Case[Any]")
 
 
 class Case(Generic[Strategy]):
-    """A strategy under test: builds fresh ones, and says in one sentence what does not hold.
+    """A strategy under test: builds fresh ones, and states in one sentence which contract does not hold.
 
     Attributes:
-        name: of the class, for the sentence.
-        given: the input that is shown at the moment, for the sentence; "" when there is none.
-        claim: the contract that is being checked, for the sentence of an exception.
+        name: name of the class, for the sentence.
+        given: the current input, for the sentence; "" when there is none.
+        claim: the contract being checked, for the sentence of an exception.
     """
 
     def __init__(self, axis: Axis, base: type[Strategy], factory: str | type[Strategy] | Callable[[], Strategy]) -> None:
         self.axis: Axis = axis
-        self._build = self._builder(factory)
+        self.build = self._builder(factory)
         self.given = ""
         self.claim = "can be built"
         self.name = factory if isinstance(factory, str) else getattr(factory, "__name__", type(factory).__name__)
         try:
-            first, second = self._build(), self._build()
+            first, second = self.build(), self.build()
         except Exception as error:
-            hint = " Options that it needs go into the class attribute `example`, or into a callable that builds it."
+            hint = " Put the options that it needs into the class attribute `example`, or pass a callable that builds it."
             raise ContractError(
                 f"{self.name} should be built by its factory: found {raised(error)}."
                 f"{hint if isinstance(error, TypeError) else ''}"
@@ -64,35 +66,78 @@ class Case(Generic[Strategy]):
             f"The factory should be a class, a registered name or a callable without arguments. Found {factory!r}."
         )
 
-    def build(self) -> Strategy:
-        """Return a fresh strategy."""
-        return self._build()
-
     def require(self, holds: bool, claim: str, found: str) -> None:
         """Raise :class:`ContractError` unless a claim holds."""
         if not holds:
-            raise ContractError(f"{self.name} {claim}: found {found}{self._shown()}.")
+            raise ContractError(self._sentence(claim, found))
 
-    def require_options(self, strategy: Strategy) -> None:
-        """Raise :class:`ContractError` unless the options of a strategy are all that its constructor takes."""
+    def require_equal(self, result: Tensor, expected: Tensor, claim: str, text: str = "{} and {}") -> None:
+        """Require two tensors to agree bit for bit. ``text`` shows them."""
+        if not equal(result, expected):
+            self.require(False, claim, text.format(*_unequal(result, expected)))
+
+    def require_close(
+        self,
+        result: Tensor,
+        expected: Tensor,
+        claim: str,
+        text: str = "{} and {}",
+        *,
+        rtol: float = 1e-9,
+        atol: float = 0.0,
+    ) -> None:
+        """Require two tensors to agree relative to their largest entry. ``text`` shows them."""
+        if not close(result, expected, rtol, atol):
+            self.require(False, claim, text.format(numbers(result), numbers(expected)))
+
+    def require_finite(self, values: Tensor, claim: str, text: str = "{}") -> None:
+        """Require a tensor to be finite. ``text`` shows it."""
+        self.require(bool(torch.isfinite(values).all()), claim, text.format(numbers(values)))
+
+    def require_unchanged(self, after: Mapping[str, Any], before: Mapping[str, Any], claim: str, more: str = "") -> None:
+        """Require two snapshots to agree bit for bit, dtypes included."""
+        self.require(same(after, before), claim, f"a change in {_difference(after, before)}{more}")
+
+    def copies(self, strategy: Strategy) -> Iterator[tuple[str, Strategy]]:
+        """Yield copies of a strategy, each with the way in which it was made."""
+        self.claim = "should load its state"
+        file = io.BytesIO()
+        torch.save(strategy.state_dict(), file)
+        file.seek(0)
+        fresh = self.build()
+        fresh.load_state_dict(torch.load(file, weights_only=True))
+        yield "load_state_dict", fresh
+        self.claim = "should survive deepcopy"
+        yield "deepcopy", copy.deepcopy(strategy)
+        if can_pickle(strategy):
+            self.claim = "should survive pickle"
+            yield "pickle", pickle.loads(pickle.dumps(strategy))
+
+    def rebuilt(self, strategy: Strategy) -> Iterator[tuple[str, Strategy]]:
+        """Yield a strategy built from the ``repr`` and one from the options of another, each with its source."""
         options: Mapping[str, Any] = cast(Any, strategy).options()
         lost = [name for name in constructor_options(type(strategy)) if name not in options]
-        self.given = ""
-        self.require(
-            not lost,
-            "should keep each option as an attribute of its name, for repr, config and copies",
-            f"no attribute {' and no '.join(lost)}",
-        )
+        self.about("should keep each option as an attribute of its name, for repr, config and copies")
+        self.require(not lost, self.claim, f"no attribute {' and no '.join(lost)}")
+        twins: dict[str, Callable[[], Strategy]] = {
+            "the repr": lambda: eval(repr(strategy), _constructors(strategy)),
+            "options()": lambda: type(strategy)(**options),
+        }
+        for source, build in twins.items():
+            self.about(f"should be built again from {source}", repr(strategy))
+            twin = build()
+            self.require(repr(twin) == repr(strategy), self.claim, repr(twin))
+            yield source, twin
 
-    def _shown(self) -> str:
-        return f" for {self.given}" if self.given else ""
+    def _sentence(self, claim: str, found: str) -> str:
+        return f"{self.name} {claim}: found {found}{f' for {self.given}' if self.given else ''}."
 
     def blame(self, error: Exception) -> ContractError:
-        """Return the sentence for an exception that a strategy raised while a claim was checked."""
-        return ContractError(f"{self.name} {self.claim}: found {raised(error)}{self._shown()}.")
+        """Return the error for an exception that a strategy raised while a claim was checked."""
+        return ContractError(self._sentence(self.claim, raised(error)))
 
     def about(self, claim: str, given: str = "") -> None:
-        """Say which contract comes next, so that an exception on the way can be told under its name."""
+        """Set the contract that is checked next, which the sentence of an exception names."""
         self.claim, self.given = claim, given
 
 
@@ -102,8 +147,13 @@ def raised(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:300].rstrip('.')}" if text else type(error).__name__
 
 
+def named(*checks: Callable[[AnyCase], None]) -> dict[str, Callable[[AnyCase], None]]:
+    """Return checks by name: the names of the functions, with spaces."""
+    return {check.__name__.replace("_", " "): check for check in checks}
+
+
 def run(case: AnyCase, checks: Mapping[str, Callable[[AnyCase], None]], skip: Collection[str]) -> None:
-    """Run checks by name, each under a fixed seed that is given back afterwards."""
+    """Run checks by name, each with a fixed seed; the random state is restored afterwards."""
     unknown = set(skip) - set(checks)
     if isinstance(skip, str) or unknown:
         raise OptionError(f"Option `skip` should hold names of {', '.join(checks)}. Found skip={skip!r}.")
@@ -113,7 +163,7 @@ def run(case: AnyCase, checks: Mapping[str, Callable[[AnyCase], None]], skip: Co
         case.about(f"should pass {name!r}")
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             torch.manual_seed(0)
-            # What a strategy or a criterion advises a user of, such as the cost of a probe, is no contract.
+            # A warning for users, such as the cost of a probe, breaks no contract.
             warnings.simplefilter("ignore")
             try:
                 check(case)
@@ -123,17 +173,22 @@ def run(case: AnyCase, checks: Mapping[str, Callable[[AnyCase], None]], skip: Co
                 raise case.blame(error) from error
 
 
-def both(found: Tensor, expected: Tensor) -> tuple[str, str]:
-    """Return two unequal tensors for a sentence, with as many digits as they need to look unequal, or with their dtypes."""
+def can_pickle(strategy: nn.Module) -> bool:
+    """Return whether pickle can find the class of a strategy: never one defined within a function."""
+    return "<locals>" not in type(strategy).__qualname__
+
+
+def _unequal(result: Tensor, expected: Tensor) -> tuple[str, str]:
+    """Return the text of two unequal tensors, with as many digits as they need to look unequal, or with their dtypes."""
     for digits in (4, 9, 17):
-        one, other = numbers(found, digits), numbers(expected, digits)
+        one, other = numbers(result, digits), numbers(expected, digits)
         if one != other:
             return one, other
-    return f"{one} in {found.dtype}", f"{other} in {expected.dtype}"
+    return f"{one} in {result.dtype}", f"{other} in {expected.dtype}"
 
 
 def numbers(values: Tensor | Sequence[float] | None, digits: int = 4) -> str:
-    """Return numbers in short, for a sentence."""
+    """Return the text of numbers, shortened for a sentence."""
     if values is None:
         return "None"
     if not isinstance(values, Tensor):
@@ -148,7 +203,7 @@ def numbers(values: Tensor | Sequence[float] | None, digits: int = 4) -> str:
 
 
 def close(left: Tensor, right: Tensor, rtol: float = 1e-9, atol: float = 0.0) -> bool:
-    """Return whether two tensors agree relative to the largest of the entries; NaN agrees with nothing."""
+    """Return whether two tensors agree relative to their largest entry; NaN agrees with nothing."""
     if left.shape != right.shape:
         return False
     if not left.numel():
@@ -159,7 +214,7 @@ def close(left: Tensor, right: Tensor, rtol: float = 1e-9, atol: float = 0.0) ->
 
 
 def snapshot(module: nn.Module) -> dict[str, Any]:
-    """Return a copy of all that a module remembers: parameters, buffers (persistent or not) and the extra state."""
+    """Return a copy of a module's state: parameters, buffers (persistent or not) and the extra state."""
     state: dict[str, Any] = {name: tensor.detach().clone() for name, tensor in module.named_parameters()}
     state |= {name: tensor.detach().clone() for name, tensor in module.named_buffers()}
     state |= {key: copy.deepcopy(value) for key, value in module.state_dict().items() if not isinstance(value, Tensor)}
@@ -187,8 +242,8 @@ def equal(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> str:
-    """Return the names under which two snapshots differ, for a sentence."""
+def _difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> str:
+    """Return the names of the entries in which two snapshots differ."""
     keys = sorted({*left, *right})
     return ", ".join(key for key in keys if key not in left or key not in right or not equal(left[key], right[key]))
 
@@ -201,15 +256,15 @@ def nameable(strategy: nn.Module) -> bool:
     return registered and all(nameable(value) for value in options.values() if isinstance(value, nn.Module))
 
 
-def constructors(strategy: nn.Module) -> dict[str, Any]:
-    """Return the names that the ``repr`` of a strategy may use: its own class, those within it, every registered one."""
+def _constructors(strategy: nn.Module) -> dict[str, Any]:
+    """Return the classes that the ``repr`` of a strategy may name: its own, its parts' and every registered one."""
     known: dict[str, Any] = {"inf": math.inf, "nan": math.nan}
     axes: tuple[Axis, ...] = ("outer", "inner", "weight")
     for axis in axes:
         for name in available(axis):
             try:
                 cls = lookup(axis, name)
-            except Exception:  # two plugins with one name: not what is tested here
+            except Exception:  # two plugins with one name: not tested here
                 continue
             known[cls.__name__] = cls
     known |= {type(part).__name__: type(part) for part in strategy.modules()}

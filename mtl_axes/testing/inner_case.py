@@ -1,8 +1,9 @@
-"""A shape under test, and how it is fed."""
+"""A shape under test, and its inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -12,9 +13,9 @@ from mtl_axes.composition import compose
 from mtl_axes.errors import DataError
 from mtl_axes.inner import InnerShape
 from mtl_axes.signals import Kind
-from mtl_axes.testing.case import Case, numbers, raised
+from mtl_axes.testing.case import Case, named, numbers, raised
 
-__all__ = ["KINDS", "InnerCase", "expected_size", "f64", "per_kind", "served", "total_of"]
+__all__ = ["KINDS", "InnerCase", "f64", "per_kind", "served", "total_of"]
 
 KINDS: Final[tuple[Kind, ...]] = ("regression", "binary", "multiclass")
 _SIZES = ((1,), (7,), (4, 3), (2, 3, 4))
@@ -27,8 +28,8 @@ class InnerCase(Case[InnerShape]):
     """A shape under test.
 
     Attributes:
-        kind: the kind of task that it is tried on at the moment.
-        kinds: those that it serves.
+        kind: the kind of task that is tested now.
+        kinds: all kinds that it serves.
     """
 
     kind: Kind
@@ -37,51 +38,47 @@ class InnerCase(Case[InnerShape]):
         super().__init__("inner", InnerShape, factory)
         self.kinds = served(self)
         self._sizes: dict[Kind, list[tuple[int, ...]]] = {}
-        self._refused = ""
 
     def sample(
         self, size: tuple[int, ...], seed: int = 0, dtype: torch.dtype = f64, shape: InnerShape | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return a prediction and a target of the kind of the moment, and have them told in whatever fails next."""
+        """Return a prediction and a target of the current kind, and show them in the next failure."""
         shape = self.build() if shape is None else shape
         generator = torch.Generator().manual_seed(seed)
         prediction, target = shape.sample(self.kind, size, generator, dtype)
-        self.tell(prediction, target)
+        self.show(prediction, target)
         return prediction, target
 
-    def tell(self, prediction: Tensor, target: Tensor, more: str = "") -> None:
-        """Remember the input for the sentence of a failure."""
+    def show(self, prediction: Tensor, target: Tensor, more: str = "") -> None:
+        """Show this input in the next failure."""
         self.given = (
             f"a {self.kind} task, prediction {tuple(prediction.shape)} = {numbers(prediction)}, "
             f"target {tuple(target.shape)} = {numbers(target)}{more}"
         )
 
     def sizes(self) -> list[tuple[int, ...]]:
-        """Return the sizes of targets that the shape takes, of those of vectors, matrices and images."""
-        known = self._sizes.get(self.kind)
-        if known is None:
-            shape = self.build()
-            known = [size for size in (_POOLED if shape.pooled else _SIZES) if self._takes(shape, size)]
+        """Return the sizes of targets that the shape takes: vectors, matrices, images."""
+        if self.kind not in self._sizes:
+            shape, refused = self.build(), ""
+            taken: list[tuple[int, ...]] = []
+            for size in _POOLED if shape.pooled else _SIZES:
+                try:
+                    shape.check(*self.sample(size, shape=shape))
+                except DataError as error:
+                    refused = raised(error)
+                else:
+                    taken.append(size)
             self.require(
-                bool(known),
+                bool(taken),
                 f"should take {self.kind} targets of some size as its own sample() draws them, "
-                "with check() or sample() overridden where it takes others",
-                self._refused,
+                "with check() or sample() overridden if it takes others",
+                refused,
             )
-            self._sizes[self.kind] = known
-        return known
-
-    def _takes(self, shape: InnerShape, size: tuple[int, ...]) -> bool:
-        try:
-            prediction, target = self.sample(size, shape=shape)
-            shape.check(prediction, target)
-        except DataError as error:
-            self._refused = raised(error)
-            return False
-        return True
+            self._sizes[self.kind] = taken
+        return self._sizes[self.kind]
 
     def usual(self) -> tuple[int, ...]:
-        """Return the size that checks use which need one only: several samples."""
+        """Return the size for checks that need only one: several samples."""
         return next((size for size in self.sizes() if size[0] > 2), self.sizes()[-1])
 
     def several(self, seed: int = 0, dtype: torch.dtype = f64) -> tuple[Tensor, Tensor]:
@@ -97,26 +94,21 @@ def served(case: Case[Any]) -> tuple[Kind, ...]:
     return tuple(kind for kind in KINDS if kind in kinds)  # type: ignore[operator]
 
 
-def per_kind(check: Callable[[InnerCase], None]) -> Callable[[InnerCase], None]:
-    """Run a check for each kind of task."""
+def per_kind(*checks: Callable[[InnerCase], None]) -> dict[str, Callable[[InnerCase], None]]:
+    """Return checks by name, each run for every kind of task that a shape serves."""
 
-    def each(case: InnerCase) -> None:
+    def run(check: Callable[[InnerCase], None], case: InnerCase) -> None:
         claim = case.claim
         for kind in case.kinds:
             case.kind = kind
             case.about(claim, f"a {kind} task")
             check(case)
 
-    return each
-
-
-def expected_size(shape: InnerShape, target: Tensor) -> torch.Size:
-    """Return the shape of the losses: the target's, or (N,) when they are pooled."""
-    return target.shape[:1] if shape.pooled else target.shape
+    return {name: partial(run, check) for name, check in named(*checks).items()}
 
 
 def total_of(case: InnerCase, prediction: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the total of a criterion with this task alone, and its gradient."""
+    """Return the total of a criterion with only this task, and its gradient."""
     leaf = prediction.clone().requires_grad_()
     criterion = compose("fixed", {"task": case.build()})
     total = criterion((leaf,), (target,), mask=mask)

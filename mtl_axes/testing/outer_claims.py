@@ -1,18 +1,18 @@
-"""What the weights of an outer weighting are, against what its class claims of them."""
+"""Weights of an outer weighting against the claims of its class."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from mtl_axes.describe import FLAGS
-from mtl_axes.testing.case import both, close, difference, equal, numbers, same, snapshot
-from mtl_axes.testing.outer_case import OuterCase, f64, spread
-from mtl_axes.testing.problems import hard, ordinary
+from mtl_axes.outer import OuterWeighting
+from mtl_axes.testing.case import equal, named, numbers, snapshot
+from mtl_axes.testing.outer_case import OuterCase, Problem, f64, hard, ordinary, spread
 
 __all__ = ["CHECKS"]
 
@@ -32,29 +32,26 @@ def declarations(case: OuterCase) -> None:
         value = getattr(weighting, claim)
         case.require(isinstance(value, bool), f"should claim {claim} as True or False", repr(value))
     case.require(not weighting.bound, "should know no task before it is bound", f"the tasks {weighting.tasks}")
-    case.require(
-        isinstance(weighting.measures(0), bool), "measures(step) should be True or False", repr(weighting.measures(0))
-    )
+    measures = weighting.measures(0)
+    case.require(isinstance(measures, bool), "measures(step) should be True or False", repr(measures))
     if case.tasks is None:
-        problem = ordinary(case.count, 0)
-        case.show(weighting, problem)
+        case.show(weighting, ordinary(case.count, 0))
         names = [info.name for info in weighting.tasks]
-        case.require(
-            names == list(case.names(case.count)), "should bind itself to the tasks of its first signals", str(names)
-        )
+        claim = "should bind itself to the tasks of its first signals"
+        case.require(names == list(case.names(case.count)), claim, str(names))
 
 
 def structure(case: OuterCase) -> None:
-    """Weights are a vector (K,) in the dtype of the losses, for each K; what was handed out stays as it was."""
+    """Weights are a vector (K,) in the dtype of the losses, for each K, and no later call changes them."""
     for count in case.counts:
         for dtype in (f64, torch.float32):
             weighting = case.bound(count, dtype)
-            case.given = ordinary(count, 1).told(weighting.needs)
+            case.given = ordinary(count, 1).text(weighting.needs)
             signals, untouched = (ordinary(count, 1).signals(weighting.needs, case.start, dtype) for _ in range(2))
-            # Not by show(): what comes after the step may change the weights that are read.
+            # Not by case.show(): the losses after the step may change the weights that are read.
             returned = weighting(signals)
             for name, value in vars(signals).items():
-                case.require(equal(value, getattr(untouched, name)), "should leave the signals alone", f"other {name}")
+                case.require(equal(value, getattr(untouched, name)), "should leave the signals unchanged", f"other {name}")
             for what, weights in (
                 ("forward", returned),
                 ("weights()", weighting.weights()),
@@ -63,47 +60,37 @@ def structure(case: OuterCase) -> None:
                 claim = f"should return weights ({count},) of {dtype} from {what}"
                 case.require(weights.shape == (count,), claim, f"the shape {tuple(weights.shape)}")
                 case.require(weights.dtype is dtype, claim, str(weights.dtype))
-            kept = returned.detach().clone()
+            before = returned.detach().clone()
             read = weighting.weights().detach()
-            case.require(
-                equal(read, kept), "weights() should be what forward returned", f"{numbers(read)} after {numbers(kept)}"
-            )
+            case.require_equal(read, before, "weights() should be what forward returned", "{} after {}")
             case.show(weighting, ordinary(count, 2), 1, dtype)
-            case.require(
-                equal(returned.detach(), kept),
-                "should not overwrite the weights that it handed out",
-                f"{numbers(returned)} where {numbers(kept)} was",
-            )
+            claim = "should not overwrite the weights that it has returned"
+            case.require_equal(returned.detach(), before, claim, "{} instead of {}")
 
 
 def repeatable(case: OuterCase) -> None:
-    """Two of the same options give the same weights from the same signals, as ranks must: nothing else is drawn from."""
+    """Two weightings with equal options give equal weights for equal signals, as ranks must, without global randomness."""
     one, other = case.bound(), case.bound()
     generator = torch.get_rng_state()
     for step in range(4):
         problem = ordinary(case.count, step)
         left, right = (case.show(weighting, problem, step).detach() for weighting in (one, other))
-        case.require(
-            equal(left, right),
-            "should give the same weights for the same signals, on every rank",
-            " and ".join(both(left, right)),
-        )
+        case.require_equal(left, right, "should give the same weights for the same signals, on every rank")
     case.require(
         torch.equal(torch.get_rng_state(), generator),
-        "should leave the random numbers of others alone; use mtl_axes.outer.draws.Draws",
-        "the global generator moved",
+        "should not draw from the global generator; use mtl_axes.outer.draws.Draws",
+        "a change in its state",
     )
 
 
 def reference(case: OuterCase) -> None:
-    """Weights of evaluation are constants: epochs are compared by them."""
+    """Weights of evaluation are constant, so that epochs can be compared."""
     weighting = case.bound()
     before = weighting.reference().detach().clone()
-    case.require(bool(torch.isfinite(before).all()), "reference() should be finite", numbers(before))
+    case.require_finite(before, "reference() should be finite")
     for step, problem in enumerate(ordinary(case.count, seed) for seed in range(3)):
         case.show(weighting, problem, step)
-    after = weighting.reference()
-    case.require(equal(after, before), "reference() should not move", f"{numbers(after)} after {numbers(before)}")
+    case.require_equal(weighting.reference(), before, "reference() should be constant", "{} after {}")
 
 
 def finite(case: OuterCase) -> None:
@@ -113,51 +100,54 @@ def finite(case: OuterCase) -> None:
         for step, problem in enumerate(hard(count, negative=not lasting.nonnegative)):
             for weighting, dtype in ((case.bound(count), f64), (lasting, torch.float32)):
                 weights = case.show(weighting, problem, step if weighting is lasting else 0, dtype)
-                told = f"should give finite weights in {dtype}"
-                case.require(bool(torch.isfinite(weights).all()), told, f"weights {numbers(weights)}")
+                case.require_finite(weights, f"should give finite weights in {dtype}", "weights {}")
                 for name, value in snapshot(weighting).items():
-                    holds = not isinstance(value, Tensor) or bool(torch.isfinite(value).all())
-                    case.require(
-                        holds, f"should keep finite state in {dtype}", f"{name} = {numbers(value) if not holds else ''}"
-                    )
+                    if isinstance(value, Tensor):
+                        case.require_finite(value, f"should keep finite state in {dtype}", f"{name} = {{}}")
+
+
+def _tried(case: OuterCase, problems: Callable[[int, OuterWeighting], list[Problem]]) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield number of tasks, index and weights of problems, given to a weighting that has seen others and to a fresh one."""
+    for count in case.counts[:3]:
+        lasting = case.driven(count)
+        for index, problem in enumerate(problems(count, lasting)):
+            for weighting in (lasting, case.bound(count)):
+                yield count, index, case.show(weighting, problem, index).detach()
 
 
 def sign(case: OuterCase) -> None:
-    """Weights have the sign that is claimed, at the edge too; a positive one may round to 0 there."""
+    """Weights have the claimed sign, even in extreme windows, where a positive weight may round to 0."""
     claimed = case.build().sign
     if claimed == "any":
         return
-    for count in case.counts[:3]:
-        lasting = case.driven(count)
-        ways = [ordinary(count, seed, spread=1.5) for seed in range(6)]
-        for index, problem in enumerate((*ways, *hard(count, negative=not lasting.nonnegative))):
-            positive = claimed == "positive" and index < len(ways)
-            for weighting in (lasting, case.bound(count)):
-                weights = case.show(weighting, problem, index).detach()
-                holds = bool((weights > 0).all()) if positive else bool((weights >= 0).all())
-                case.require(holds, f"claims sign={claimed!r}", f"weights {numbers(weights)}")
+
+    def problems(count: int, weighting: OuterWeighting) -> list[Problem]:
+        return [ordinary(count, seed, spread=1.5) for seed in range(6)] + [*hard(count, negative=not weighting.nonnegative)]
+
+    for _, index, weights in _tried(case, problems):
+        positive = claimed == "positive" and index < 6
+        holds = bool((weights > 0).all()) if positive else bool((weights >= 0).all())
+        case.require(holds, f"claims sign={claimed!r}", f"weights {numbers(weights)}")
 
 
 def total(case: OuterCase) -> None:
-    """Weights have the sum that is claimed while every task is active."""
+    """Weights have the claimed sum while every task is active."""
     claimed = case.build().total
     if claimed is None:
         return
-    for count in case.counts[:3]:
-        expected = 1.0 if claimed == "1" else float(count)
-        lasting = case.driven(count)
-        problems = [ordinary(count, seed, spread=1.5) for seed in range(4)]
-        problems += [p for p in hard(count, negative=not lasting.nonnegative) if bool((p.active & (p.norms > 0)).all())]
-        for index, problem in enumerate(problems):
-            for weighting in (lasting, case.bound(count)):
-                weights = case.show(weighting, problem, index).detach()
-                found = float(weights.sum())
-                holds = math.isclose(found, expected, rel_tol=1e-9)
-                case.require(holds, f"claims total={claimed!r}", f"weights {numbers(weights)} with sum {found:.10g}")
+
+    def problems(count: int, weighting: OuterWeighting) -> list[Problem]:
+        extreme = [p for p in hard(count, negative=not weighting.nonnegative) if bool((p.active & (p.norms > 0)).all())]
+        return [ordinary(count, seed, spread=1.5) for seed in range(4)] + extreme
+
+    for count, _, weights in _tried(case, problems):
+        whole = float(weights.sum())
+        holds = math.isclose(whole, 1.0 if claimed == "1" else float(count), rel_tol=1e-9)
+        case.require(holds, f"claims total={claimed!r}", f"weights {numbers(weights)} with sum {whole:.10g}")
 
 
 def symmetric(case: OuterCase) -> None:
-    """Permuting the tasks permutes the weights, also while tasks come and go."""
+    """Permuting the tasks permutes the weights, even while tasks come and go."""
     if not case.build().symmetric or case.tasks is not None:
         return
     count = case.count
@@ -175,16 +165,13 @@ def symmetric(case: OuterCase) -> None:
         if step % 3 == 2:
             problem = problem.without(step % count)
         expected = case.show(straight, problem, step)[index]
-        found = case.show(permuted, problem.of(order), step)
-        case.require(
-            close(found, expected, 1e-7),
-            "claims symmetric=True",
-            f"weights {numbers(found)} where the permutation {order} of the tasks gives {numbers(expected)}",
-        )
+        weights = case.show(permuted, problem.of(order), step)
+        text = f"weights {{}} where the permutation {order} of the tasks gives {{}}"
+        case.require_close(weights, expected, "claims symmetric=True", text, rtol=1e-7)
 
 
 def scaling(case: OuterCase) -> None:
-    """All losses times c leave the weights, or divide them by c, as claimed: up to the small constants of a method."""
+    """Multiplying all losses by c leaves or divides the weights, as claimed, up to the small constants of a method."""
     claimed = case.build().scaling
     if claimed is None:
         return
@@ -193,18 +180,15 @@ def scaling(case: OuterCase) -> None:
         for step in range(4):
             problem = ordinary(case.count, step)
             expected = case.show(plain, problem, step) / (factor if claimed == "inverse" else 1.0)
-            found = case.show(scaled, problem.times(torch.tensor(factor, dtype=f64)), step)
-            case.require(
-                close(found, expected, 1e-4),
-                f"claims scaling={claimed!r}",
-                f"weights {numbers(found)} where {numbers(expected)} should follow from losses times {factor:g}",
-            )
+            weights = case.show(scaled, problem.times(torch.tensor(factor, dtype=f64)), step)
+            text = f"weights {{}} where {{}} should follow from losses times {factor:g}"
+            case.require_close(weights, expected, f"claims scaling={claimed!r}", text, rtol=1e-4)
 
 
 def balances(case: OuterCase) -> None:
-    """One task's loss times c divides its weight by c, up to a factor that all tasks share.
+    """Multiplying one task's loss by c divides its weight by c, up to a factor that all tasks share.
 
-    From the second window on: what compares windows has nothing to compare in the first.
+    From the second window on: a method that compares windows has nothing to compare in the first.
     """
     if not case.build().balances or case.count < 2:
         return
@@ -214,16 +198,15 @@ def balances(case: OuterCase) -> None:
         for step in range(4):
             problem = ordinary(case.count, step)
             expected = case.show(plain, problem, step) / factors
-            found = case.show(rescaled, problem.times(factors), step)
+            weights = case.show(rescaled, problem.times(factors), step)
             if step == 0:
                 continue
-            ratio = (found / expected).detach()
-            case.require(
-                close(ratio, ratio[:1].expand_as(ratio), 1e-5),
-                "claims balances=True",
-                f"weights {numbers(found)} where multiples of {numbers(expected)} should follow from the loss of task "
-                f"{task} times {factor:g}",
+            ratio = (weights / expected).detach()
+            text = (
+                f"weights {numbers(weights)} where multiples of {numbers(expected)} should follow from the loss of task "
+                f"{task} times {factor:g}"
             )
+            case.require_close(ratio, ratio[:1].expand_as(ratio), "claims balances=True", text, rtol=1e-5)
 
 
 def alone(case: OuterCase) -> None:
@@ -238,64 +221,49 @@ def alone(case: OuterCase) -> None:
 
 
 def moves(case: OuterCase) -> None:
-    """moves=False and reads_signals=False say that signals do not matter: then they do not."""
+    """moves=False and reads_signals=False mean that signals have no effect."""
     weighting = case.driven()
     if not weighting.moves:
         before, held = snapshot(weighting), weighting.weights().detach().clone()
         for step, problem in case.following():
             weights = case.show(weighting, problem, step).detach()
-            case.require(equal(weights, held), "claims moves=False", f"weights {numbers(weights)} after {numbers(held)}")
-        after = snapshot(weighting)
-        case.require(same(after, before), "claims moves=False", f"a change in {difference(after, before)}")
+            case.require_equal(weights, held, "claims moves=False", "weights {} after {}")
+        case.require_unchanged(snapshot(weighting), before, "claims moves=False")
     if not weighting.reads_signals:
         one, other = case.bound(), case.bound()
         for step in range(4):
             case.show(one, ordinary(case.count, step), step)
             case.show(other, ordinary(case.count, 50 + step, spread=1.0), step)
             left, right = one.weights().detach(), other.weights().detach()
-            found = f"weights {numbers(right)} where other signals gave {numbers(left)}"
-            case.require(equal(left, right), "claims reads_signals=False", found)
+            case.require_equal(right, left, "claims reads_signals=False", "weights {} where other signals gave {}")
 
 
 def learnable(case: OuterCase) -> None:
-    """Weights carry a graph, and parameters exist from bind on, exactly when the weighting is learnable."""
+    """Weights carry a graph, and parameters exist from bind on, exactly if the weighting is learnable."""
     weighting = case.bound()
     case.given = ""
     claimed = weighting.learnable
+    claim = f"claims learnable={claimed}"
     parameters = [parameter for parameter in weighting.parameters() if parameter.requires_grad]
-    case.require(bool(parameters) == claimed, f"claims learnable={claimed}", f"{len(parameters)} parameters after bind")
+    case.require(bool(parameters) == claimed, claim, f"{len(parameters)} parameters after bind")
     problem = ordinary(case.count, 3)
     returned = case.show(weighting, problem)
     for what, value in (("forward returned", returned), ("weights()", weighting.weights())):
-        case.require(
-            value.requires_grad == claimed, f"claims learnable={claimed}", f"{what} with requires_grad={value.requires_grad}"
-        )
+        case.require(value.requires_grad == claimed, claim, f"{what} with requires_grad={value.requires_grad}")
     case.require(not weighting.current.requires_grad, "should keep `current` detached", "a graph on it")
     penalty = weighting.penalty()
     if penalty is not None:
-        claim = f"penalty() should be finite terms ({case.count},), one per task, or one for all ()"
-        case.require(penalty.shape in ((), (case.count,)), claim, f"the shape {tuple(penalty.shape)}")
-        case.require(bool(torch.isfinite(penalty).all()), claim, numbers(penalty))
+        expected = f"penalty() should be finite terms ({case.count},), one per task, or one for all ()"
+        case.require(penalty.shape in ((), (case.count,)), expected, f"the shape {tuple(penalty.shape)}")
+        case.require_finite(penalty, expected)
     if claimed:
         objective = (weighting.weights() * problem.losses).sum() + (0.0 if penalty is None else penalty.sum())
         gradients = torch.autograd.grad(objective, parameters, allow_unused=True)
         for (name, _), gradient in zip(weighting.named_parameters(), gradients, strict=True):
             reached = gradient is not None and bool(torch.isfinite(gradient).all()) and bool(gradient.any())
-            case.require(reached, "claims learnable=True, so that the total reaches its parameters", f"{gradient} at {name}")
+            case.require(reached, f"{claim}, so that the total reaches its parameters", f"{gradient} at {name}")
 
 
-CHECKS: Final[dict[str, Callable[[OuterCase], None]]] = {
-    "declarations": declarations,
-    "structure": structure,
-    "repeatable": repeatable,
-    "reference": reference,
-    "finite": finite,
-    "sign": sign,
-    "total": total,
-    "alone": alone,
-    "symmetric": symmetric,
-    "scaling": scaling,
-    "balances": balances,
-    "moves": moves,
-    "learnable": learnable,
-}
+CHECKS: Final = named(
+    declarations, structure, repeatable, reference, finite, sign, total, alone, symmetric, scaling, balances, moves
+) | named(learnable)

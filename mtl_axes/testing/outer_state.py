@@ -1,9 +1,10 @@
-"""The state of an outer weighting: pure reads, checkpoints, copies, casts, devices, and options that build it again."""
+"""The state of an outer weighting: reads, checkpoints, copies, casts, devices, options that build it again, absent tasks."""
 
 from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any, Final
@@ -12,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mtl_axes.errors import OptionError
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.signals import Signals, TaskInfo
-from mtl_axes.testing.case import both, constructors, difference, equal, same, snapshot
-from mtl_axes.testing.outer_case import OuterCase, f64
-from mtl_axes.testing.problems import ordinary
+from mtl_axes.testing.case import can_pickle, equal, named, numbers, snapshot
+from mtl_axes.testing.outer_case import OuterCase, Problem, f64, of_task, ordinary
 
 __all__ = ["CHECKS"]
 
 
 def reads(case: OuterCase) -> None:
-    """Everything but forward and end_epoch is a pure read."""
+    """Every method except forward and end_epoch is a pure read."""
     weighting = case.driven()
     case.given = ""
     before = snapshot(weighting)
@@ -32,15 +33,14 @@ def reads(case: OuterCase) -> None:
         alike = equal(first, second) if name != "options" else first.keys() == second.keys()
         case.require(alike, f"{name}() should read the same twice", f"{first} and {second}")
     weighting.measures(3), repr(weighting), weighting.state_dict()
-    after = snapshot(weighting)
-    case.require(same(after, before), "should move in forward alone", f"a change in {difference(after, before)}")
+    case.require_unchanged(snapshot(weighting), before, "should change its state only in forward")
     for name, value in weighting.diagnostics().items():
-        held = isinstance(value, Tensor) and not value.requires_grad
-        case.require(held, "diagnostics() should be detached tensors", f"{name} of {type(value).__name__}")
+        holds = isinstance(value, Tensor) and not value.requires_grad
+        case.require(holds, "diagnostics() should be detached tensors", f"{name} of {type(value).__name__}")
 
 
 def state(case: OuterCase) -> None:
-    """A fresh weighting that loads a state before its first window goes on bit for bit."""
+    """A fresh weighting that loads a state before its first window continues bit for bit."""
     for dtype in (f64, torch.float32):
         weighting = case.driven(dtype=dtype)
         case.given = ""
@@ -48,23 +48,16 @@ def state(case: OuterCase) -> None:
         file = io.BytesIO()
         torch.save(weighting.state_dict(), file)
         file.seek(0)
-        fresh = case.build()
-        if case.tasks is not None:
-            fresh = case.bound(dtype=dtype)
+        fresh = case.build() if case.tasks is None else case.bound(dtype=dtype)
         fresh.load_state_dict(torch.load(file, weights_only=True))
-        _goes_on(case, weighting, fresh, "should go on bit for bit from a loaded state", dtype)
+        _continues(case, weighting, fresh, "should continue bit for bit from a loaded state", dtype)
         replaced = [name for name, buffer in weighting.named_buffers() if buffer is not buffers.get(name)]
         case.require(not replaced, "should change its buffers in place", f"another tensor at {', '.join(replaced)}")
-        left, right = weighting.state_dict(), fresh.state_dict()
-        case.require(
-            equal(dict(left), dict(right)),
-            "should have one state after both went on",
-            f"a change in {difference(left, right)}",
-        )
+        case.require_unchanged(weighting.state_dict(), fresh.state_dict(), "should have one state after both continued")
 
 
 def copies(case: OuterCase) -> None:
-    """deepcopy and pickle give a weighting that goes on like the original, and shares nothing with it."""
+    """deepcopy and pickle give a weighting that continues like the original, and shares nothing with it."""
     ways: tuple[tuple[str, Callable[[Any], Any]], ...] = (
         ("deepcopy", copy.deepcopy),
         ("pickle", lambda given: pickle.loads(pickle.dumps(given))),
@@ -72,56 +65,48 @@ def copies(case: OuterCase) -> None:
     for way, copied in ways:
         weighting = case.driven()
         case.given = ""
-        if way == "pickle" and "<locals>" in type(weighting).__qualname__:
-            continue  # a class within a function is one that pickle cannot find, whatever it does
+        if way == "pickle" and not can_pickle(weighting):
+            continue
         case.claim = f"should survive {way}"
-        twin = copied(weighting)
-        kept = snapshot(twin)
-        third = copied(weighting)
+        twin, third = copied(weighting), copied(weighting)
+        before = snapshot(twin)
         case.show(third, ordinary(case.count, 77), 4)
-        _goes_on(case, weighting, twin, f"should go on bit for bit after {way}", f64, kept)
+        _continues(case, weighting, twin, f"should continue bit for bit after {way}", f64, before)
 
 
-def _goes_on(
+def _continues(
     case: OuterCase,
     weighting: OuterWeighting,
     twin: OuterWeighting,
     claim: str,
     dtype: torch.dtype,
-    kept: dict[str, Any] | None = None,
+    before: dict[str, Any] | None = None,
 ) -> None:
     windows = case.following()
     expected = [case.show(weighting, problem, step, dtype).detach().clone() for step, problem in windows]
-    if kept is not None:
-        after = snapshot(twin)
-        case.require(same(after, kept), "should share nothing with its copy", f"a change in {difference(after, kept)}")
+    if before is not None:
+        case.require_unchanged(snapshot(twin), before, "should share nothing with its copy")
     for (step, problem), weights in zip(windows, expected, strict=True):
-        found = case.show(twin, problem, step, dtype).detach()
-        if not equal(found, weights):
-            one, other = both(found, weights)
-            case.require(False, claim, f"weights {one} where the original has {other}")
+        continued = case.show(twin, problem, step, dtype).detach()
+        case.require_equal(continued, weights, claim, "weights {} where the original has {}")
 
 
 def dtypes(case: OuterCase) -> None:
-    """State is float32 or wider whatever a cast does to the model around it, and follows the device of the losses."""
+    """State is float32 or wider, even if the model is cast to half, and follows the device of the losses."""
     for narrow in ("half", "bfloat16"):
         weighting = case.driven(dtype=torch.float32)
         case.given = ""
         before = snapshot(weighting)
         getattr(nn.ModuleDict({"weighting": weighting}), narrow)()
-        after = snapshot(weighting)
-        case.require(
-            same(after, before), f"should keep its state through .{narrow}()", f"a change in {difference(after, before)}"
-        )
+        case.require_unchanged(snapshot(weighting), before, f"should keep its state through .{narrow}()")
     for dtype in (torch.float16, torch.bfloat16):
         weights = case.show(case.bound(dtype=torch.float32), ordinary(case.count, 0), 0, dtype)
-        case.require(
-            weights.dtype is torch.float32, f"should give float32 weights for losses in {dtype}", str(weights.dtype)
-        )
+        claim = f"should give float32 weights for losses in {dtype}"
+        case.require(weights.dtype is torch.float32, claim, str(weights.dtype))
     if case.build().on_host:
         return
     weighting = case.driven()
-    case.about("claims on_host=False, so that it moves to the device of the losses and reads no value", "losses on meta")
+    case.about("claims on_host=False, so that it follows the device of the losses and reads no value", "losses on meta")
     weights = weighting(_on_meta(case.count, weighting, case.start + 4))
     case.require(weights.device.type == "meta", case.claim, f"weights on {weights.device}")
     for name, tensor in (*weighting.named_buffers(), *weighting.named_parameters()):
@@ -135,7 +120,7 @@ def _on_meta(count: int, weighting: OuterWeighting, step: int) -> Signals:
 
 
 def waits(case: OuterCase) -> None:
-    """Unless it says on_host, a weighting never reads a value: it runs where values do not exist."""
+    """A weighting reads no value unless it claims on_host: it runs on tensors without values."""
     weighting = case.driven()
     if weighting.on_host:
         return
@@ -159,30 +144,104 @@ def waits(case: OuterCase) -> None:
 
 def rebuilt(case: OuterCase) -> None:
     """The repr is the constructor call, and the options are its arguments."""
-    weighting = case.driven()
-    case.require_options(weighting)
-    case.about("should have the constructor call as its repr", repr(weighting))
-    twins = {"the repr": eval(repr(weighting), constructors(weighting))}
-    case.about("should have the constructor's arguments as its options", repr(weighting))
-    twins["options()"] = type(weighting)(**weighting.options())
-    for what, twin in twins.items():
-        case.require(repr(twin) == repr(weighting), f"should be built again from {what}", repr(twin))
-        names = case.names(case.count)
+    for source, twin in case.rebuilt(case.driven()):
         twin.dtype = f64
-        twin.bind(tuple(TaskInfo(name) for name in names))
-        fresh = case.bound()
+        twin.bind(tuple(TaskInfo(name) for name in case.names(case.count)))
         problem = ordinary(case.count, 5)
-        left, right = case.show(fresh, problem).detach(), case.show(twin, problem).detach()
-        case.require(
-            equal(left, right), f"should be built again from {what}", f"weights {' and not '.join(both(right, left))}"
-        )
+        weights, expected = case.show(twin, problem).detach(), case.show(case.bound(), problem).detach()
+        case.require_equal(weights, expected, f"should be built again from {source}", "weights {} and not {}")
 
 
-CHECKS: Final[dict[str, Callable[[OuterCase], None]]] = {
-    "reads": reads,
-    "state": state,
-    "copies": copies,
-    "dtypes": dtypes,
-    "waits": waits,
-    "rebuilt": rebuilt,
+# Why a task does not take part: the signal that says so, and its value.
+_WHY: Final[dict[str, tuple[str, float]]] = {
+    "inactive": ("active", False),
+    "a NaN loss": ("losses", math.nan),
+    "an infinite loss": ("losses", math.inf),
+    "a zero norm": ("norms", 0.0),
+    "a NaN norm": ("norms", math.nan),
+    "an infinite norm": ("norms", math.inf),
 }
+
+
+def _absent(problem: Problem, weighting: OuterWeighting, why: str, task: int, step: int) -> Signals:
+    whole = problem.signals(weighting.needs)
+    names = ("losses", "norms", "gramian", "active")
+    given: dict[str, Tensor] = {name: value.clone() for name in names if (value := getattr(whole, name)) is not None}
+    signal, value = _WHY[why]
+    given[signal][task] = value
+    if signal == "norms" and "gramian" in given:
+        given["gramian"][task] = given["gramian"][:, task] = value
+    return Signals(**given, step=step)
+
+
+def absent(case: OuterCase) -> None:
+    """A task that is absent, not finite or without a gradient does not count.
+
+    A memoryless weighting gives it the weight 0, and the others their weights without it. Any other keeps its weight and
+    its state.
+    """
+    count, task = case.count, case.task
+    if count < 2:
+        return
+    first = case.build()
+    claim = f"claims memoryless={first.memoryless}, so that an absent task"
+    for why, (signal, _) in _WHY.items():
+        if first.needs == "losses" and signal == "norms":
+            continue
+        weighting = case.driven()
+        before, held = snapshot(weighting), weighting.weights().detach().clone()
+        for step, problem in case.following():
+            case.given = f"{problem.text(weighting.needs)} with task {task} absent ({why})"
+            signals = _absent(problem, weighting, why, task, case.start + step)
+            weights = weighting(signals).detach()
+            case.after_step(weighting, problem, signals)
+            if first.memoryless:
+                case.require(float(weights[task]) == 0, f"{claim} weighs 0", f"weights {numbers(weights)}")
+                continue
+            weight, kept = float(weights[task]), float(held[task])
+            holds = math.isclose(weight, kept, rel_tol=1e-9)
+            case.require(holds, f"{claim} keeps its weight", f"{weight:.10g} for task {task} after {kept:.10g}")
+            left, right = of_task(snapshot(weighting), task, count), of_task(before, task, count)
+            case.require_unchanged(left, right, f"{claim} keeps its state")
+
+
+def rest(case: OuterCase) -> None:
+    """A memoryless weighting gives the others exactly their weights in the sub-problem without the absent tasks."""
+    first = case.build()
+    if not first.memoryless or case.draws() or case.count < 2:
+        return
+    for gone in ({case.task}, set(range(case.count)) - {0, case.task if case.task else 1}, set(range(1, case.count))):
+        others = [index for index in range(case.count) if index not in gone]
+        try:
+            smaller = case.bound(names=[case.names(case.count)[index] for index in others])
+        except OptionError:
+            continue
+        whole = case.bound()
+        for step in range(3):
+            problem = ordinary(case.count, step, spread=1.0)
+            expected = case.show(smaller, problem.of(others), step)
+            for task in gone:
+                problem = problem.without(task)
+            weights = case.show(whole, problem, step)
+            claim = "claims memoryless=True, so that the others keep the weights that they have without the absent tasks"
+            text = f"weights {numbers(weights)}, at {others} {{}} instead of {{}}"
+            case.require_close(weights[others], expected, claim, text, rtol=1e-7)
+
+
+def nothing_active(case: OuterCase) -> None:
+    """Without any active task, the weights and the state of every task are unchanged."""
+    count = case.count
+    weighting = case.driven()
+    before, held = snapshot(weighting), weighting.weights().detach().clone()
+    problem = ordinary(count, 9)
+    for task in range(count):
+        problem = problem.without(task)
+    weights = case.show(weighting, problem, 4).detach()
+    case.require_equal(weights, held, "should keep its weights when no task is active", "weights {} after {}")
+    after = snapshot(weighting)
+    claim = "should keep the state of every task when none is active"
+    for task in range(count):
+        case.require_unchanged(of_task(after, task, count), of_task(before, task, count), claim, f" of task {task}")
+
+
+CHECKS: Final = named(reads, state, copies, dtypes, waits, rebuilt, absent, rest, nothing_active)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
-from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -13,8 +11,8 @@ from torch import Tensor
 from mtl_axes.inner import InnerShape, Reweighted, TargetWeight
 from mtl_axes.signals import Kind
 from mtl_axes.tasks import standard_shape
-from mtl_axes.testing import inner_criterion, inner_losses, inner_masks, inner_state
-from mtl_axes.testing.case import Case, close, constructors, equal, numbers, run
+from mtl_axes.testing import inner_criterion, inner_losses
+from mtl_axes.testing.case import Case, named, numbers, run
 from mtl_axes.testing.inner_case import InnerCase, served
 
 __all__ = ["CHECKS", "WeightCase"]
@@ -27,9 +25,9 @@ class WeightCase(Case[TargetWeight]):
         super().__init__("weight", TargetWeight, factory)
         self.kinds = served(self)
 
-    def targets(self, kind: Kind, size: tuple[int, ...] = (9,), seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Return seeded targets of a kind as a shape hands them over, and have them told in whatever fails next."""
-        _, target = standard_shape(kind).sample(kind, size, torch.Generator().manual_seed(seed), dtype)
+    def targets(self, kind: Kind, size: tuple[int, ...] = (9,), dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return seeded targets of a kind as a shape passes them on, and show them in the next failure."""
+        _, target = standard_shape(kind).sample(kind, size, torch.Generator().manual_seed(0), dtype)
         self.given = f"a {kind} target {tuple(target.shape)} = {numbers(target)}"
         return target
 
@@ -39,40 +37,37 @@ def structure(case: WeightCase) -> None:
     for kind in case.kinds:
         for size in ((1,), (9,), (4, 3), (2, 3, 4)):
             for dtype in (torch.float64, torch.float32):
-                weights = case.build()(target := case.targets(kind, size, dtype=dtype))
+                target = case.targets(kind, size, dtype)
+                weights = case.build()(target)
                 case.require(isinstance(weights, Tensor), "should return a tensor of weights", type(weights).__name__)
-                told = "should give one weight per label"
-                case.require(weights.shape == target.shape, f"{told} {size}", f"the shape {tuple(weights.shape)}")
+                claim = f"should give one weight per label {size}"
+                case.require(weights.shape == target.shape, claim, f"the shape {tuple(weights.shape)}")
                 holds = weights.is_floating_point() or weights.dtype is torch.bool
                 case.require(holds, "should give floating point weights", str(weights.dtype))
                 holds = not target.is_floating_point() or weights.dtype is dtype
                 case.require(holds, "should give weights in the dtype of the target", str(weights.dtype))
-                case.require(bool(torch.isfinite(weights).all()), "should give finite weights", numbers(weights))
+                case.require_finite(weights, "should give finite weights")
                 case.require(bool((weights >= 0).all()), "should give weights >= 0", numbers(weights))
 
 
 def independent(case: WeightCase) -> None:
-    """A weight depends on its own label alone, leaves the labels as they are, and is the same in every call."""
+    """A weight depends only on its own label, leaves the labels unchanged, and is the same in every call."""
     for kind in case.kinds:
         weight = case.build()
         target = case.targets(kind)
-        kept = target.clone()
+        before = target.clone()
         first = weight(target)
-        case.require(equal(target, kept), "should leave the target alone", numbers(target))
+        case.require_equal(target, before, "should leave the target unchanged", "{} instead of {}")
         index = torch.randperm(len(target), generator=torch.Generator().manual_seed(3))
+        claim = "should weigh a label on its own, whatever labels are beside it"
         for part in (index, index[:4]):
-            found, expected = weight(target[part]), first[part]
-            claim = "should weigh a label by itself, whatever stands beside it"
-            case.require(close(found, expected, 1e-9), claim, f"weights {numbers(found)} where {numbers(expected)} was")
+            case.require_close(weight(target[part]), first[part], claim, "weights {} instead of {}")
         weight.eval()
-        again = weight(target)
-        case.require(
-            equal(again, first), "should weigh the same again, in eval mode too", f"{numbers(again)} after {numbers(first)}"
-        )
+        case.require_equal(weight(target), first, "should give the same weights again, even in eval mode", "{} after {}")
 
 
 def values(case: WeightCase) -> None:
-    """forward reads no value: it runs on the meta device, where there are none."""
+    """forward reads no value: it runs on the meta device, which has none."""
     for kind in case.kinds:
         weight = case.build().to("meta")
         case.claim = "should read no value in forward, which would wait for the device"
@@ -81,32 +76,19 @@ def values(case: WeightCase) -> None:
 
 
 def copies(case: WeightCase) -> None:
-    """deepcopy, pickle, the repr and the options give the same weight."""
+    """deepcopy, pickle, the state, the repr and the options give the same weight."""
     for kind in case.kinds:
         weight = case.build()
         target = case.targets(kind)
-        case.claim = "should survive deepcopy"
-        twins = {"deepcopy": copy.deepcopy(weight)}
-        if "<locals>" not in type(weight).__qualname__:
-            case.claim = "should survive pickle"
-            twins["pickle"] = pickle.loads(pickle.dumps(weight))
-        case.require_options(weight)
-        case.claim = f"should have the constructor call as its repr, {weight!r}"
-        twins["the repr"] = eval(repr(weight), constructors(weight))
-        case.claim = "should have the constructor's arguments as its options"
-        twins["options()"] = type(weight)(**weight.options())
-        fresh = case.build()
-        fresh.load_state_dict(weight.state_dict())
-        twins["load_state_dict"] = fresh
-        for how, twin in twins.items():
-            found, expected = twin(target), weight(target)
-            told = f"should weigh the same after {how}"
-            case.require(equal(found, expected), told, f"{numbers(found)} and {numbers(expected)}")
-            case.require(repr(twin) == repr(weight), f"should have the same repr after {how}", repr(twin))
+        expected = weight(target)
+        for twins in (case.copies(weight), case.rebuilt(weight)):
+            for way, twin in twins:
+                case.require_equal(twin(target), expected, f"should give the same weights after {way}")
+                case.require(repr(twin) == repr(weight), f"should have the same repr after {way}", repr(twin))
 
 
 def reweighted(case: WeightCase) -> None:
-    """Around the standard loss of each of its kinds, it is a shape that keeps every contract of a shape."""
+    """Around the standard loss of each of its kinds, it makes a shape that keeps every contract of a shape."""
     for kind in case.kinds:
         base = standard_shape(kind)
 
@@ -116,14 +98,8 @@ def reweighted(case: WeightCase) -> None:
         around.__name__ = f"{case.name} around {type(base).__name__}"
         inner = InnerCase(around)
         inner.name = around.__name__
-        for part in (inner_losses, inner_masks, inner_state, inner_criterion):
+        for part in (inner_losses, inner_criterion):
             run(inner, part.CHECKS, ())
 
 
-CHECKS: Final[dict[str, Callable[[WeightCase], None]]] = {
-    "structure": structure,
-    "independent": independent,
-    "values": values,
-    "copies": copies,
-    "reweighted": reweighted,
-}
+CHECKS: Final = named(structure, independent, values, copies, reweighted)

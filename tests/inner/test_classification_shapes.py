@@ -239,7 +239,7 @@ def test_soft_targets_stay_within_0_and_1(name: str) -> None:
     [
         ("asl", {"gamma_neg": -1.0}, "`gamma_neg` should be a number in"),
         ("asl", {"clip": 1.0}, r"`clip` should be a number in \[0.0, 1.0\)"),
-        ("asl", {"detach_focus": 1}, "`detach_focus` should be True or False. Found detach_focus=1"),
+        ("asl", {"detach_focus": 1}, "`detach_focus` should be one of False, True. Found detach_focus=1"),
         ("hinge", {"margin": 0.0}, "`margin` should be a number in"),
         ("quality_focal", {"beta": -0.1}, "`beta` should be a number in"),
         ("varifocal", {"alpha": -0.1}, "`alpha` should be a number in"),

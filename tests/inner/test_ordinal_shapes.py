@@ -88,7 +88,7 @@ def test_one_class_more_than_logits(name: str) -> None:
         compose(inner={"grade": name})((x,), (torch.tensor([0, 1, 2, 3]),))
     with pytest.raises(DataError, match=r"class targets should be integers\. Found torch\.float64\. Use target\.long\(\)"):
         create("inner", name)(x, torch.zeros(4, dtype=f64))
-    with pytest.raises(DataError, match=r"dimension of K - 1 logits at 1.* Found logits \(4, 2\) and target \(4, 2\)"):
+    with pytest.raises(DataError, match=r"class dimension at 1: \(N, K - 1, .* Found logits \(4, 2\) and target \(4, 2\)"):
         create("inner", name)(x, torch.zeros(4, 2, dtype=torch.long))
 
 

@@ -1,4 +1,4 @@
-"""The kit finds what is broken: for each claim an inner shape or a target weight that does not keep it, and its sentence."""
+"""The kit detects broken claims: for each claim, an inner shape or a target weight that breaks it, and the sentence."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class CountsMasked(Overlap):
         return 1 - (2 * (p * y).flatten(1).sum(1) + 1) / ((p + y).flatten(1).sum(1) + 1)
 
 
-class NotTold(Variance):
+class NoMask(Variance):
     """Takes no mask, though it couples."""
 
     def forward(self, prediction: Tensor, target: Tensor, /) -> Tensor:  # type: ignore[override]
@@ -293,27 +293,27 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "pooled declared": (like(pooled=1), "should claim pooled as True or False: found 1"),
     "bound declared": (
         like(lower_bound=0),
-        "should claim lower_bound as a finite float, or None where there is none: found 0",
+        "should claim lower_bound as a finite float, or None for no bound: found 0",
     ),
     "range declared": (like(target_range=(1.0, 0.0)), r"should claim target_range as \(low, high\): found \(1.0, 0.0\)"),
     "takes nothing": (
         Takes,
         r"should take regression targets of some size as its own sample\(\) draws them, .*: found DataError: no for",
     ),
-    "unseeded": (Unseeded, r"sample\(\) should draw from the generator alone: found other values"),
+    "unseeded": (Unseeded, r"sample\(\) should draw only from the generator: found other values"),
     "range": (
         like(Spread, target_range=(0.0, 1.0)),
         r"claims target_range=\(0.0, 1.0\): found samples in \[-.*\] for a regression task, prediction \(1, 2\)",
     ),
     "values": (
         Refuses,
-        r"check_values\(\) should pass what sample\(\) draws: found DataError: targets should be positive for",
+        r"check_values\(\) should accept what sample\(\) draws: found DataError: targets should be positive for",
     ),
     "reduces": (forward(lambda p, y: square(p, y).mean()), r"should give one loss per entry \(1,\): found the shape \(\)"),
     "not pooled": (like(Overlap, pooled=False), "should .*: found IndexError"),
     "pools": (
         like(pooled=True, forward=lambda self, p, y, v=None, /: square(p, y)),
-        "claims pooled=True, .*: found the shape",
+        "claims pooled=True, one loss per sample .*: found the shape",
     ),
     "dtype": (Widens, "should give losses in the dtype of the prediction, torch.float32: found torch.float64 for"),
     "finite": (forward(lambda p, y: square(p, y) / 0.0), r"should give finite losses: found \[inf\] for a regression task"),
@@ -332,7 +332,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "no gradient": (
         forward(lambda p, y: square(p.detach(), y)),
-        "should give losses with a graph to the prediction: found none",
+        "should give losses with a graph to the prediction: found requires_grad=False",
     ),
     "zero gradient": (
         forward(lambda p, y: square(p.detach(), y) + 0 * p),
@@ -360,19 +360,19 @@ BROKEN: dict[str, tuple[Any, str]] = {
         forward(lambda p, y: square(p, y) + p.sum() - p.sum().detach() - (p - p.detach())),
         "(claims coupling='sample': found a gradient of the first loss at other samples|.*gradcheck)",
     ),
-    "target": (forward(in_place), "should leave the target alone: found"),
-    "prediction": (forward(touches_prediction), "should leave the prediction alone: found"),
-    "state": (Counting, "should give the same losses again, in eval mode too: found"),
-    "training": (InTraining, "should give the same losses again, in eval mode too: found"),
+    "target": (forward(in_place), "should leave the target unchanged: found"),
+    "prediction": (forward(touches_prediction), "should leave the prediction unchanged: found"),
+    "state": (Counting, "should give the same losses again, even in eval mode: found"),
+    "training": (InTraining, "should give the same losses again, even in eval mode: found"),
     "reads": (forward(peeks), "should read no value in check and forward, .*: found"),
-    "broadcasts": (Lax, r"check\(\) should refuse shapes that do not match with a DataError: found none for"),
+    "broadcasts": (Lax, r"check\(\) should raise a DataError for shapes that do not match: found no error for"),
     "leaky mask": (
         Leaky,
         "should treat masked samples as deleted ones: found the loss .* without them for .* masked samples, mask",
     ),
     "no mask": (
-        NotTold,
-        "claims coupling='batch', so that forward takes the mask of valid entries as a third argument: found TypeError",
+        NoMask,
+        "claims coupling='batch': forward should take the mask of valid entries as a third argument: found TypeError",
     ),
     "no tensor": (forward(lambda p, y: None), "should return a tensor of losses: found NoneType for"),
     "no forward": (
@@ -384,7 +384,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
         "should have finite gradients where the prediction is the target: found .*nan",
     ),
     "option not kept": (NotKept, r"should keep each option as an attribute of its name, .*: found no attribute width\.$"),
-    "needs options": (Needy, "should be built by its factory: found TypeError: .*'width'. Options .* `example`"),
+    "needs options": (Needy, "should be built by its factory: found TypeError: .*'width'. Put the options .* `example`"),
     "entries": (CountsMasked, "should treat (a masked column as a deleted one|masked samples as deleted ones): found"),
     "nothing valid": (Divides, "should stay finite with 0 valid samples: found losses .*nan"),
     "half": (Halves, "should .*: found"),
@@ -396,7 +396,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_is_broken_is_told(what: str) -> None:
+def test_a_broken_shape_fails(what: str) -> None:
     """Each broken shape fails with the sentence of its claim, which names the class and shows the input."""
     broken, sentence = BROKEN[what]
     with pytest.raises(ContractError, match=f"^{broken.__name__} .*{sentence}") as caught:
@@ -406,14 +406,14 @@ def test_what_is_broken_is_told(what: str) -> None:
 
 
 def test_the_sum_of_a_criterion_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A total or a gradient that is not that of the mean losses is told, with the two sides."""
+    """A wrong total or gradient of the mean losses fails with both sides."""
     whole = MultiTaskCriterion._sum
-    monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(lambda found, weights: whole(found, weights).square()))
+    monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(lambda losses, weights: whole(losses, weights).square()))
     with pytest.raises(ContractError, match=r"^Cosh should enter a total bilinearly, .*: found [-.0-9e]+ and"):
         check_inner(Cosh)
 
-    def cut(found: Any, weights: Tensor) -> Tensor:
-        total = whole(found, weights)
+    def cut(losses: Any, weights: Tensor) -> Tensor:
+        total = whole(losses, weights)
         return total.detach() + 0.5 * (total - total.detach())
 
     monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(cut))
@@ -422,7 +422,7 @@ def test_the_sum_of_a_criterion_is_checked(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_stopped_gradient_is_left_out_by_name() -> None:
-    """A shape that stops a gradient on purpose is checked but for the derivative."""
+    """A shape that stops a gradient on purpose passes without the check of the derivative."""
     stopped = forward(lambda p, y: (1 + square(p, y).detach()) * square(p, y))
     with pytest.raises(ContractError, match="gradcheck"):
         check_inner(stopped)
@@ -431,7 +431,7 @@ def test_a_stopped_gradient_is_left_out_by_name() -> None:
 
 
 def test_a_registered_shape_goes_through_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options that are no plain data are told, for a registered shape alone: others are in no config."""
+    """Options that are not plain data fail for a registered shape only: other shapes are in no config."""
 
     class Unplain(Cosh):
         def options(self) -> dict[str, Any]:
@@ -448,7 +448,7 @@ def test_a_registered_shape_goes_through_a_config(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_kind_is_tried() -> None:
-    """A fault for one of several kinds is found, and the sentence names the kind."""
+    """A fault for one of several kinds fails, and the sentence names the kind."""
 
     class Two(CrossEntropy):
         kinds: ClassVar[Any] = frozenset({"multiclass", "regression"})
@@ -526,18 +526,18 @@ WEIGHTS: dict[str, tuple[Any, str]] = {
         like(Late, forward=lambda self, y, /: y.abs().long()),
         "should give floating point weights: found torch.int64",
     ),
-    "relative": (Relative, "should weigh a label by itself, whatever stands beside it: found weights"),
+    "relative": (Relative, "should weigh a label on its own, whatever labels are beside it: found weights"),
     "reads": (
         like(Late, forward=lambda self, y, /: y.abs() + 0 * float(y.sum())),
         "should read no value in forward, .*: found",
     ),
-    "target": (like(Late, forward=lambda self, y, /: y.abs_()), "should leave the target alone: found"),
-    "repr": (WeightRepr, "should (weigh the same|have the same repr) after (the repr|options): found"),
+    "target": (like(Late, forward=lambda self, y, /: y.abs_()), "should leave the target unchanged: found"),
+    "repr": (WeightRepr, "should (give the same weights|have the same repr) after (the repr|options): found"),
 }
 
 
 @pytest.mark.parametrize("what", WEIGHTS)
-def test_what_a_broken_weight_does_is_told(what: str) -> None:
+def test_a_broken_weight_fails(what: str) -> None:
     """Each broken weight fails with the sentence of its claim."""
     broken, sentence = WEIGHTS[what]
     with pytest.raises(ContractError, match=f"^{broken.__name__} .*{sentence}"):

@@ -1,4 +1,4 @@
-"""The kit finds what is broken: for each claim an outer weighting that does not keep it, and the sentence that says so."""
+"""The kit detects broken claims: for each claim, an outer weighting that breaks it, and the sentence."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class Replaces(Smoothed):
 
 
 class NarrowBuffer(Smoothed):
-    """Allocates its state in float32, whatever dtype it is told."""
+    """Allocates its state in float32, whatever its dtype."""
 
     def bind(self, tasks: Any) -> None:
         OuterWeighting.bind(self, tasks)
@@ -365,7 +365,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
         weights_of(lambda self, signals: None),  # type: ignore[arg-type, return-value]
         r"found PluginError: .* should return weights of shape \(4,\)\. Found NoneType",
     ),
-    "signals changed": (weights_of(in_place), "should leave the signals alone: found other norms for losses"),
+    "signals changed": (weights_of(in_place), "should leave the signals unchanged: found other norms for losses"),
     "no constructor": (
         like(OuterWeighting, __init__=lambda self: None),
         "should bind to tasks: found AttributeError: cannot assign .* before Module.__init__",
@@ -377,7 +377,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "buffer replaced": (Replaces, "should change its buffers in place: found another tensor at average"),
     "narrow buffer": (
         NarrowBuffer,
-        r"should go on bit for bit from a loaded state: found weights \[\d\.\d{8}, .* has \[\d\.\d{8}",
+        r"should continue bit for bit from a loaded state: found weights \[\d\.\d{8}, .* has \[\d\.\d{8}",
     ),
     "option not kept": (NotKept, r"should keep each option as an attribute of its name, .*: found no attribute decay\.$"),
     "shape": (weights_of(one_too_many), r"found PluginError: .* should return weights of shape \(4,\)\. Found \(5,\)"),
@@ -385,9 +385,9 @@ BROKEN: dict[str, tuple[Any, str]] = {
         weights_of(narrow),
         "should return weights .4,. of torch.float64 from forward: found torch.float32 for losses",
     ),
-    "overwritten": (weights_of(overwritten, total=None), "should not overwrite the weights that it handed out: found"),
+    "overwritten": (weights_of(overwritten, total=None), "should not overwrite the weights that it has returned: found"),
     "other weights": (Doubled, "weights.. should be what forward returned: found"),
-    "reference moves": (MovesReference, r"reference\(\) should not move: found \[.*\] after"),
+    "reference moves": (MovesReference, r"reference\(\) should be constant: found \[.*\] after"),
     "finite": (
         weights_of(blows_up, scaling=None),
         r"should give finite weights in torch.float32: found weights \[.*nan.*\] for",
@@ -420,7 +420,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "the rest": (
         weights_of(wrong_rest, balances=False),
-        "claims memoryless=True, so that the others weigh what they weigh without the absent tasks: found weights",
+        "claims memoryless=True, so that the others keep the weights that they have without the absent tasks: found weights",
     ),
     "nothing active": (weights_of(idle_drift), "should keep its weights when no task is active: found weights"),
     "nothing active, state": (
@@ -439,9 +439,9 @@ BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "global generator": (
         weights_of(global_draw),
-        "should leave the random numbers of others alone; .*: found the global generator",
+        "should not draw from the global generator; .*: found a change in its state",
     ),
-    "reading moves": (CountsReads, "should move in forward alone: found a change in average"),
+    "reading moves": (CountsReads, "should change its state only in forward: found a change in average"),
     "diagnostics": (NoDetachedDiagnostics, r"diagnostics\(\) should be detached tensors: found s of Parameter"),
     "graph": (weights_of(carries_graph), "claims learnable=False: found forward returned with requires_grad=True"),
     "parameters": (like(Learned, learnable=False), "claims learnable=False: found 1 parameters after bind"),
@@ -451,7 +451,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
         OddPenalty,
         r"penalty\(\) should be finite terms \(4,\), one per task, or one for all \(\): found the shape \(8,\)",
     ),
-    "state unsaved": (KeepsUnsaved, "should go on bit for bit from a loaded state: found weights"),
+    "state unsaved": (KeepsUnsaved, "should continue bit for bit from a loaded state: found weights"),
     "pickle": (Unpicklable, "should survive pickle: found .*(pickle|lambda)"),
     "shared by copies": (SharesItsState, "should share nothing with its copy: found a change in average"),
     "narrowed": (NarrowState, r"should keep its state through .half\(\): found a change in average"),
@@ -467,14 +467,14 @@ BROKEN: dict[str, tuple[Any, str]] = {
         "should keep finite state in torch.float.*: found average = .*inf.* for",
     ),
     "traceable": (weights_of(untraceable, Smoothed), "claims traceable=True, .*: found Unsupported"),
-    "evaluation": (Resets, r"should not move in .*: found a change in outer.average for accumulate=1"),
+    "evaluation": (Resets, r"should not change in .*: found a change in outer.average for accumulate=1"),
     "in a criterion": (FailsInCriterion, "should have finite weights in a criterion: found weights .inf"),
-    "reading a constant moves": (MovesInEval, "should move in forward alone: found a change in average"),
+    "reading a constant moves": (MovesInEval, "should change its state only in forward: found a change in average"),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_is_broken_is_told(what: str) -> None:
+def test_a_broken_weighting_fails(what: str) -> None:
     """Each broken weighting fails with the sentence of its claim, which names the class and shows the input."""
     broken, sentence = BROKEN[what]
     with pytest.raises(ContractError, match=f"^{broken.__name__} .*{sentence}") as caught:
@@ -499,7 +499,7 @@ class Unplain(Smoothed):
 
 
 def test_a_registered_weighting_goes_through_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options that are no plain data are told, for a registered weighting alone: others are in no config."""
+    """Options that are not plain data fail for a registered weighting only: others are in no config."""
     monkeypatch.setattr(registry, "_registry", registry.Registry())
     check_outer(Unplain)
     register_outer("unplain")(Unplain)
@@ -528,7 +528,7 @@ def like_fixed() -> OuterWeighting:
 
 
 def test_factories() -> None:
-    """A factory returns a fresh weighting of the right base, every time; what it raises is told."""
+    """A factory returns a fresh weighting of the right base every time; an error of the factory is shown."""
     one = GABA()
     with pytest.raises(
         ContractError, match=r"^GABA should be fresh from every call of its factory: found the same object twice"
@@ -552,14 +552,14 @@ def test_checks_can_be_left_out_by_name() -> None:
 
 
 def test_the_sum_of_a_criterion_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A total or a gradient that is not the weighted sum is told, with the two sides."""
+    """A total or a gradient that is not the weighted sum fails with both sides."""
     whole = MultiTaskCriterion._sum
-    monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(lambda found, weights: 1.01 * whole(found, weights)))
+    monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(lambda losses, weights: 1.01 * whole(losses, weights)))
     with pytest.raises(ContractError, match=r"^InverseNorm should enter a total bilinearly, .*: found [-.0-9e]+ and"):
         check_outer(InverseNorm, skip=["config"])
 
-    def cut(found: Any, weights: Tensor) -> Tensor:
-        total = whole(found, weights)
+    def cut(losses: Any, weights: Tensor) -> Tensor:
+        total = whole(losses, weights)
         return total.detach() + 0.5 * (total - total.detach())
 
     monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(cut))
@@ -568,7 +568,7 @@ def test_the_sum_of_a_criterion_is_checked(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_warm_up_is_passed_over() -> None:
-    """A weighting that waits is tried where it moves: a fault behind the warm-up is found."""
+    """A weighting with a warm-up is tested after it: a fault that starts there fails."""
 
     class Waits(GABA):
         sign: ClassVar[Any] = "nonnegative"

@@ -1,4 +1,4 @@
-"""What only the author can test: that the strategies compute what they are meant to."""
+"""What only the author can test: the numbers of the strategies."""
 
 import doctest
 import importlib
@@ -13,7 +13,7 @@ from mtl_axes.errors import OptionError
 
 
 def test_the_weights_are_those_of_the_formula() -> None:
-    """Two windows by hand: second moments with the start of their average removed."""
+    """Two windows by hand: second moments without the start of their average."""
     weighting = RMSNorm(beta=0.9)
     for norms in ([1.0, 2.0, 4.0], [3.0, 2.0, 1.0]):
         weights = weighting(Signals(torch.ones(3, dtype=torch.float64), norms=torch.tensor(norms, dtype=torch.float64)))
@@ -34,7 +34,7 @@ def test_the_losses_are_those_of_the_formula(error: float, loss: float) -> None:
 
 @pytest.mark.parametrize("name", ["shape", "weighting"])
 def test_the_examples_in_the_docstrings(name: str) -> None:
-    """Of the package as it is installed, which --doctest-modules would look for in src."""
+    """The examples of the installed package; --doctest-modules would look in src."""
     failed, tried = doctest.testmod(importlib.import_module(f"mtl_axes_template.{name}"))
     assert tried and not failed
 
@@ -53,7 +53,7 @@ def test_both_are_there_by_name() -> None:
 
 
 def test_options_out_of_range() -> None:
-    """Both constructors refuse what makes no sense."""
+    """Both constructors refuse options outside their range."""
     for name, axis, options in (("rms_norm", "outer", {"beta": 1.0}), ("tolerance", "inner", {"softness": 0.0})):
         with pytest.raises(OptionError, match=f"{name}: Option"):
             create(axis, name, **options)

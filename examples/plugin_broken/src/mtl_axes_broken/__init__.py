@@ -1,4 +1,4 @@
-"""A plugin that cannot be imported: what it depends on is not installed."""
+"""A plugin that cannot be imported: its dependency is not installed."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from mtl_axes import hookimpl
 
 @hookimpl
 def mtl_axes_inner_shapes() -> dict[str, type]:
-    """A shape that nobody will ever see."""
+    """A shape that can never be loaded."""
     return {"never": a_library_that_is_not_there.Never}

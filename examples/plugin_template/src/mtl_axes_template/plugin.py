@@ -1,4 +1,4 @@
-"""What the entry point of this distribution names: the hooks, each a mapping from a name to a class."""
+"""The hooks, which the entry point of this distribution names: mappings from names to classes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""An inner shape: errors within a tolerance cost next to nothing, beyond it they cost their excess."""
+"""An inner shape: errors within a tolerance cost almost nothing, larger errors cost their excess."""
 
 from __future__ import annotations
-
-from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,13 +14,13 @@ __all__ = ["Tolerance"]
 class Tolerance(InnerShape):
     """Smooth band around the target: s softplus((e - over) / s) + s softplus((-e - under) / s), e = prediction - target.
 
-    Beyond the band the loss grows linearly with what exceeds it, within the band it is nearly flat: at its middle, for
-    over = under = a, 2 s log(1 + exp(-a / s)). It becomes the epsilon-insensitive loss as ``softness`` s goes to 0, and
-    the two sides may differ, as where a late prediction is worse than an early one.
+    Beyond the band the loss grows linearly with the excess; within the band it is nearly flat: in the middle, for
+    over = under = a, it is 2 s log(1 + exp(-a / s)). As ``softness`` s goes to 0 it becomes the epsilon-insensitive loss.
+    The two sides may differ, for example if a late prediction is worse than an early one.
 
     Args:
-        over: what a prediction may exceed its target by, in target units, >= 0.
-        under: what it may fall short by, in target units, >= 0.
+        over: tolerance for a prediction above its target, in target units, >= 0.
+        under: tolerance for a prediction below its target, in target units, >= 0.
         softness: width of the bend at both ends, in target units, > 0.
 
     Returns:
@@ -37,10 +35,10 @@ class Tolerance(InnerShape):
 
     References:
         O. Dekel, S. Shalev-Shwartz, Y. Singer, "Smooth Epsilon-Insensitive Regression by Loss Symmetrization", 2005.
-        Differs from the reference in the two limits, and in the softness, which is 1 there.
+        Differs from the reference in having two limits and a softness, which is 1 there.
     """
 
-    kinds: ClassVar[frozenset[Literal["regression", "binary", "multiclass"]]] = frozenset({"regression"})
+    kinds = frozenset({"regression"})
 
     def __init__(self, *, over: float = 1.0, under: float = 1.0, softness: float = 0.5) -> None:
         super().__init__()

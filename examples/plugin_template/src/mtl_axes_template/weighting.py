@@ -22,11 +22,11 @@ class RMSNorm(OuterWeighting):
         s_i    = b s_i + (1 - b) g_i^2,  n_i = b n_i + 1 - b,  b = beta^elapsed     both from 0 on
         lambda = K u / sum_j u_j,  u_i = 1 / sqrt(s_i / n_i)
 
-    As Adam divides a gradient by the root of its second moment, entry by entry, this divides a task's gradient by the root
-    of its mean squared norm. A single large gradient lowers a weight for about 1 / (1 - beta) windows, where an average of
-    1 / g would forget it at once. Dividing by n_i removes the start of the average, so that the first window counts fully.
+    Adam divides each entry of a gradient by the root of its second moment; this divides a task's gradient by the root of its
+    mean squared norm. A single large gradient lowers a weight for about 1 / (1 - beta) windows, while an average of 1 / g
+    would forget it at once. Dividing by n_i removes the start of the average, so that the first window counts fully.
 
-    A task that is absent keeps its average and its weight; the others share the mass that they had.
+    An absent task keeps its average and its weight; the others share the sum of their last weights.
 
     Args:
         beta: decay of the average per window, in [0, 1).
@@ -35,7 +35,7 @@ class RMSNorm(OuterWeighting):
         (K,) positive weights that sum to K.
 
     Raises:
-        OptionError: beta is outside its range.
+        OptionError: beta is outside [0, 1).
 
     >>> import torch
     >>> from mtl_axes import Signals
@@ -72,11 +72,11 @@ class RMSNorm(OuterWeighting):
         norms, active = signals.norms, signals.active
         assert norms is not None
         decay = self.beta**signals.elapsed
-        # Branch-free: nothing here asks the device for a value.
+        # Without branches, so that no value is read from the device.
         self.square.copy_(torch.where(active, decay * self.square + (1 - decay) * norms.square(), self.square))
         self.count.copy_(torch.where(active, decay * self.count + 1 - decay, self.count))
         size = torch.where(active, (self.square / self.count.clamp_min(torch.finfo(norms.dtype).tiny)).sqrt(), torch.inf)
-        # Relative to the smallest: 1 / 1e-12 beside 1 / 1e12 must not lose the rest.
+        # Relative to the smallest norm, because 1 / 1e-12 beside 1 / 1e12 would round off the rest.
         share = size.amin() / size
         mass = torch.where(active.all(), float(signals.size), torch.where(active, self.current, 0.0).sum())
         return torch.where(active, mass * share / share.sum(), self.current)
