@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtl_axes.study import Outcome
-from mtl_axes.study.results import Results
-from mtl_axes.study.results import Run as Kept
+from mtl_axes.study import Outcome, Results
+from mtl_axes.study import Run as Kept
 
 from .methods import TASKS, Cell
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mtl_axes.study.results import Run
+from mtl_axes.study.runs import Run
 
 __all__ = ["histories", "predictions", "rounded"]
 

@@ -22,16 +22,15 @@ import torch
 from mtl_axes.__about__ import version
 from mtl_axes.errors import MtlAxesError, OptionError, StudyError
 from mtl_axes.options import check_number
+from mtl_axes.study.executors import Bar, in_processes, in_turn
 from mtl_axes.study.jobs import Job, Outcome, Train, as_read, composed, write_whole
 from mtl_axes.study.levels import ended, levels, mean_ends, tuned
 from mtl_axes.study.levels import label as label_of
 from mtl_axes.study.plan import Baseline, as_baselines, as_metrics, as_options, as_plain, as_seeds
-from mtl_axes.study.results import CHOSEN, ENDED, RUNS_FOLDER, STUDY_FILE, TUNED, Direction, Results, Run
-from mtl_axes.study.workers import Bar, in_processes, in_turn
+from mtl_axes.study.results import Results
+from mtl_axes.study.runs import CHOSEN, ENDED, RUNS_FOLDER, STUDY_FILE, TUNED, Cell, Direction, Run
 
 __all__ = ["Baseline", "Outcome", "Study", "Train"]
-
-Cell = tuple[str, str]
 
 _VERSIONS = {"mtl_axes": version, "torch": torch.__version__}
 

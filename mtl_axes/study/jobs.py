@@ -22,7 +22,7 @@ from mtl_axes.criterion import MultiTaskCriterion
 from mtl_axes.errors import StudyError
 from mtl_axes.history import History
 from mtl_axes.options import steady_repr
-from mtl_axes.study.results import Run
+from mtl_axes.study.runs import Run
 
 __all__ = ["End", "Job", "Outcome", "Train", "as_read", "composed", "write_whole"]
 

@@ -13,7 +13,7 @@ from mtl_axes.inner import InnerShape, TargetWeight
 from mtl_axes.options import constructor_options
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.registry import name_of
-from mtl_axes.study.results import Run
+from mtl_axes.study.runs import Run
 
 __all__ = ["ended", "label", "levels", "mean_ends", "tuned"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from mtl_axes.errors import OptionError
-from mtl_axes.study.results import Direction
+from mtl_axes.study.runs import Direction
 
 __all__ = ["Baseline", "as_baselines", "as_metrics", "as_options", "as_plain", "as_seeds"]
 

@@ -10,7 +10,7 @@ import simulated
 
 from mtl_axes import report
 from mtl_axes.cli import main
-from mtl_axes.study.results import RUNS_FOLDER, STUDY_FILE
+from mtl_axes.study.runs import RUNS_FOLDER, STUDY_FILE
 
 
 @pytest.fixture

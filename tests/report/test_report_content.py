@@ -18,8 +18,7 @@ from mtl_axes.report import write_report
 from mtl_axes.report.content import content
 from mtl_axes.report.strategies import told
 from mtl_axes.report.thinning import MOST, histories, predictions
-from mtl_axes.study import statistics
-from mtl_axes.study.results import Run
+from mtl_axes.study import Run, statistics
 
 
 @pytest.fixture(scope="module")

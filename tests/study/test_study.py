@@ -18,9 +18,8 @@ from training import Own
 from mtl_axes import MultiTaskCriterion, compose, create
 from mtl_axes.errors import DataError, MtlAxesError, OptionError, StudyError
 from mtl_axes.history import History
-from mtl_axes.study import Outcome, Study
+from mtl_axes.study import Outcome, Results, Run, Study
 from mtl_axes.study.levels import label, mean_ends, tuned
-from mtl_axes.study.results import Results, Run
 
 TASKS = {"tasks": ["a", "b"]}
 quiet = {"progress": False}
@@ -473,7 +472,7 @@ def test_weights_that_nobody_recorded_are_missed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{}", "[]", '{"runs": 1}', "{"])
 def test_another_file_of_that_name_is_no_study(tmp_path: Path, text: str) -> None:
     (tmp_path / "study.json").write_text(text)
-    with pytest.raises(DataError, match=r"should hold a readable study\.json. Found none in"):
+    with pytest.raises(DataError, match=r"holds no readable study\.json \("):
         Results.load(tmp_path)
 
 

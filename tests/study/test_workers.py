@@ -19,8 +19,7 @@ from killed_study import study
 from killing import start
 
 from mtl_axes.errors import StudyError
-from mtl_axes.study import Study
-from mtl_axes.study.results import Results
+from mtl_axes.study import Results, Study
 
 SCRIPT = Path(__file__).parent / "killed_study.py"
 LIMIT = 120.0
