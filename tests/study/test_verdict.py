@@ -174,7 +174,7 @@ def large(spread: float = 0.3, best: str = "rul times 10") -> Results:
     return Results(outer, ("mse", "huber"), (0, 1, 2, 3, 4), directions, ("fixed", "mse"), *made)
 
 
-def test_a_grid_of_real_size_is_told_in_what_can_be_read() -> None:
+def test_the_verdict_on_a_grid_of_real_size_can_be_read() -> None:
     """At most ten sentences for a metric, each below 350 letters, and the caution once, also of both metrics."""
     for spread in (0.3, 3.0):
         results = large(spread)
@@ -186,7 +186,7 @@ def test_a_grid_of_real_size_is_told_in_what_can_be_read() -> None:
         assert len(set(both)) == len(both)
 
 
-def test_adaptive_weightings_are_told_against_the_best_constant_alone() -> None:
+def test_adaptive_weightings_are_compared_with_the_best_constant_alone() -> None:
     """That is the tuned constant for the metric that it was chosen by, and for others the best on the same seeds, which is
     said; and the constants where their own runs ended. Each is a family of its own."""
     results = large()
@@ -259,15 +259,15 @@ def test_verdicts_over_cells_that_are_equal() -> None:
     assert 0 < called <= 200 * (0.05 + 3 * 0.015)
 
 
-def test_one_axis_alone_is_told_once() -> None:
-    """With one level on an axis, cells are levels of the other, and are sentences once."""
+def test_one_axis_alone_is_described_once() -> None:
+    """With one level on an axis, cells are levels of the other, and are described once."""
     base = [10.0, 13.0, 16.0, 19.0, 22.0]
     sentences = study({("fixed", "mse"): base, ("fixed", "huber"): [b - 1 + 0.1 * k for k, b in enumerate(base)]}).verdict()
     assert len([sentence for sentence in sentences if "huber" in sentence]) == 1
 
 
-def test_many_levels_are_told_in_few_words() -> None:
-    """Those that show are sentences with their size, and of the others how many there are and the clearest."""
+def test_many_levels_take_few_words() -> None:
+    """Significant effects have their size, and of the others the number and the clearest are named."""
     generator = np.random.default_rng(1)
     of_seed = 14 + 5 * generator.normal(size=6)
     outer, inner = ("fixed", *(f"w{k}" for k in range(7))), ("mse", *(f"s{k}" for k in range(7)))
@@ -288,7 +288,7 @@ def test_many_levels_are_told_in_few_words() -> None:
     assert len(sentences) <= 8
 
 
-def test_differences_without_a_spread_are_told_apart() -> None:
+def test_differences_without_a_spread_are_distinguished() -> None:
     """Levels with the same values, with a difference that never varies and with too few seeds are not among those without
     a significant difference."""
     base = [10.0, 13.0, 17.0]
