@@ -4,15 +4,15 @@ function columns() {
   const scale = about ? usualSpread(about) : NaN;
   const name = about?.name ?? "value";
   const effect = (row) => row.effect ?? {};
-  const told = (value, text) => (Number.isFinite(value) ? text : "–");
+  const orDash = (value, text) => (Number.isFinite(value) ? text : "–");
   return [
     { key: "outer", head: "outer", value: (row) => row.cell[0], text: (row) => study.outer[row.cell[0]], words: true },
     { key: "inner", head: "inner", value: (row) => row.cell[1], text: (row) => study.inner[row.cell[1]], words: true },
     { key: "n", head: "n", value: (row) => row.n, text: (row) => String(row.n) },
     { key: "mean", head: `mean ${name}`, value: (row) => row.mean, text: (row) => (row.n + row.not_finite ? number(row.mean, scale) : "–") },
-    { key: "sd", head: "sd", value: (row) => row.sd, text: (row) => told(row.sd, number(row.sd, scale)) },
-    { key: "difference", head: "difference", value: (row) => effect(row).mean, text: (row) => told(effect(row).mean, number(effect(row).mean, scale, true)) },
-    { key: "low", head: "95 % interval", value: (row) => effect(row).low, text: (row) => told(effect(row).low, interval(effect(row), scale)) },
+    { key: "sd", head: "sd", value: (row) => row.sd, text: (row) => orDash(row.sd, number(row.sd, scale)) },
+    { key: "difference", head: "difference", value: (row) => effect(row).mean, text: (row) => orDash(effect(row).mean, number(effect(row).mean, scale, true)) },
+    { key: "low", head: "95 % interval", value: (row) => effect(row).low, text: (row) => orDash(effect(row).low, interval(effect(row), scale)) },
     { key: "p", head: "p (Holm)", value: (row) => effect(row).p, text: (row) => probability(effect(row).p) },
     { key: "needed", head: "seeds needed", value: (row) => effect(row).seeds_needed, text: (row) => (effect(row).seeds_needed ?? "–").toLocaleString("en") },
     { key: "failed", head: "failed", value: (row) => row.failed, text: (row) => (row.failed ? `▲ ${row.failed}` : "0") },
@@ -30,7 +30,7 @@ function paintTable() {
   const by = shown.find((column) => column.key === chosen.sort.column);
   if (by) {
     const sign = chosen.sort.ascending ? 1 : -1;
-    // What has no value comes last in both orders.
+    // Rows without a value come last in both orders.
     rows.sort((one, other) => {
       const [a, b] = [by.value(one), by.value(other)];
       if (!Number.isFinite(a) || !Number.isFinite(b)) return Number.isFinite(b) - Number.isFinite(a);
@@ -51,7 +51,7 @@ function paintTable() {
       ),
     );
   });
-  byId("table-note").textContent = `Differences are a cell minus ${label(study.reference)}. “Seeds needed” would show an effect of this size in four studies of five.`;
+  byId("table-note").textContent = `Differences are a cell minus ${label(study.reference)}. “Seeds needed”: with so many, four studies in five detect an effect of this size.`;
   fill(
     byId("table"),
     element(

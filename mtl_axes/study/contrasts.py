@@ -155,20 +155,20 @@ def best_constant(
 
 
 def front(first: Values, second: Values, cells: Iterable[Cell], directions: Sequence[Direction]) -> list[Cell]:
-    """Return the cells on the Pareto front of the means of two metrics, of those that lack no seed."""
-    from mtl_axes.study import statistics
-
+    """Return the cells on the Pareto front of the means of two metrics, among those that lack no seed."""
     both = (first, second)
     seeds = {seed for metric in both for cell in metric.values() for seed in cell}
-    whole = [cell for cell in cells if all(metric.get(cell, {}).keys() == seeds for metric in both)]
-    if not whole:
-        return []
     signs = [1 if direction == "min" else -1 for direction in directions]
-    costs = [
-        [sign * math.fsum(metric[cell].values()) / len(seeds) for sign, metric in zip(signs, both, strict=True)]
-        for cell in whole
-    ]
-    return [cell for cell, kept in zip(whole, statistics.pareto(costs), strict=True) if kept]
+    costs = {
+        cell: [sign * math.fsum(metric[cell].values()) / len(seeds) for sign, metric in zip(signs, both, strict=True)]
+        for cell in cells
+        if seeds and all(metric.get(cell, {}).keys() == seeds for metric in both)
+    }
+
+    def dominated(cost: list[float]) -> bool:
+        return any(other != cost and other[0] <= cost[0] and other[1] <= cost[1] for other in costs.values())
+
+    return [cell for cell, cost in costs.items() if not dominated(cost)]
 
 
 def _counts(value: float) -> bool:

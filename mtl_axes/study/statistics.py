@@ -19,7 +19,7 @@ except ImportError as error:
         'The statistics of a study need numpy and scipy. Install them with: pip install "mtl_axes[study]"'
     ) from error
 
-__all__ = ["holm", "mean_and_sd", "p_value", "pareto", "power", "seeds_needed", "t_interval"]
+__all__ = ["holm", "mean_and_sd", "p_value", "power", "seeds_needed", "t_interval"]
 
 Floats = NDArray[np.float64]
 
@@ -172,22 +172,3 @@ def seeds_needed(effect: float, /, *, chance: float = 0.8) -> int | None:
     while power(effect, n) < chance:
         n += 1
     return n
-
-
-def pareto(costs: ArrayLike, /) -> NDArray[np.bool_]:
-    """Which points no other point dominates: none is at least as good in every column and better in one.
-
-    Args:
-        costs: (points, criteria), finite, lower is better.
-
-    Returns:
-        (points,); True for all of several equal points, or for none.
-
-    >>> pareto([[1.0, 3.0], [2.0, 2.0], [2.0, 4.0]]).tolist()
-    [True, True, False]
-    """
-    x = np.asarray(costs, dtype=np.float64)
-    no_worse = np.all(x[:, None] <= x[None], axis=-1)
-    better = np.any(x[:, None] < x[None], axis=-1)
-    front: NDArray[np.bool_] = np.logical_not(np.any(no_worse & better, axis=0))
-    return front

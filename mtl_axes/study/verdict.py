@@ -49,13 +49,8 @@ def about_runs(
 ) -> list[str]:
     """Return how many runs there are, whether the seeds are enough, and which runs are missing.
 
-    Args:
-        runs: the finished runs.
-        failures: the runs that failed.
-        seeds: number of seeds in the study.
-        levels: number of levels of the outer axis.
-        constants: levels of the outer axis whose weights are constant.
-        copies: levels of the outer axis without runs of their own.
+    ``seeds`` and ``levels`` are numbers in the study, of seeds and of outer levels; ``copies`` are the outer levels without
+    runs of their own.
     """
     trained = len({run.seed for run in runs})
     cells = len({run.cell for run in runs})
@@ -113,17 +108,7 @@ def about_metric(
     constants: Sequence[str],
     copies: Collection[str],
 ) -> list[str]:
-    """Return the best cell, each axis, the adaptive weightings against constants, and the interactions.
-
-    Args:
-        answers: about the metric.
-        seeds: number of seeds in the study.
-        reference: the cell that others are compared with.
-        inner: levels of the inner axis.
-        weightings: levels of the outer axis that inner levels are averaged over.
-        constants: levels of the outer axis whose weights are constant.
-        copies: levels of the outer axis without runs of their own.
-    """
+    """Return the best cell, each axis, the adaptive weightings against constants, and the interactions."""
     metric, (outer, shape) = answers.metric, reference
     sentences = []
     if answers.outer and answers.inner:  # else the cells are the levels of one axis

@@ -16,7 +16,7 @@ import simulated
 from mtl_axes import compose
 from mtl_axes.report import write_report
 from mtl_axes.report.content import content
-from mtl_axes.report.strategies import told
+from mtl_axes.report.strategies import strategies
 from mtl_axes.report.thinning import MOST, histories, predictions
 from mtl_axes.study import Run, statistics
 
@@ -157,7 +157,7 @@ def test_nested_strategies_and_shared_shapes() -> None:
     shape = {"name": "reweighted", "base": "mse", "weight": "ramp"}
     config = compose({"name": "ema", "base": "inverse_norm", "beta": 0.8}, {"a": shape, "b": "mae", "c": "mae"}).config()
     config["inner"] = dict(sorted(config["inner"].items(), reverse=True))  # in a file the order of keys is another one
-    entries = told(config)
+    entries = strategies(config)
     assert [(entry["axis"], entry["name"], entry["tasks"]) for entry in entries] == [
         ("outer", "ema", []),
         ("outer", "inverse_norm", []),
@@ -180,7 +180,7 @@ def test_nested_strategies_and_shared_shapes() -> None:
 )
 def test_strategies_that_are_not_known(config: dict[str, Any], names: list[str]) -> None:
     """Of strategies that are not installed here a report has the names and says so; without a configuration it has none."""
-    entries = told(config)
+    entries = strategies(config)
     assert [entry["name"] for entry in entries] == names
     assert {entry["summary"] for entry in entries} <= {"Not registered where this report was made."}
 

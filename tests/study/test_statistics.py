@@ -12,7 +12,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from mtl_axes.study import statistics
+from mtl_axes.study import contrasts, statistics
 
 SCALES = (1e-200, 1e-9, 1.0, 1e9, 1e200)
 
@@ -117,7 +117,10 @@ def test_the_front_is_what_nobody_beats() -> None:
     generator = np.random.default_rng(0)
     for points in (generator.normal(size=(30, 2)), generator.integers(4, size=(30, 2)).astype(float)):
         expected = [not any((q <= p).all() and (q < p).any() for q in points) for p in points]
-        assert statistics.pareto(points).tolist() == expected
+        cells = [(str(place), "mse") for place in range(30)]
+        first, second = ({cell: {0: value} for cell, value in zip(cells, column, strict=True)} for column in points.T)
+        on_front = contrasts.front(first, second, cells, ("min", "min"))
+        assert [cell in on_front for cell in cells] == expected
         assert 0 < sum(expected) < 30
 
 
