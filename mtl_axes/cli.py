@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import os
 import shutil
 import sys
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TextIO, get_args
 
 from mtl_axes.__about__ import version
-from mtl_axes.describe import REQUIRED, Description, describe
+from mtl_axes._text import WIDTH, did_you_mean, fill, plural, table
+from mtl_axes.describe import describe
 from mtl_axes.errors import MtlAxesError
-from mtl_axes.registry import Axis, available, failures, near_names
+from mtl_axes.registry import Axis, available, failures, lookup
 
 __all__ = ["main"]
 
 AXES: tuple[Axis, ...] = get_args(Axis)
 _TITLES: dict[Axis, str] = {"outer": "outer weighting", "inner": "inner shape", "weight": "target weight"}
-# Lines are filled up to here, or to the edge of a terminal that is narrower.
-_WIDTH = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 1 when nobody reads on, or 2 when a name is unknown or a report
-    cannot be made."""
+    """Run the command line and return its exit status.
+
+    The status is 0, or 1 if the reader of the output has gone, or 2 if a name is unknown, or a report or advice cannot be
+    made.
+    """
     try:
         status = _run(arguments)
         sys.stdout.flush()
@@ -39,41 +41,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    given = _parser().parse_args(arguments)
+    if given.command == "list":
+        print("\n\n".join(_listed(axis) for axis in AXES if given.axis in (None, axis)))
+        _print_failures(sys.stderr)
+        return 0
+    if given.command == "plugins":
+        _print_failures(sys.stdout)
+        if not failures():
+            print("Every installed plugin could be loaded.")
+        return 0
+    if given.command == "show":
+        return _show(given.name)
+    try:
+        return _report(Path(given.folder), given.output) if given.command == "report" else _advise(given)
+    except MtlAxesError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="mtl-axes", description="Strategies of multi-task losses by name, and reports of studies."
+        prog="mtl-axes", description="Lists strategies of multi-task losses, reports studies, and gives advice on weighting."
     )
     parser.add_argument("--version", action="version", version=f"mtl_axes {version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    listing = commands.add_parser("list", help="names, what they need or serve, and one line on each")
-    listing.add_argument("--axis", choices=AXES, help="of one axis alone")
-    showing = commands.add_parser("show", help="formula, options, claims, example and papers of a strategy")
+    listing = commands.add_parser("list", help="list the strategies: name, what it reads or serves, and one line on each")
+    listing.add_argument("--axis", choices=AXES, help="list one axis only")
+    showing = commands.add_parser("show", help="print the signature and docstring of a strategy")
     showing.add_argument("name", metavar="NAME", help="a registered name")
-    commands.add_parser("plugins", help="plugins that could not be used, and why")
-    reporting = commands.add_parser("report", help="what a study found, as one HTML file")
-    reporting.add_argument("folder", metavar="FOLDER", help="the folder that Study(out=...) was given")
-    reporting.add_argument("-o", "--output", metavar="FILE", help="the file to write; report.html in FOLDER when left out")
-    advising = commands.add_parser("advise", help="what a few batches say about weighting your tasks, before training")
+    commands.add_parser("plugins", help="list the plugins that could not be loaded, and why")
+    reporting = commands.add_parser("report", help="write the results of a study as one HTML file")
+    reporting.add_argument("folder", metavar="FOLDER", help="the folder that was passed as Study(out=...)")
+    reporting.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: report.html in FOLDER)")
+    advising = commands.add_parser("advise", help="give advice on weighting your tasks from a few batches, before training")
     advising.add_argument(
-        "function", metavar="MODULE:FUNCTION", help="a function of yours that returns (criterion, model or step, batches)"
+        "function", metavar="MODULE:FUNCTION", help="your function that returns (criterion, model or step, batches)"
     )
-    advising.add_argument("--seconds", type=float, default=10.0, help="for the whole of it (10)")
-    advising.add_argument("--primary", metavar="TASK", help="the task that matters")
-    advising.add_argument("--picture", metavar="FILE", help="also draw it there")
-    given = parser.parse_args(arguments)
-    if given.command == "list":
-        print("\n\n".join(_listed(axis) for axis in AXES if given.axis in (None, axis)))
-        _tell_failures(sys.stderr)
-        return 0
-    if given.command == "plugins":
-        _tell_failures(sys.stdout)
-        if not failures():
-            print("Every plugin that is installed could be used.")
-        return 0
-    if given.command == "report":
-        return _report(Path(given.folder), given.output)
-    if given.command == "advise":
-        return _advise(given)
-    return _show(given.name)
+    advising.add_argument("--seconds", type=float, default=10.0, help="time limit for the whole call (default: 10)")
+    advising.add_argument("--primary", metavar="TASK", help="the task that matters most")
+    advising.add_argument("--picture", metavar="FILE", help="also draw the advice into this file")
+    return parser
 
 
 def _report(folder: Path, output: str | None) -> int:
@@ -83,7 +91,7 @@ def _report(folder: Path, output: str | None) -> int:
 
     try:
         print(write_report(Results.load(folder), output or folder / "report.html"))
-    except (MtlAxesError, ImportError, OSError) as error:
+    except (ImportError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
@@ -93,56 +101,55 @@ def _advise(given: argparse.Namespace) -> int:
     from mtl_axes.advise import advise
 
     module, _, name = given.function.partition(":")
-    if os.getcwd() not in sys.path:  # where `python -m` looks, too
+    if os.getcwd() not in sys.path:  # `python -m` looks there, too
         sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        print(
-            f"The function should be given as package.module:function. Found {given.function!r}: {error}.", file=sys.stderr
-        )
-        return 2
+        raise MtlAxesError(
+            f"{given.function!r} could not be imported: {error}. Pass a function as package.module:function."
+        ) from error
     prepared = function()
     if not isinstance(prepared, (tuple, list)) or len(prepared) != 3:
-        print(
-            f"{given.function} should return (criterion, model or step, batches). Found {type(prepared).__name__}.",
-            file=sys.stderr,
+        raise MtlAxesError(
+            f"{given.function} should return (criterion, model or step, batches). Found {type(prepared).__name__}."
         )
-        return 2
     criterion, model_or_step, batches = prepared
-    try:
-        advice = advise(criterion, model_or_step, batches, seconds=given.seconds, primary=given.primary)
-        print(advice)
-    except MtlAxesError as error:
-        print(error, file=sys.stderr)
-        return 2
+    advice = advise(criterion, model_or_step, batches, seconds=given.seconds, primary=given.primary)
+    print(advice)
     if given.picture is not None:
         try:
             advice.plot(given.picture)
         except (MtlAxesError, OSError, ValueError) as error:  # no matplotlib, no such folder, no such format
-            print(f"The picture could not be drawn: {error}", file=sys.stderr)
-            return 2
+            raise MtlAxesError(f"The picture could not be drawn: {error}") from error
     return 0
 
 
 def _show(name: str) -> int:
-    found = [axis for axis in AXES if name in available(axis)]
-    if not found:
-        names = sorted({known for axis in AXES for known in available(axis)})
-        near = near_names(name, names)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    axes = [axis for axis in AXES if name in available(axis)]
+    if not axes:
+        hint = did_you_mean(name, {known for axis in AXES for known in available(axis)})
         print(f"No strategy is named {name!r}.{hint} `mtl-axes list` shows all names.", file=sys.stderr)
-        _tell_failures(sys.stderr)
+        _print_failures(sys.stderr)
         return 2
     try:
-        print("\n\n".join(_shown(describe(axis, name)) for axis in found))
+        print("\n\n".join(_shown(axis, name) for axis in axes))
     except MtlAxesError as error:  # two plugins with one name
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def _tell_failures(stream: Any) -> None:
+def _shown(axis: Axis, name: str) -> str:
+    cls = lookup(axis, name)
+    signature = inspect.signature(cls)
+    bare = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+    signature = signature.replace(parameters=bare, return_annotation=signature.empty)
+    docstring = inspect.cleandoc(vars(cls).get("__doc__") or "It has no docstring.")
+    return f"{name}: {_TITLES[axis]} of {cls.__module__}\n\n{cls.__qualname__}{signature}\n\n{docstring}"
+
+
+def _print_failures(stream: TextIO) -> None:
     for source, why in failures().items():
         print(f"Plugin {source} could not be used: {why}", file=stream)
 
@@ -152,82 +159,13 @@ def _listed(axis: Axis) -> str:
     for name in available(axis):
         try:
             about = describe(axis, name)
-        except MtlAxesError as error:  # two plugins with one name: told here, the rest goes on
+        except MtlAxesError as error:  # two plugins with one name do not keep the others from the list
             rows.append((name, "?", str(error)))
             continue
         serves = about.claims["needs"] if axis == "outer" else ", ".join(sorted(about.claims["kinds"] or ()))
         rows.append((name, serves, about.summary))
-    first = max((len(name) for name, _, _ in rows), default=0)
-    second = max((len(serves) for _, serves, _ in rows), default=0)
-    head = f"{len(rows)} {_TITLES[axis]}{'' if len(rows) == 1 else 's'}"
-    lines = [head]
-    for name, serves, line in rows:
-        start = f"  {name:<{first}}  {serves:<{second}}  "
-        if not sys.stdout.isatty():  # a line each, for grep
-            lines.append(start + line)
-            continue
-        beside = _width() - len(start) >= 40
-        indent = " " * (len(start) if beside else 6)
-        text = textwrap.fill(line, _width(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-        lines.append(start + text[len(start) :] if beside else f"{start.rstrip()}\n{text}")
-    return "\n".join(lines)
-
-
-def _shown(about: Description) -> str:
-    title = f"{about.name}: {_TITLES[about.axis]} {about.cls.__module__}.{about.cls.__qualname__}"
-    blocks = [f"{title}\n{'=' * len(title)}", _wrapped(about.summary)]
-    if about.formula and about.formula != about.summary:
-        blocks.append(textwrap.indent(about.formula, "    "))
-    blocks += [_wrapped(paragraph) for paragraph in about.prose.split("\n\n") if paragraph]
-    blocks.append(_section("Options", _options(about)))
-    others = {key: text for key, text in about.arguments.items() if not _names(key) <= set(about.options)}
-    blocks.append(_section("Arguments", _items(others.items())))
-    blocks.append(_section("Returns", _wrapped(about.returns)))
-    blocks.append(_section("Raises", _items(about.raises.items())))
-    # Those of a strategy around another one follow from that, and are told for the one of its example.
-    around = f", with {_call(getattr(about.cls, 'example', {}))}" if "base" in about.options else ""
-    blocks.append(_section(f"Claims{around}", _claims(about.claims)))
-    blocks.append(_section("Example", about.example))
-    blocks.append(_section("References", _wrapped(about.references)))
-    return "\n\n".join(block for block in blocks if block)
-
-
-def _names(key: str) -> set[str]:
-    """Return the names that an entry under Args explains: one, or several with commas between them."""
-    return {name.strip() for name in key.split(",")}
-
-
-def _options(about: Description) -> str:
-    lines = []
-    for name, default in about.options.items():
-        text = next((text for key, text in about.arguments.items() if name in _names(key)), "")
-        lines.append((name if default is REQUIRED else f"{name}={default!r}", text))
-    return _items(lines) if lines else "None."
-
-
-def _items(items: Iterable[tuple[str, str]]) -> str:
-    return "\n".join(
-        textwrap.fill(f"{name}: {text}" if text else name, _width() - 4, subsequent_indent="    ", break_on_hyphens=False)
-        for name, text in items
-    )
-
-
-def _claims(claims: Mapping[str, Any]) -> str:
-    told = {name: ", ".join(sorted(value)) if isinstance(value, frozenset) else value for name, value in claims.items()}
-    return _wrapped(", ".join(f"{name}={value!r}" for name, value in told.items()))
-
-
-def _call(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in options.items())
-
-
-def _section(head: str, text: str) -> str:
-    return f"{head}\n{textwrap.indent(text, '    ')}" if text else ""
-
-
-def _wrapped(paragraph: str) -> str:
-    return textwrap.fill(" ".join(paragraph.split()), _width() - 4, break_on_hyphens=False)
-
-
-def _width() -> int:
-    return max(40, min(_WIDTH, shutil.get_terminal_size().columns)) if sys.stdout.isatty() else _WIDTH
+    lines = table([("", "", ""), *rows], left=(0, 1, 2), indent="  ").splitlines()[1:]
+    if sys.stdout.isatty():  # otherwise a line each, for grep
+        width = max(40, min(WIDTH, shutil.get_terminal_size().columns))
+        lines = [fill(line, later=" " * 6, width=width) for line in lines]
+    return "\n".join([plural(len(rows), _TITLES[axis]), *lines])

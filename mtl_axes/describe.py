@@ -1,6 +1,6 @@
-"""What a strategy says of itself: its docstring taken apart, its options and the claims of its class.
+"""The parts of a strategy's docstring, its options, and the claims of its class.
 
-The command line and the reference page print it; :mod:`mtl_axes.testing` holds the claims to what the strategy does.
+Lists, reports and the reference pages print them; :mod:`mtl_axes.testing` checks the claims.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from mtl_axes.registry import Axis, lookup
 
 __all__ = ["FLAGS", "REQUIRED", "Description", "describe", "describe_class", "parse"]
 
-# The default of an option that has none.
 REQUIRED = inspect.Parameter.empty
+"""Stands for the default of an option that has none."""
 
-# Claims of a weighting that are true or false.
 FLAGS = (
     "memoryless",
     "symmetric",
@@ -33,6 +32,7 @@ FLAGS = (
     "traceable",
     "wants_after_step",
 )
+"""Claims of a weighting that are true or false."""
 _CLAIMS: dict[str, tuple[str, ...]] = {
     "outer": ("needs", "total", "sign", "scaling", *FLAGS),
     "inner": (
@@ -50,28 +50,25 @@ _CLAIMS: dict[str, tuple[str, ...]] = {
 }
 _SECTIONS = ("Args", "Returns", "Raises", "References")
 _ITEM = re.compile(r"(?P<name>\*{0,2}[\w.]+)(?:\s*\([^)]*\))?:\s*(?P<text>.*)")
-# What makes a line a formula: an operation between two terms, a power, an index, an absolute value, a call of a function.
+# A line is a formula if it has an operation between two terms, a power, an index, an absolute value or a function call.
 _FORMULA = re.compile(r"[\w)\]|] ?[=+*/^<>] ?[\w(\[|-]|\w_\w|\|\w+\||\b(?:log|exp|max|min|sum|softmax|softplus)\b ?\(?")
 
 
 @dataclass(frozen=True)
 class Description:
-    """What is known of a registered strategy without running it.
+    """What is known about a strategy without running it.
 
     Attributes:
         axis: ``"outer"``, ``"inner"`` or ``"weight"``.
         name: the registered name.
         cls: its class.
         summary: the first line of its docstring.
-        formula: its literal blocks; where there is none, the summary if that holds a formula, else "".
+        formula: its literal blocks; without any, the summary if that holds a formula, else "".
         prose: the paragraphs between the summary and the sections, without the literal blocks.
-        arguments: its arguments, name -> text.
-        returns: what it returns.
-        raises: what it raises, name of the error -> when.
-        example: its doctest, prompts and output included.
-        references: papers, and where it differs from them.
+        arguments, returns, raises, references: its sections; arguments and errors by name.
+        example: its doctest, with prompts and output.
         options: the constructor's arguments, name -> default, or :data:`REQUIRED`.
-        claims: name -> value of what the class promises, which ``mtl_axes.testing`` checks.
+        claims: what the class promises, name -> value; ``mtl_axes.testing`` checks it.
     """
 
     axis: Axis
@@ -90,7 +87,7 @@ class Description:
 
 
 def describe(axis: Axis, name: str, /) -> Description:
-    """Return what a registered strategy says of itself.
+    """Return the description of a registered strategy.
 
     Args:
         axis: ``"outer"``, ``"inner"`` or ``"weight"``.
@@ -107,22 +104,21 @@ def describe(axis: Axis, name: str, /) -> Description:
 
 
 def describe_class(axis: Axis, name: str, cls: type, /) -> Description:
-    """Return what a class of an axis says of itself, registered or not."""
-    parts = {
-        name: text if name == "example" else _plain(text) for name, text in parse(vars(cls).get("__doc__") or "").items()
-    }
+    """Return the description of a strategy's class, registered or not."""
+    parts = parse(vars(cls).get("__doc__") or "")
+    plain = {part: _plain(text) for part, text in parts.items()}
     return Description(
         axis,
         name,
         cls,
-        summary=parts["summary"],
-        formula=parts["formula"] or (parts["summary"] if _FORMULA.search(parts["summary"]) else ""),
-        prose=parts["prose"],
-        arguments=_items(parts["Args"]),
-        returns=_joined(parts["Returns"]),
-        raises=_items(parts["Raises"]),
+        summary=plain["summary"],
+        formula=plain["formula"] or (plain["summary"] if _FORMULA.search(plain["summary"]) else ""),
+        prose=plain["prose"],
+        arguments=_items(plain["Args"]),
+        returns=_joined(plain["Returns"]),
+        raises=_items(plain["Raises"]),
         example=parts["example"],
-        references=parts["References"],
+        references=plain["References"],
         options=constructor_options(cls),
         claims=_claims(axis, cls),
     )
@@ -131,48 +127,24 @@ def describe_class(axis: Axis, name: str, cls: type, /) -> Description:
 def parse(docstring: str) -> dict[str, str]:
     """Return the parts of a docstring: summary, formula, prose, the sections by their heads, and example.
 
-    Blank lines inside a part are kept. A part that is not there is "".
+    Blank lines inside a part are kept. A missing part is "".
     """
-    parts: dict[str, list[str]] = {name: [] for name in ("summary", "formula", "prose", *_SECTIONS, "example")}
-    here, literal = "summary", False
-    prompted = False
-    for line in inspect.cleandoc(docstring).splitlines():
-        head = re.fullmatch(r"(\w+):", line)
-        indented = line.startswith(" ")
-        if head is not None and head[1] in _SECTIONS:
-            here, literal, prompted = head[1], False, False
-            continue
-        if here in _SECTIONS and line and not indented:
-            here = "prose"
-        if line.startswith(">>>"):
-            prompted = True
-        if prompted:
-            # The output of an example ends at a blank line.
-            prompted = bool(line)
-            parts["example"].append(line)
-            continue
-        if literal and line and not indented:
-            literal = False
-            parts[here].append("")
-        if here == "summary" and not line:
-            here = "prose"
-        if line.endswith("::") and not literal:
-            literal = True
-            line = line[:-2].rstrip() + ":" if line != "::" else ""
-            if not line:
-                continue
-            parts[here].append(line)
-            continue
-        parts["formula" if literal and here == "prose" else here].append(line)
-    texts = {name: inspect.cleandoc("\n" + "\n".join(lines)).strip("\n") for name, lines in parts.items()}
-    texts["summary"] = _joined(texts["summary"])
-    for name in ("formula", "prose"):
-        texts[name] = re.sub(r"\n{3,}", "\n\n", texts[name])
-    return texts
+    text = inspect.cleandoc(docstring) + "\n"
+    # An example ends at a blank line, a section where the indent ends.
+    example = "\n".join(re.findall(r"^>>>(?:.+\n)+", text, re.MULTILINE))
+    text = re.sub(r"^>>>(?:.+\n)+", "", text, flags=re.MULTILINE)
+    section = re.compile(rf"^({'|'.join(_SECTIONS)}):\n((?:(?: .*)?\n)+)", re.MULTILINE)
+    sections = dict.fromkeys(_SECTIONS, "") | {head: inspect.cleandoc("\n" + body) for head, body in section.findall(text)}
+    summary, _, text = section.sub("", text).partition("\n\n")
+    literal = re.compile(r"::\n((?:(?: .*)?\n)+)")
+    formula = "\n\n".join(inspect.cleandoc("\n" + block) for block in literal.findall(text))
+    prose = re.sub(r"\n{3,}", "\n\n", re.sub(r"^:$", "", literal.sub(":\n\n", text), flags=re.MULTILINE))
+    texts = {"summary": _joined(summary), "formula": formula, "prose": prose, **sections, "example": example}
+    return {name: part.strip("\n") for name, part in texts.items()}
 
 
 def _plain(text: str) -> str:
-    """Return the text of a docstring with names as `name`, whatever their mark-up was."""
+    """Return the text with every kind of mark-up of a name replaced by `name`."""
     return re.sub(r":(?:class|meth|func|mod|data|attr):`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text).replace("``", "`")
 
 
@@ -181,34 +153,18 @@ def _joined(text: str) -> str:
 
 
 def _items(text: str) -> dict[str, str]:
-    """Return the items ``name: text`` of a section; a line that is indented further goes on with the item before."""
-    items: dict[str, str] = {}
-    name = ""
-    for line in text.splitlines():
-        found = None if line.startswith(" ") else _ITEM.match(line)
-        if found is not None:
-            name = found["name"]
-            items[name] = found["text"]
-        elif name and line.strip():
-            items[name] += " " + line.strip()
-    return items
+    """Return the items ``name: text`` of a section; a line that is indented further continues the item above it."""
+    lines = re.sub(r"\n\s+", " ", text).splitlines()
+    return {item["name"]: item["text"] for line in lines if (item := _ITEM.match(line))}
 
 
-def _claims(axis: Axis, cls: type) -> dict[str, Any]:
-    claims: dict[str, Any] = {}
-    instance: object = None
-    for name in _CLAIMS[axis]:
-        value = getattr(cls, name, None)
-        if isinstance(value, property):
-            # It depends on the options: told for the options with which the class is shown.
-            instance = _instance(cls) if instance is None else instance
-            value = getattr(instance, name, None)
-        claims[name] = value
+def _claims(axis: Axis, cls: Any) -> dict[str, Any]:
+    claims = {name: getattr(cls, name, None) for name in _CLAIMS[axis]}
+    # A claim that depends on the options is read with the options of the class's example.
+    if dependent := [name for name, value in claims.items() if isinstance(value, property)]:
+        try:
+            instance: object = cls(**getattr(cls, "example", {}))
+        except (MtlAxesError, TypeError):
+            instance = None
+        claims |= {name: getattr(instance, name, None) for name in dependent}
     return claims
-
-
-def _instance(cls: Any) -> object:
-    try:
-        return cls(**getattr(cls, "example", {}))
-    except (MtlAxesError, TypeError):
-        return object()

@@ -185,7 +185,7 @@ INTRODUCTION = """\
 
 Every strategy that the library brings, from the registry itself. This page and those behind it are written by `python
 docs/builder`, and a test compares them with what it would write. In a shell, `mtl-axes list` and `mtl-axes show NAME`
-print the same for whatever is installed, plugins included.
+print the names and docstrings of whatever is installed, plugins included.
 
 Which one? Begin with `fixed` and tuned constants: they are the baseline to beat. Where losses differ by orders of
 magnitude and their sizes are all that is wrong, a weighting that reads losses costs nothing (`uncertainty`,
