@@ -75,7 +75,7 @@ def load_fleet(source: Path, subset: str) -> Fleet:
     """Read one subset from a folder or from NASA's zip.
 
     Raises:
-        InputError: when a file is missing or malformed, with its name and line.
+        InputError: a file is missing or malformed; the error names it and the line.
     """
     names = file_names(check_subset(subset))
     texts = _read_texts(source, names)
@@ -103,15 +103,14 @@ def _read_texts(source: Path, names: tuple[str, ...]) -> list[str]:
         missing = [name for name in names if not (source / name).is_file()]
         if missing:
             raise InputError(
-                f"The folder `{source}` should hold {', '.join(names)}. Missing: {', '.join(missing)}. "
+                f"The folder `{source}` lacks {', '.join(missing)}. "
                 "Point `--data` at the unpacked C-MAPSS folder or at NASA's zip."
             )
         return [(source / name).read_bytes().decode("utf-8", "replace") for name in names]
     if not source.is_file():
         raise InputError(
-            f"`--data` should be a folder or a zip with the C-MAPSS files. Found nothing at `{source}`. "
-            "Download CMAPSSData.zip from NASA's Prognostics Data Repository, or leave `--data` out for the simulated "
-            "fleet."
+            f"There is no file or folder `{source}`. Pass a folder or a zip with the C-MAPSS files as `--data`: download "
+            "CMAPSSData.zip from NASA's Prognostics Data Repository, or leave `--data` out for the simulated fleet."
         )
     try:
         with zipfile.ZipFile(source) as archive:
@@ -119,34 +118,34 @@ def _read_texts(source: Path, names: tuple[str, ...]) -> list[str]:
             missing = [name for name in names if name not in members]
             if missing:
                 raise InputError(
-                    f"The zip `{source}` should hold {', '.join(names)}. Missing: {', '.join(missing)}. "
+                    f"The zip `{source}` lacks {', '.join(missing)}. "
                     "Take CMAPSSData.zip from NASA's Prognostics Data Repository."
                 )
             return [members[name].decode("utf-8", "replace") for name in names]
     except (zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"`--data` should be a folder or a zip. Found a file that is not a readable zip: `{source}` ({error}). "
-            "Download it again, or point `--data` at the unpacked folder."
+            f"The file `{source}` is not a readable zip ({error}). Download it again, or point `--data` at the "
+            "unpacked folder."
         ) from error
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, bytes]:
     """Text files by base name; the repository wraps CMAPSSData.zip in a second zip, so nested zips are opened too."""
-    found: dict[str, bytes] = {}
+    members: dict[str, bytes] = {}
     for info in archive.infolist():
         name = info.filename.rsplit("/", 1)[-1]
         if name.endswith(".txt"):
-            found[name] = archive.read(info)
+            members[name] = archive.read(info)
         elif name.lower().endswith(".zip"):
             with zipfile.ZipFile(io.BytesIO(archive.read(info))) as inner:
-                found.update(_members(inner))
-    return found
+                members.update(_members(inner))
+    return members
 
 
 def _parse_engines(text: str, name: str) -> list[tuple[int, Array, Array]]:
     lines = text.rstrip().splitlines()
     if not lines:
-        raise InputError(f"`{name}` should have {COLUMNS} columns per row. Found an empty file. Download it again.")
+        raise InputError(f"`{name}` is empty. Download it again.")
     rows = [line.split() for line in lines]
     for at, row in enumerate(rows, start=1):
         if len(row) != COLUMNS:
@@ -187,8 +186,7 @@ def _cut_into_engines(values: Array, name: str) -> list[tuple[int, Array, Array]
         number = int(values[start, 0])
         if number in seen:
             raise InputError(
-                f"`{name}` should list every engine once. Found engine {number} again at line {start + 1}. "
-                "Replace the file with the published one."
+                f"`{name}` lists engine {number} again at line {start + 1}. Replace the file with the published one."
             )
         seen.add(number)
         wrong = np.flatnonzero(values[start:stop, 1] != np.arange(1, stop - start + 1))

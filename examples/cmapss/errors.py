@@ -1,10 +1,10 @@
-"""What the example says when it cannot go on."""
+"""The errors of the example."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Files or options that the example cannot use: what is required, what was found, what to do."""
+    """A file or an option that the example cannot use."""
 
 
 class RunError(RuntimeError):

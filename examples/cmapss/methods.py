@@ -108,7 +108,7 @@ def choose_cells(methods: list[str] | None) -> list[Cell]:
 
 
 def _try(cell: Cell) -> None:
-    """One training step on four made-up windows: what cannot work is said before an hour of training, not after."""
+    """One training step on four made-up windows: what cannot work fails before an hour of training, not after."""
     model = TwoHeads(2, mean_rul=80.0, rul_scale=1.0, dropout=0.0)
     targets = {"rul": torch.tensor([10.0, 60.0, 90.0, 125.0]), "health": torch.tensor([2, 1, 0, 0])}
     try:

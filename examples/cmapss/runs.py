@@ -1,4 +1,4 @@
-"""What a finished run measured, as the pictures and the words of this example read it and as a study keeps it."""
+"""A finished run, as the pictures and sentences of this example read it and as a study keeps it."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ Runs = Mapping[tuple[Cell, int], Run]
 
 def runs_of(results: Results, cells: Sequence[Cell]) -> Runs:
     """The finished runs of a study, seed by seed, in the order of its cells."""
-    found = {(run.cell, run.seed): run for run in results.runs}
+    kept = {(run.cell, run.seed): run for run in results.runs}
     keys = [(cell, seed) for seed in results.seeds for cell in cells]
-    return {(cell, seed): Run.of(found[cell.labels, seed]) for cell, seed in keys if (cell.labels, seed) in found}
+    return {(cell, seed): Run.of(kept[cell.labels, seed]) for cell, seed in keys if (cell.labels, seed) in kept}
 
 
 def write_results(runs: Runs, subset: str, path: Path) -> Path:

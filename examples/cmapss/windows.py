@@ -84,8 +84,8 @@ class Normaliser:
         if unknown:
             shown = ", ".join(str(tuple((np.array(key) * SETTING_STEP).round(2).tolist())) for key in unknown[:3])
             raise InputError(
-                "Every operating condition should occur in the engines the normaliser is fitted on. Found (altitude, Mach, "
-                f"throttle) {shown} only in engine {engine.number}. Train and test files should come from one subset."
+                f"Engine {engine.number} has operating conditions (altitude, Mach, throttle) that no fitted engine has: "
+                f"{shown}. Use train and test files of one subset."
             )
         mean = np.stack([self.statistics[key][0] for key in keys])
         deviation = np.stack([self.statistics[key][1] for key in keys])

@@ -204,7 +204,7 @@ def _numbers(metrics: Any, required: tuple[str, ...]) -> dict[str, float]:
     missing = [name for name in required if name not in metrics]
     if missing:
         raise _MisuseError(
-            f"The training function returned {', '.join(map(str, metrics)) or 'no metric'} but not {', '.join(missing)}. "
+            f"The training function returned no {', '.join(missing)} (its metrics: {', '.join(map(str, metrics)) or 'none'}). "
             "Return every metric that the study names."
         )
     return {str(name): _number(name, value) for name, value in metrics.items()}

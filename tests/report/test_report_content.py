@@ -236,6 +236,6 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         return real(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r'vl_convert is missing.*pip install "mtl_axes\[report\]"'):
+    with pytest.raises(ImportError, match=r'needs vl_convert, which is not installed.*pip install "mtl_axes\[report\]"'):
         write_report(simulated.plain(), tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []

@@ -222,8 +222,8 @@ def returning(value: Any) -> Callable[..., Any]:
     [
         (None, "should return a mapping from metrics to numbers, or an Outcome. Found None."),
         (3.0, "Found 3.0."),
-        ({}, "The training function returned nothing but not rmse. Return every metric that the study names."),
-        ({"mae": 1.0}, "returned mae but not rmse. Return every metric"),
+        ({}, "returned no rmse (its metrics: none). Return every metric that the study names."),
+        ({"mae": 1.0}, "returned no rmse (its metrics: mae)."),
         ({"rmse": "3.5"}, "The metric `rmse` should be a number. Found '3.5'."),
         ({"rmse": torch.zeros(2)}, "The metric `rmse` should be a number. Found tensor"),
         ({"rmse": None}, "The metric `rmse` should be a number. Found None."),
@@ -244,7 +244,7 @@ def test_what_a_study_cannot_use_is_a_failure_once_a_run_has_finished(tmp_path: 
     """After hours of good runs one that forgets a metric does not end the study."""
     results = small(tmp_path, seeds=3).run(lambda criterion, seed: {"rmse": 1.0} if seed != 1 else {}, **quiet)
     assert [run.seed for run in results.runs] == [0, 2]
-    assert "but not rmse" in str(results.failures[0].error)
+    assert "returned no rmse" in str(results.failures[0].error)
 
 
 def test_options_of_the_criterion_count_also_where_a_strategy_has_no_name(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_options_of_the_criterion_count_also_where_a_strategy_has_no_name(tmp_pa
 def test_failed_runs_do_not_count_as_finished_ones(tmp_path: Path) -> None:
     """A function that raised first and now forgets a metric stops the study."""
     small(tmp_path, seeds=[1]).run(training.fragile, **quiet)
-    with pytest.raises(StudyError, match="but not rmse"):
+    with pytest.raises(StudyError, match="returned no rmse"):
         small(tmp_path, seeds=[1]).run(returning({}), retry=True, **quiet)
 
 
@@ -309,7 +309,7 @@ def test_threads_are_those_of_each_run_and_of_nothing_else(tmp_path: Path, worke
 
 def test_threads_are_given_back_where_a_study_stops(tmp_path: Path) -> None:
     before = torch.get_num_threads()
-    with pytest.raises(StudyError, match="but not rmse"):
+    with pytest.raises(StudyError, match="returned no rmse"):
         small(tmp_path).run(returning({}), threads=before + 1, **quiet)
     assert torch.get_num_threads() == before
 
