@@ -129,20 +129,20 @@ function drawPareto() {
       label: label(cell),
       across: mean,
       up: other,
-      kind: front?.some((kept) => same(kept, cell)) ? "front" : same(cell, chosen.cell) ? "chosen" : "other",
+      kind: front?.some((other) => same(other, cell)) ? "front" : same(cell, chosen.cell) ? "chosen" : "other",
       name: same(cell, chosen.cell) ? label(cell) : "",
       text: `${number(mean, usualSpread(across))}, ${number(other, usualSpread(up))}`,
     }));
   if (!rows.length) return noChart(place, "No cell has a finite mean in both.");
   const scale = { zero: false, padding: 16 };
   const [x, y] = [quantity("across", titled(across), { scale }), quantity("up", titled(up), { scale })];
-  const kept = rows.filter((row) => row.kind === "front");
+  const onFront = rows.filter((row) => row.kind === "front");
   const ends = rows.map((row) => row.across);
   const leftHalf = (rows.find((row) => row.name)?.across ?? 0) < (Math.min(...ends) + Math.max(...ends)) / 2;
   fill(
     byId("front"),
     front
-      ? `Not dominated in the means: ${kept.map((row) => row.label).join(", ") || "none"}.`
+      ? `Not dominated in the means: ${onFront.map((row) => row.label).join(", ") || "none"}.`
       : first === second
         ? "Choose two metrics."
         : "A front needs a direction for both metrics.",
@@ -151,7 +151,7 @@ function drawPareto() {
     height: 280,
     layer: [
       {
-        data: { values: kept },
+        data: { values: onFront },
         mark: { type: "line", strokeWidth: 1.2, strokeDash: [4, 3], color: colour("accent"), aria: false },
         encoding: { x, y, order: { field: "across", type: "quantitative" } },
       },

@@ -27,9 +27,9 @@ def histories(runs: Sequence[Run]) -> list[dict[str, Any]]:
     Rows are evenly spaced and include the last one. A value that was not measured in a row is the last one measured since
     the row before, so that a measurement at every tenth step is not lost between rows.
     """
-    kept = [_families(run.history) for run in runs]
-    points = _points(HISTORY_NUMBERS, sum(1 + sum(map(len, families.values())) for families in kept))
-    return [_history(run.history, families, points) for run, families in zip(runs, kept, strict=True)]
+    recorded = [_families(run.history) for run in runs]
+    points = _points(HISTORY_NUMBERS, sum(1 + sum(map(len, families.values())) for families in recorded))
+    return [_history(run.history, families, points) for run, families in zip(runs, recorded, strict=True)]
 
 
 def _families(history: Mapping[str, Sequence[float | None]]) -> dict[str, dict[str, Sequence[float | None]]]:
@@ -82,8 +82,8 @@ def predictions(runs: Sequence[Run]) -> list[dict[str, list[list[float | None]]]
 def _scatter(pair: Mapping[str, Sequence[float]], points: int) -> list[list[float | None]]:
     pairs = zip(pair["predicted"], pair["true"], strict=True)
     samples = sorted((sample for sample in pairs if all(map(math.isfinite, sample))), key=lambda sample: sample[1])
-    kept = [samples[index] for index in _evenly(len(samples), points)]
-    return [[rounded(sample[column]) for sample in kept] for column in (0, 1)]
+    thinned = [samples[index] for index in _evenly(len(samples), points)]
+    return [[rounded(sample[column]) for sample in thinned] for column in (0, 1)]
 
 
 def _points(numbers: int, columns: int) -> int:

@@ -146,13 +146,13 @@ class Study:
         settings = {"workers": workers, "threads": threads}
         grid = [self._job(cell, seed, train) for seed in self.seeds for cell in self.cells]
         self._write(grid)
-        kept = [job.load() for job in grid]
-        missing = _missing(grid, kept, retry)
+        earlier = [job.load() for job in grid]
+        missing = _missing(grid, earlier, retry)
         ends = "ended" in self.baselines
         further = ends * len(self.seeds) * sum(cell[0] in self._adaptive for cell in self.cells)
         with Bar(len(missing) + further * bool(missing), progress) as bar:
-            _announce_skipped(kept, retry, bar)
-            known = any(run is not None and run.error is None for run in kept)
+            _announce_skipped(earlier, retry, bar)
+            known = any(run is not None and run.error is None for run in earlier)
             _train(missing, train, known=known, bar=bar, **settings)
             more = self._ended_jobs(train) if ends else []
             self._write(grid + more)
@@ -331,21 +331,21 @@ class Study:
             ) from error
 
 
-def _missing(jobs: Sequence[Job], kept: Sequence[Run | None], retry: bool) -> list[Job]:
-    pairs = zip(jobs, kept, strict=True)
+def _missing(jobs: Sequence[Job], earlier: Sequence[Run | None], retry: bool) -> list[Job]:
+    pairs = zip(jobs, earlier, strict=True)
     return [job for job, run in pairs if run is None or (retry and run.error is not None)]
 
 
-def _announce_skipped(kept: Sequence[Run | None], retry: bool, bar: Bar) -> None:
-    errors = [run.error for run in kept if run is not None]
+def _announce_skipped(earlier: Sequence[Run | None], retry: bool, bar: Bar) -> None:
+    errors = [run.error for run in earlier if run is not None]
     failed = sum(error is not None for error in errors)
     if len(errors) > failed:
         bar.say(
-            f"{len(errors) - failed} of {len(kept)} runs were finished before and are not repeated. If the training "
+            f"{len(errors) - failed} of {len(earlier)} runs were finished before and are not repeated. If the training "
             "function has changed, name the change in `config=` or use another folder."
         )
     if failed and not retry:
-        bar.say(f"{failed} of {len(kept)} runs failed before and are not repeated; `retry=True` trains them again.")
+        bar.say(f"{failed} of {len(earlier)} runs failed before and are not repeated; `retry=True` trains them again.")
 
 
 def _train(jobs: Sequence[Job], train: Train, *, known: bool, workers: int, threads: int, bar: Bar) -> None:

@@ -115,8 +115,8 @@ class Job:
 
     def save(self, run: Run) -> None:
         """Write a run; a failure does not replace a finished run, which another process may have written meanwhile."""
-        kept = None if run.error is None else self.load()
-        if kept is None or kept.error is not None:
+        earlier = None if run.error is None else self.load()
+        if earlier is None or earlier.error is not None:
             write_whole(self.path, run.to_json())
 
     def failed(self, error: str) -> Run:
@@ -126,8 +126,8 @@ class Job:
     def run(self, train: Train) -> End:
         """Train and save the run, unless another process has finished it meanwhile. An error of the training is saved; a
         return value that a study cannot use is only reported."""
-        kept = self.load()
-        if kept is not None and kept.error is None:
+        earlier = self.load()
+        if earlier is not None and earlier.error is None:
             return End(None)
         begin = time.perf_counter()
         try:
@@ -204,8 +204,8 @@ def _numbers(metrics: Any, required: tuple[str, ...]) -> dict[str, float]:
     missing = [name for name in required if name not in metrics]
     if missing:
         raise _MisuseError(
-            f"The training function returned no {', '.join(missing)} (its metrics: {', '.join(map(str, metrics)) or 'none'}). "
-            "Return every metric that the study names."
+            f"The training function returned no {', '.join(missing)} (its metrics: {', '.join(map(str, metrics)) or 'none'})."
+            " Return every metric that the study names."
         )
     return {str(name): _number(name, value) for name, value in metrics.items()}
 
