@@ -205,8 +205,8 @@ def _numbers(metrics: Any, required: tuple[str, ...]) -> dict[str, float]:
     if missing:
         returned = ", ".join(map(str, metrics)) or "none"
         raise _MisuseError(
-            f"The training function returned no {', '.join(missing)} (its metrics: {returned}). Return every metric that the "
-            "study names."
+            f"The training function returned no {', '.join(missing)} (its metrics: {returned}). Return every metric that "
+            "the study names."
         )
     return {str(name): _number(name, value) for name, value in metrics.items()}
 
