@@ -37,40 +37,21 @@ function paintTable() {
       return sign * (a - b);
     });
   }
+  const order = chosen.sort.ascending ? "ascending" : "descending";
   const head = shown.map((column) => {
-    const sorted = column === by;
-    const arrow = sorted ? (chosen.sort.ascending ? "↑" : "↓") : "";
-    return element(
-      "th",
-      { scope: "col", class: column.words ? "text" : "", "aria-sort": sorted ? (chosen.sort.ascending ? "ascending" : "descending") : null },
-      element(
-        "button",
-        { type: "button", "data-column": column.key, click: () => sortBy(column.key) },
-        column.head,
-        element("span", { class: "arrow", "aria-hidden": "true" }, arrow),
-      ),
-    );
+    const arrow = element("span", { class: "arrow", "aria-hidden": "true" }, column === by ? { ascending: "↑", descending: "↓" }[order] : "");
+    const button = element("button", { type: "button", "data-column": column.key, click: () => sortBy(column.key) }, column.head, arrow);
+    return element("th", { scope: "col", class: column.words ? "text" : "", "aria-sort": column === by ? order : null }, button);
+  });
+  const body = rows.map((row) => {
+    const cells = shown.map((column) => {
+      const tag = column.key === "outer" ? "th" : "td";
+      return element(tag, { class: column.words ? "text" : "", scope: tag === "th" ? "row" : null }, column.text(row));
+    });
+    return element("tr", { class: same(row.cell, chosen.cell) ? "here" : "" }, cells);
   });
   byId("table-note").textContent = `Differences are a cell minus ${label(study.reference)}. “Seeds needed”: with so many, four studies in five detect an effect of this size.`;
-  fill(
-    byId("table"),
-    element(
-      "table",
-      { class: "numbers" },
-      element("thead", {}, element("tr", {}, head)),
-      element(
-        "tbody",
-        {},
-        rows.map((row) =>
-          element(
-            "tr",
-            { class: same(row.cell, chosen.cell) ? "here" : "" },
-            shown.map((column) => element(column.key === "outer" ? "th" : "td", { class: column.words ? "text" : "", scope: column.key === "outer" ? "row" : null }, column.text(row))),
-          ),
-        ),
-      ),
-    ),
-  );
+  fill(byId("table"), table("numbers", head, body));
 }
 
 function sortBy(key) {

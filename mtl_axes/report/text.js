@@ -37,8 +37,9 @@ function element(tag, attributes = {}, ...children) {
 const muted = (text) => element("p", { class: "muted" }, text);
 const part = (title, ...children) => element("div", { class: "part" }, element("h3", {}, title), ...children);
 
+/** A table of rows; heads are texts, or elements of their own. */
 function table(name, heads, rows) {
-  const head = element("tr", {}, heads.map((text) => element("th", { scope: "col" }, text)));
+  const head = element("tr", {}, heads.map((head) => (head.nodeType ? head : element("th", { scope: "col" }, head))));
   return element("table", { class: name }, element("thead", {}, head), element("tbody", {}, rows));
 }
 

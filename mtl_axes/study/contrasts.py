@@ -74,15 +74,8 @@ def crossed(outer: tuple[str, str], inner: tuple[str, str]) -> Contrast:
 def between(
     axis: Axis, pairs: Iterable[tuple[str, str]], others: Iterable[str], tried: Container[Cell], values: Container[Cell]
 ) -> list[Contrast]:
-    """Return level minus base for every pair (level, base) of an axis, averaged over levels of the other axis.
-
-    Args:
-        axis: the axis of the pairs.
-        pairs: a pair is left out if no level of the other axis was tried with both.
-        others: levels of the other axis; the average is over those with which both have values.
-        tried: cells that have runs, failed ones too.
-        values: cells that have finite values.
-    """
+    """Return level minus base for every pair (level, base) of an axis, averaged over those of the other levels at which both
+    have values. A pair is left out if both were tried at none of them."""
 
     def of(level: str, other: str) -> Cell:
         return (level, other) if axis == "outer" else (other, level)

@@ -26,12 +26,8 @@ _LEAVE = 5.0  # seconds that a worker may take to exit
 
 
 class Bar:
-    """Progress on stderr: a bar of runs with the remaining time, and lines above it. No bar if tqdm is missing.
-
-    Args:
-        total: number of runs to be trained.
-        shown: False for no output at all.
-    """
+    """Progress on stderr: a bar of runs with the remaining time, and lines above it. No bar if tqdm is missing, and no output
+    at all unless ``shown``."""
 
     def __init__(self, total: int, shown: bool) -> None:
         self._bar: Any = None
@@ -180,7 +176,7 @@ class _Worker:
                     f"A worker process ended with code {code} before its first run; its error is above. A script that runs "
                     'a study with workers > 1 needs `if __name__ == "__main__":` around that call.'
                 )
-            return job, None if job is None else End(f"its process died ({_ending(code)})", unkept=True)
+            return job, None if job is None else End(f"its process died ({_ending(code)})", unsaved=True)
         self._began, self.alive = True, self._process.is_alive()
         return job, message if job is not None else None
 

@@ -358,7 +358,7 @@ def _train(jobs: Sequence[Job], train: Train, *, known: bool, workers: int, thre
         for job, end in ends:
             if end.misused and not known:
                 raise StudyError(f"{end.error} It was called for {job.title}.")
-            if end.unkept and end.error is not None:
+            if end.unsaved and end.error is not None:
                 job.save(job.failed(end.error))
             known = known or end.error is None
             bar.end(job, end)

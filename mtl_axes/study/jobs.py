@@ -61,41 +61,24 @@ class _MisuseError(StudyError):
 
 
 class End(NamedTuple):
-    """How a run ended.
+    """How a run ended."""
 
-    Attributes:
-        error: None if it finished.
-        misused: the training function returned something that a study cannot use.
-        unkept: the error is not on disk.
-    """
-
-    error: str | None
-    misused: bool = False
-    unkept: bool = False
+    error: str | None  # None if it finished
+    misused: bool = False  # the training function returned something that a study cannot use
+    unsaved: bool = False  # the error is not on disk
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A run to be trained.
-
-    Attributes:
-        outer: label of the outer level.
-        inner: label of the inner level.
-        seed: what it is seeded with.
-        levels: what ``compose`` is given for the two axes.
-        options: further options of ``compose``.
-        metrics: names that the training function must return.
-        config: everything that the result depends on, as JSON gives it back.
-        path: its file.
-    """
+    """A run to be trained; ``outer`` and ``inner`` are labels."""
 
     outer: str
     inner: str
     seed: int
-    levels: tuple[Any, Any]
-    options: Mapping[str, Any]
-    metrics: tuple[str, ...]
-    config: Mapping[str, Any]
+    levels: tuple[Any, Any]  # what `compose` is given for the two axes
+    options: Mapping[str, Any]  # further options of `compose`
+    metrics: tuple[str, ...]  # names that the training function must return
+    config: Mapping[str, Any]  # everything that the result depends on, as JSON gives it back
     path: Path
 
     @property
@@ -133,7 +116,7 @@ class Job:
         try:
             run = self._trained(train)
         except _MisuseError as error:
-            return End(str(error), misused=True, unkept=True)
+            return End(str(error), misused=True, unsaved=True)
         except (Exception, SystemExit) as error:  # a function that calls sys.exit() ends its run, not the study
             run = self.failed(_described(error))
         self.save(replace(run, seconds=time.perf_counter() - begin))

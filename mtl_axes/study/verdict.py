@@ -158,13 +158,8 @@ def _size(effect: Effect) -> str:
 
 
 def _family(effects: Sequence[Effect], head: str, over: Sequence[str]) -> list[str]:
-    """Effects of one family in one sentence: the significant ones, the clearest of the others, those without a test.
-
-    Args:
-        effects: of one family.
-        head: what the sentence is about.
-        over: the levels that effects are averaged over; an effect that is averaged over others says so.
-    """
+    """Effects of one family in one sentence: the significant ones, the clearest of the others, those without a test. An
+    effect that is not averaged over the levels ``over`` says so."""
     if not effects:
         return []
     if len(effects) == 1:
