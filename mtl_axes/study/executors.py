@@ -26,8 +26,8 @@ _LEAVE = 5.0  # seconds that a worker may take to exit
 
 
 class Bar:
-    """Progress on stderr: a bar of runs with the remaining time, and lines above it. No bar if tqdm is missing, and no output
-    at all unless ``shown``."""
+    """Progress on stderr: a bar of runs with the remaining time, and lines above it. No bar if tqdm is missing, and no
+    output at all unless ``shown``."""
 
     def __init__(self, total: int, shown: bool) -> None:
         self._bar: Any = None
