@@ -1,11 +1,11 @@
-"""How often 95 % intervals for the mean of a few paired differences hold the true mean, in per cent of simulated studies.
+"""Coverage: how often 95 % intervals for the mean of a few paired differences hold the true mean, in per cent.
 
 python -m benchmarks.coverage                    3, 5 and 10 seeds, 4,000 studies: the table of docs/statistics.md
 python -m benchmarks.coverage --studies 20000    for longer
 
 The noise of the differences is normal; Laplace, the difference of two cells with equally skewed noise; and exponential
 (skewness 2), where one cell alone is skewed. In brackets the median width in standard deviations. The binomial error of
-4,000 studies is 0.3 points at 95 %. Percentile and BCa are scipy's, studentised leaves out resamples without a spread.
+4,000 studies is 0.3 points at 95 %. Percentile and BCa are scipy's; studentised leaves out resamples without a spread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from mtl_axes.study.statistics import bootstrap_interval, t_interval
+from mtl_axes.study.statistics import t_interval
 
 SEEDS = (3, 5, 10)
 DRAWS = 2_000
@@ -33,8 +33,8 @@ def scipy_bootstrap(method: str) -> Callable[[np.ndarray], Interval]:
     """scipy's interval of that name."""
 
     def interval(x: np.ndarray) -> Interval:
-        found = stats.bootstrap((x,), np.mean, axis=-1, n_resamples=DRAWS, batch=100, method=method, rng=0)
-        return found.confidence_interval.low, found.confidence_interval.high
+        result = stats.bootstrap((x,), np.mean, axis=-1, n_resamples=DRAWS, batch=100, method=method, rng=0)
+        return result.confidence_interval.low, result.confidence_interval.high
 
     return interval
 
@@ -45,7 +45,7 @@ def resampled(x: np.ndarray) -> np.ndarray:
 
 
 def expanded(x: np.ndarray) -> Interval:
-    """The percentile interval at the wider level that makes up for few values (Hesterberg 2015)."""
+    """The percentile interval, at a wider level that corrects for few values (Hesterberg 2015)."""
     n = x.shape[-1]
     tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(0.025, n - 1))
     low, high = np.quantile(resampled(x).mean(-1), (tail, 1 - tail), axis=-1)
@@ -53,7 +53,7 @@ def expanded(x: np.ndarray) -> Interval:
 
 
 def studentised(x: np.ndarray) -> Interval:
-    """The studentised interval without smoothing; resamples that have no spread are left out."""
+    """The studentised interval without smoothing; resamples without a spread are left out."""
     mean, error = x.mean(-1), x.std(-1, ddof=1) / np.sqrt(x.shape[-1])
     again = resampled(x)
     spread = again.std(-1, ddof=1) / np.sqrt(x.shape[-1])
@@ -64,7 +64,6 @@ def studentised(x: np.ndarray) -> Interval:
 
 METHODS: dict[str, Callable[[np.ndarray], Interval]] = {
     "t": t_interval,
-    "smoothed studentised": bootstrap_interval,
     "studentised": studentised,
     "percentile": scipy_bootstrap("percentile"),
     "BCa": scipy_bootstrap("BCa"),
@@ -73,7 +72,7 @@ METHODS: dict[str, Callable[[np.ndarray], Interval]] = {
 
 
 def cell(method: Callable[[np.ndarray], Interval], x: np.ndarray) -> str:
-    """Coverage and median width; an interval that scipy does not give (NaN) holds nothing."""
+    """Coverage and median width; an interval that is NaN holds nothing."""
     parts = [method(part) for part in np.array_split(x, max(1, len(x) // 200))]
     low, high = (np.concatenate(ends) for ends in zip(*parts, strict=True))
     return f"{100 * np.mean((low <= 0) & (high >= 0)):.1f} ({np.nanmedian(high - low):.1f})"

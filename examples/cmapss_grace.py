@@ -4,7 +4,7 @@ Without arguments a simulated fleet is used. With the real files (NASA's Prognos
 
     python examples/cmapss_grace.py --data CMAPSSData.zip --subset FD002
 
-Repeat the same command to continue an interrupted study where it stopped.
+The same command continues an interrupted study.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            f"\ninterrupted: finished runs are kept in `{options.out}`; the same command goes on from there", file=sys.stderr
+            f"\ninterrupted: finished runs are kept in `{options.out}`; the same command continues",
+            file=sys.stderr,
         )
         return 130
 
@@ -164,13 +165,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=_whole(1), help="optimizer steps per run (default 450 simulated, 600 real)")
     parser.add_argument(
-        "--protocol", choices=("honest", "published"), default="honest", help="which engines choose the checkpoint"
+        "--protocol", choices=("honest", "published"), default="honest", help="where the checkpoint is chosen"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/cmapss_grace"), help="default runs/cmapss_grace")
     parser.add_argument(
         "--workers", type=_whole(1), default=min(2, os.cpu_count() or 1), help="processes, one thread each (default 2)"
     )
-    parser.add_argument("--quick", action="store_true", help="one seed, a small fleet, few and small steps: does it run?")
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed, a small fleet, few and small steps: does it run at all?"
+    )
     return parser
 
 
@@ -192,7 +195,7 @@ def _check_out(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"`--out` should be a folder that can be written. Found `{folder}` ({error.strerror}). Name another one."
+            f"The folder `{folder}` cannot be written ({error.strerror}). Pass another one as `--out`."
         ) from error
 
 

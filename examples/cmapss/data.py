@@ -1,7 +1,7 @@
 """Read C-MAPSS files (folder or zip) into engines.
 
 A file holds one row per flight cycle and 26 columns: engine, cycle, three operational settings, 21 sensors. Training
-engines run to failure; test engines stop earlier, and ``RUL_FD00x.txt`` has their remaining cycles.
+engines run to failure; test engines stop earlier, and ``RUL_FD00x.txt`` says how many cycles each of them had left.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Engine:
         return self.end_rul + np.arange(len(self) - 1, -1, -1, dtype=np.float64)
 
     def cut(self, cycles: int) -> Engine:
-        """Return the engine's first ``cycles`` cycles."""
+        """The same engine, seen only for its first ``cycles`` cycles."""
         return Engine(self.number, self.settings[:cycles], self.sensors[:cycles], self.end_rul + len(self) - cycles)
 
 
@@ -58,7 +58,7 @@ class Fleet:
 
 
 def check_subset(name: str) -> str:
-    """Return the subset's name, if it is one of the four."""
+    """The subset's name, if it is one of the four."""
     if name in SUBSETS:
         return name
     near = get_close_matches(name.upper(), SUBSETS, n=1, cutoff=0.5)
@@ -67,7 +67,7 @@ def check_subset(name: str) -> str:
 
 
 def file_names(subset: str) -> tuple[str, str, str]:
-    """Return the files of training rows, test rows and true RUL of the test engines."""
+    """Training rows, test rows, true RUL of the test engines."""
     return f"train_{subset}.txt", f"test_{subset}.txt", f"RUL_{subset}.txt"
 
 
@@ -75,7 +75,7 @@ def load_fleet(source: Path, subset: str) -> Fleet:
     """Read one subset from a folder or from NASA's zip.
 
     Raises:
-        InputError: a file is missing or malformed; the message has its name and line.
+        InputError: a file is missing or malformed; the error names it and the line.
     """
     names = file_names(check_subset(subset))
     texts = _read_texts(source, names)
@@ -103,15 +103,14 @@ def _read_texts(source: Path, names: tuple[str, ...]) -> list[str]:
         missing = [name for name in names if not (source / name).is_file()]
         if missing:
             raise InputError(
-                f"The folder `{source}` should hold {', '.join(names)}. Missing: {', '.join(missing)}. "
+                f"The folder `{source}` lacks {', '.join(missing)}. "
                 "Point `--data` at the unpacked C-MAPSS folder or at NASA's zip."
             )
         return [(source / name).read_bytes().decode("utf-8", "replace") for name in names]
     if not source.is_file():
         raise InputError(
-            f"There is nothing at `--data {source}`. Pass a folder or a zip with the C-MAPSS files. "
-            "Download CMAPSSData.zip from NASA's Prognostics Data Repository, or leave `--data` out for the simulated "
-            "fleet."
+            f"There is no file or folder `{source}`. Pass a folder or a zip with the C-MAPSS files as `--data`: download "
+            "CMAPSSData.zip from NASA's Prognostics Data Repository, or leave `--data` out for the simulated fleet."
         )
     try:
         with zipfile.ZipFile(source) as archive:
@@ -119,19 +118,19 @@ def _read_texts(source: Path, names: tuple[str, ...]) -> list[str]:
             missing = [name for name in names if name not in members]
             if missing:
                 raise InputError(
-                    f"The zip `{source}` should hold {', '.join(names)}. Missing: {', '.join(missing)}. "
+                    f"The zip `{source}` lacks {', '.join(missing)}. "
                     "Take CMAPSSData.zip from NASA's Prognostics Data Repository."
                 )
             return [members[name].decode("utf-8", "replace") for name in names]
     except (zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"`--data {source}` is not a readable zip ({error}). "
-            "Download it again, or point `--data` at the unpacked folder."
+            f"The file `{source}` is not a readable zip ({error}). Download it again, or point `--data` at the "
+            "unpacked folder."
         ) from error
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, bytes]:
-    """Return text files by base name, including nested zips: the repository wraps CMAPSSData.zip in a second zip."""
+    """Text files by base name; the repository wraps CMAPSSData.zip in a second zip, so nested zips are opened too."""
     members: dict[str, bytes] = {}
     for info in archive.infolist():
         name = info.filename.rsplit("/", 1)[-1]
@@ -179,17 +178,17 @@ def _point_at_non_number(rows: list[list[str]], name: str) -> None:
 
 
 def _cut_into_engines(values: Array, name: str) -> list[tuple[int, Array, Array]]:
-    # Rows of an engine are adjacent, with cycles 1, 2, 3, ...: a missing or doubled row would shift its RUL labels.
+    # Rows of one engine are adjacent and their cycles count 1, 2, 3, ...: a lost or doubled row would shift its RUL labels.
     starts = np.flatnonzero(np.diff(values[:, 0], prepend=np.nan) != 0)
     engines = []
-    numbers: set[int] = set()
+    seen: set[int] = set()
     for start, stop in zip(starts, [*starts[1:], len(values)], strict=True):
         number = int(values[start, 0])
-        if number in numbers:
+        if number in seen:
             raise InputError(
-                f"`{name}` has engine {number} a second time, at line {start + 1}. Replace the file with the published one."
+                f"`{name}` lists engine {number} again at line {start + 1}. Replace the file with the published one."
             )
-        numbers.add(number)
+        seen.add(number)
         wrong = np.flatnonzero(values[start:stop, 1] != np.arange(1, stop - start + 1))
         if wrong.size:
             raise InputError(

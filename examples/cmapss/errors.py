@@ -1,4 +1,4 @@
-"""Errors of the example."""
+"""The errors of the example."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """One run of a study failed; the other runs continue."""
+    """One run of a study could not be finished; the other runs go on."""

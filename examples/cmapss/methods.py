@@ -1,4 +1,4 @@
-"""The methods of a study: the 2x2 grid, its control, and pairs of registered names from the command line."""
+"""Which methods a study compares: the 2x2 grid, its control, and pairs of registered names given on the command line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """Its name in tables and pictures."""
+        """What tables and pictures call it."""
         return TITLES.get(self.name, self.name)
 
     @property
@@ -39,7 +39,7 @@ class Cell:
         return (CONTROL_LABEL if self.outer == CONTROL.outer else self.outer), self.inner
 
     def criterion(self) -> MultiTaskCriterion:
-        """Return a new criterion for the two tasks."""
+        """A fresh criterion for the two tasks."""
         return compose(parse_strategy(self.outer), parse_strategy(self.inner), tasks=TASKS)
 
 
@@ -61,7 +61,7 @@ TITLES = {
 
 
 def parse_strategy(text: str) -> dict[str, object]:
-    """Turn ``"gaba(beta=0.9, floor=0)"`` into ``{"name": "gaba", "beta": 0.9, "floor": 0}``."""
+    """``"gaba(beta=0.9, floor=0)"`` to ``{"name": "gaba", "beta": 0.9, "floor": 0}``."""
     try:
         call = ast.parse(text.strip(), mode="eval").body
         if isinstance(call, ast.Name):
@@ -73,13 +73,13 @@ def parse_strategy(text: str) -> dict[str, object]:
     except (SyntaxError, ValueError):
         pass
     raise InputError(
-        f"A method's strategy should be written `name` or `name(option=value, ...)` with plain values. Found `{text}`. "
+        f"A method's name should be written `name` or `name(option=value, ...)` with plain values. Found `{text}`. "
         "Quote it in the shell, for example 'gaba(beta=0.9):huber(delta=5)'."
     )
 
 
 def parse_method(text: str) -> Cell:
-    """Turn ``"outer:inner"`` into a cell; a pair of the grid keeps its letter."""
+    """``"outer:inner"`` to a cell; a pair of the grid keeps its letter."""
     depth, colons = 0, []
     for at, letter in enumerate(text):
         depth += (letter in "([{") - (letter in ")]}")
@@ -99,7 +99,7 @@ def parse_method(text: str) -> Cell:
 
 
 def choose_cells(methods: list[str] | None) -> list[Cell]:
-    """Return the grid and its control, or cell A, the reference, and the given methods."""
+    """The grid and its control; or cell A, which everything is compared with, and the given methods."""
     cells = [*GRID, CONTROL] if methods is None else [GRID[0], *(parse_method(text) for text in methods)]
     unique = list(dict.fromkeys(cells))
     for cell in unique:
@@ -108,10 +108,10 @@ def choose_cells(methods: list[str] | None) -> list[Cell]:
 
 
 def _try(cell: Cell) -> None:
-    """Run one training step on four random windows, so that a method that cannot work fails before the study starts."""
+    """One training step on four made-up windows: what cannot work fails before an hour of training, not after."""
     model = TwoHeads(2, mean_rul=80.0, rul_scale=1.0, dropout=0.0)
     targets = {"rul": torch.tensor([10.0, 60.0, 90.0, 125.0]), "health": torch.tensor([2, 1, 0, 0])}
     try:
         cell.criterion()(model(torch.randn(4, 30, 2)), targets).backward()
     except MtlAxesError as error:
-        raise InputError(f"The method `{cell.outer}:{cell.inner}` cannot be used. {error}") from error
+        raise InputError(f"The method `{cell.outer}:{cell.inner}` cannot be used here. {error}") from error

@@ -1,4 +1,4 @@
-"""The table at the end of a study, and sentences about its gradients, GABA's floor, the control and the ridge."""
+"""The table at the end of a study, and what only this example knows about its runs, in sentences."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ REFERENCE = "A"
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Return ``mean ± standard deviation``, or a single value alone."""
+    """``mean ± standard deviation``; of a single value only the value."""
     mean = f"{np.mean(values):.{digits}f}"
     return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
 
 
 def signed(values: Sequence[float], digits: int) -> str:
-    """Return a difference like ``spread``, with its sign."""
+    """A difference with its sign, as ``spread``."""
     text = spread(values, digits)
     if float(text.split()[0]) == 0:
         return text.removeprefix("-")
@@ -40,8 +40,8 @@ def figures(runs: Runs, cell: Cell, figure: Callable[[Run], float]) -> dict[int,
 
 def paired(runs: Runs, cell: Cell, other: Cell, figure: Callable[[Run], float]) -> list[float]:
     """Differences ``cell - other`` over the seeds that both finished."""
-    mine, others = figures(runs, cell, figure), figures(runs, other, figure)
-    return [mine[seed] - others[seed] for seed in mine if seed in others]
+    own, others = figures(runs, cell, figure), figures(runs, other, figure)
+    return [own[seed] - others[seed] for seed in own if seed in others]
 
 
 def by_name(runs: Runs, name: str) -> Cell | None:
@@ -50,15 +50,15 @@ def by_name(runs: Runs, name: str) -> Cell | None:
 
 
 def floored_from(run: Run, floor: float) -> int | None:
-    """Return the first step from which one of the two weights is at GABA's floor until the end, or None."""
-    # A floored weight is floor / (floor + other) with other >= 1 - floor, so it is below the floor; no free weight is.
+    """The first step from which GABA's floor holds one of the two weights up to the end of training, or None."""
+    # A floored weight is floor / (floor + other) with other >= 1 - floor: below the floor, which no free weight can be.
     away = np.array(run.weights).min(axis=1) > floor
     last_away = int(np.flatnonzero(away)[-1]) + 1 if away.any() else 0
     return None if last_away == len(away) else last_away
 
 
 def gaba_floor(cell: Cell) -> float | None:
-    """Return the floor of a GABA cell, None for other weightings."""
+    """The floor of a GABA cell, None for other weightings."""
     options = parse_strategy(cell.outer)
     floor = options.get("floor", 0.05)
     return float(floor) if options["name"] == "gaba" and isinstance(floor, (int, float)) else None
@@ -99,7 +99,7 @@ def table(runs: Runs, baselines: Baselines) -> str:
 
 
 def in_words(runs: Runs, baselines: Baselines) -> list[str]:
-    """Return sentences about the gradients, GABA's floor, the control and the ridge baseline."""
+    """One sentence or two on each of: gradients, GABA's floor, the control, the ridge baseline."""
     sentences = [_on_gradients(runs), *_on_floor(runs), _on_control(runs), _on_ridge(runs, baselines)]
     return [sentence for sentence in sentences if sentence]
 
@@ -126,34 +126,34 @@ def _on_floor(runs: Runs) -> list[str]:
     sentences = []
     for cell in cells_of(runs):
         floor = gaba_floor(cell)
-        mine = [run for (of, _), run in runs.items() if of == cell]
-        if floor is None or not mine:
+        own = [run for (of, _), run in runs.items() if of == cell]
+        if floor is None or not own:
             continue
-        reached = [step for step in (floored_from(run, floor) for run in mine) if step is not None]
-        end = np.mean([run.weights[-1] for run in mine], axis=0)
+        reached = [step for step in (floored_from(run, floor) for run in own) if step is not None]
+        end = np.mean([run.weights[-1] for run in own], axis=0)
         held, free = ("rul", "health") if end[0] < end[1] else ("health", "rul")
         weights = (
             f"lambda_{held} = {end.min():.4f} (lowest possible {floor / (1 + floor):.4f}), lambda_{free} = {end.max():.4f}"
         )
-        chosen = np.mean([run.chosen_step for run in mine])
-        then = np.mean([run.weights[run.chosen_step - 1][1] for run in mine])
+        chosen = np.mean([run.chosen_step for run in own])
+        then = np.mean([run.weights[run.chosen_step - 1][1] for run in own])
         tested = f" The tested checkpoints are of step {chosen:.0f} on average, when lambda_health was {then:.4f}."
-        if len(reached) == len(mine):
-            moved = max(
-                float(np.ptp(np.array(run.weights)[step:], axis=0).max()) for run, step in zip(mine, reached, strict=True)
+        if len(reached) == len(own):
+            change = max(
+                float(np.ptp(np.array(run.weights)[step:], axis=0).max()) for run, step in zip(own, reached, strict=True)
             )
             sentences.append(
-                f"GABA in cell {cell.name} sits at its floor at the end of all {len(mine)} runs: {weights}. From step "
-                f"{max(reached) + 1} on its weights move by {moved:.4f} at most.{tested}"
+                f"GABA in cell {cell.name} sits at its floor at the end of all {len(own)} runs: {weights}. From step "
+                f"{max(reached) + 1} on its weights change by {change:.4f} at most.{tested}"
             )
         elif reached:
             sentences.append(
-                f"GABA in cell {cell.name} ends at its floor in {len(reached)} of {len(mine)} runs: on average {weights}."
+                f"GABA in cell {cell.name} ends at its floor in {len(reached)} of {len(own)} runs: on average {weights}."
                 f"{tested}"
             )
         else:
             sentences.append(
-                f"GABA in cell {cell.name} has not reached its floor after {len(mine[0].weights)} steps: {weights}.{tested}"
+                f"GABA in cell {cell.name} has not reached its floor after {len(own[0].weights)} steps: {weights}.{tested}"
             )
     return sentences
 

@@ -1,4 +1,4 @@
-"""What a finished run measured, as the pictures and the words of this example read it and as a study keeps it."""
+"""A finished run, as the pictures and sentences of this example read it and as a study keeps it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtl_axes.study import Outcome
-from mtl_axes.study.results import Results
-from mtl_axes.study.results import Run as Kept
+from mtl_axes.study import Outcome, Results
+from mtl_axes.study import Run as Kept
 
 from .methods import TASKS, Cell
 
@@ -85,9 +84,9 @@ Runs = Mapping[tuple[Cell, int], Run]
 
 def runs_of(results: Results, cells: Sequence[Cell]) -> Runs:
     """The finished runs of a study, seed by seed, in the order of its cells."""
-    found = {(run.cell, run.seed): run for run in results.runs}
+    kept = {(run.cell, run.seed): run for run in results.runs}
     keys = [(cell, seed) for seed in results.seeds for cell in cells]
-    return {(cell, seed): Run.of(found[cell.labels, seed]) for cell, seed in keys if (cell.labels, seed) in found}
+    return {(cell, seed): Run.of(kept[cell.labels, seed]) for cell, seed in keys if (cell.labels, seed) in kept}
 
 
 def write_results(runs: Runs, subset: str, path: Path) -> Path:

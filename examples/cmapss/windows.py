@@ -1,7 +1,7 @@
-"""From engines to the inputs of a network: split by engine, normalise per operating condition, cut windows.
+"""From engines to what a network sees: split by engine, normalise per operating condition, cut windows.
 
-The honest protocol is here: validation engines are not used for the normaliser or the training windows, and each appears
-several times, cut at random like the engines of the test file.
+The honest protocol lives here: validation engines never touch the normaliser or the training windows, and each of them
+is shown several times, cut at random like the engines of the test file.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Normaliser:
         for index, name in enumerate(names.tolist()):
             rows = sensors[where.reshape(-1) == index]
             deviation = rows.std(axis=0)
-            # A constant sensor keeps its units: dividing by its deviation of 0 would give NaN.
+            # A sensor that never moves in a condition keeps its units: dividing by its zero would be NaN.
             statistics[tuple(name)] = (rows.mean(axis=0), np.where(deviation > 1e-6, deviation, 1.0))
         return cls(statistics)
 
@@ -84,8 +84,8 @@ class Normaliser:
         if unknown:
             shown = ", ".join(str(tuple((np.array(key) * SETTING_STEP).round(2).tolist())) for key in unknown[:3])
             raise InputError(
-                f"The operating conditions (altitude, Mach, throttle) {shown} of engine {engine.number} do not occur in the "
-                "training engines that the normaliser is fitted on. Take train and test files from one subset."
+                f"Engine {engine.number} has operating conditions (altitude, Mach, throttle) that no fitted engine has: "
+                f"{shown}. Use train and test files of one subset."
             )
         mean = np.stack([self.statistics[key][0] for key in keys])
         deviation = np.stack([self.statistics[key][1] for key in keys])
@@ -101,7 +101,7 @@ def last_window(rows: NDArray[np.float32], length: int = WINDOW) -> NDArray[np.f
 
 @dataclass(frozen=True, eq=False)
 class Snapshots:
-    """The last window of every engine, with its labels, to evaluate checkpoints."""
+    """The last window of every engine, with its labels: what a checkpoint is judged on."""
 
     inputs: NDArray[np.float32]
     rul: Array
@@ -118,7 +118,7 @@ class Snapshots:
 class TrainingWindows:
     """All windows of the training engines, cut on demand from the rows they share.
 
-    ``rows (R, 17)`` are the concatenated engines, ``first (N,)`` is the first row of a window, ``rul`` and ``health``
+    ``rows (R, 17)`` are the engines one after the other, ``first (N,)`` is where a window starts, ``rul`` and ``health``
     belong to its last cycle.
     """
 

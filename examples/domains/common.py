@@ -1,4 +1,4 @@
-"""What the programs of this folder share: their command line, a study of 2 x 2 cells and 3 seeds, and what it says.
+"""What the programs of this folder share: the command line, a study of 2 x 2 cells and 3 seeds, and its output.
 
 python examples/domains/perception.py            # the study; finished runs are kept in --out and not repeated
 python examples/domains/perception.py --quick    # one seed and few steps: does it run?
@@ -32,17 +32,17 @@ def main(
     compose: Mapping[str, Any] | None = None,
     naive: str = "without any input",
 ) -> None:
-    """Run the study that the command line asks for, and print what it measured and what follows from it.
+    """Run the study of the command line, and print what it measured and its verdict.
 
     Args:
         title: what the study asks.
         train: ``train(criterion, seed, steps=...)`` -> metrics on data that were not trained on. A function of its module.
-        trivial: ``trivial(seed)`` -> the same metrics for predictions that take no training: what has to be beaten.
+        trivial: ``trivial(seed)`` -> the same metrics for predictions without training: the figures to beat.
         outer: weightings by label, the reference first.
         inner: shapes by label, the reference first.
         metrics: "min" or "max" by name, the one that matters most first.
         steps: optimizer steps of a run.
-        quick_steps: those with ``--quick``.
+        quick_steps: optimizer steps of a run with ``--quick``.
         compose: further options of ``compose``.
         naive: what ``trivial`` does, in a few words.
     """

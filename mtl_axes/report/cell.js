@@ -1,4 +1,4 @@
-/** Everything that is known of the chosen cell. */
+/** The chosen cell: its strategies, seeds, series and predictions. */
 const seriesNames = { weight: "Weights", loss: "Losses", norm: "Gradient norms" };
 
 function paintCell() {
@@ -8,43 +8,27 @@ function paintCell() {
   const failures = ofCell(study.failures, cell);
   byId("cell-title").textContent = label(cell);
   byId("config-of").textContent = label(cell);
-  byId("cell-config").textContent = about && Object.keys(about.config).length ? JSON.stringify(about.config, null, 2) : "No run of this cell has kept its configuration.";
+  byId("cell-config").textContent = about && Object.keys(about.config).length ? JSON.stringify(about.config, null, 2) : "No run of this cell has a configuration.";
   const series = Object.keys(seriesNames).filter((family) => runs.some((run) => run.history[family]));
   const tasks = [...new Set(runs.flatMap((run) => Object.keys(run.predictions)))];
   if (!series.includes(chosen.series)) chosen.series = series[0] ?? "weight";
+  const families = series.map((family) => [family, seriesNames[family]]);
+  const switcher = choice("series", "Show", families, chosen.series, (family) => {
+    chosen.series = family;
+    drawCell();
+  });
+  const scatter = (task, index) => element("div", {}, element("p", { class: "kind" }, task), element("div", { class: "chart", id: `scatter-${index}` }));
+  const chart = element("div", { class: "chart", id: "series" }, series.length ? "" : muted("No history was recorded."));
   fill(
     byId("cell"),
     strategies(about),
     element(
       "div",
       { class: "parts" },
-      element("div", { class: "part" }, element("h3", {}, "Seeds"), seedTable(runs, failures)),
-      element(
-        "div",
-        { class: "part" },
-        element("h3", {}, "Over the steps"),
-        series.length > 1
-          ? choice("series", "Show", series.map((family) => [family, seriesNames[family]]), chosen.series, (family) => {
-              chosen.series = family;
-              drawCell();
-            })
-          : null,
-        element("div", { class: "chart", id: "series" }, series.length ? "" : element("p", { class: "muted" }, "No history was recorded.")),
-        floorNote(runs),
-      ),
+      part("Seeds", seedTable(runs, failures)),
+      part("Over the steps", series.length > 1 ? switcher : null, chart, floorNote(runs)),
     ),
-    element(
-      "div",
-      { class: "part" },
-      element("h3", {}, "Predicted against true"),
-      tasks.length
-        ? element(
-            "div",
-            { class: "scatters" },
-            tasks.map((task, index) => element("div", {}, element("p", { class: "kind" }, task), element("div", { class: "chart", id: `scatter-${index}` }))),
-          )
-        : element("p", { class: "muted" }, "No predictions were kept."),
-    ),
+    part("Predicted against true", tasks.length ? element("div", { class: "scatters" }, tasks.map(scatter)) : muted("No predictions were returned.")),
   );
   drawCell();
 }
@@ -59,7 +43,7 @@ function drawCell() {
 }
 
 function strategies(about) {
-  if (!about?.strategies.length) return element("p", { class: "muted" }, "No run of this cell has kept the configuration of its criterion.");
+  if (!about?.strategies.length) return muted("No run of this cell has the configuration of its criterion.");
   const of = (axis) => about.strategies.filter((strategy) => strategy.axis === axis).map(card);
   return element("div", { class: "strategies" }, element("div", {}, of("outer")), element("div", {}, of("inner")));
 }
@@ -81,7 +65,7 @@ function seedTable(runs, failures) {
   const names = study.metrics.map((about) => about.name);
   const scales = study.metrics.map(usualSpread);
   const rows = [...runs, ...failures].sort((one, other) => study.seeds.indexOf(one.seed) - study.seeds.indexOf(other.seed));
-  if (!rows.length) return element("p", { class: "muted" }, "This cell has not been run.");
+  if (!rows.length) return muted("This cell has not been run.");
   const values = (run) =>
     run.error !== undefined
       ? [element("td", { colspan: names.length + 1, class: "text alarm" }, `▲ failed: ${run.error.split("\n")[0].slice(0, 60)}`)]
@@ -89,24 +73,17 @@ function seedTable(runs, failures) {
           ...names.map((name, index) => element("td", {}, name in run.metrics ? number(run.metrics[name], scales[index]) : "–")),
           element("td", {}, Number.isFinite(run.seconds) ? `${number(run.seconds, 10)} s` : "–"),
         ];
-  return element(
-    "div",
-    { class: "scroll", tabindex: 0, role: "region", "aria-label": "Metrics by seed" },
-    element(
-      "table",
-      { class: "numbers" },
-      element("thead", {}, element("tr", {}, ["seed", ...names, "time"].map((name) => element("th", { scope: "col" }, name)))),
-      element("tbody", {}, rows.map((run) => element("tr", {}, element("th", { scope: "row" }, String(run.seed)), values(run)))),
-    ),
-  );
+  const cells = rows.map((run) => element("tr", {}, element("th", { scope: "row" }, String(run.seed)), values(run)));
+  const frame = { class: "scroll", tabindex: 0, role: "region", "aria-label": "Metrics by seed" };
+  return element("div", frame, table("numbers", ["seed", ...names, "time"], cells));
 }
 
-/** In how many of the recorded steps a floor held a weight: where it always does, the weights are constants. */
+/** The share of recorded steps in which a floor held a weight: if it always does, the weights are constants. */
 function floorNote(runs) {
   const shares = {};
   for (const run of runs) {
     for (const [task, share] of Object.entries(run.history.floor ?? {})) (shares[task] ??= []).push(share);
   }
-  const told = Object.entries(shares).map(([task, all]) => `${task} in ${Math.round((100 * all.reduce((a, b) => a + b, 0)) / runs.length)} %`);
-  return told.length ? element("p", { class: "muted small" }, `Held by the floor of the weighting: ${told.join(", ")} of the recorded steps.`) : null;
+  const tasks = Object.entries(shares).map(([task, all]) => `${task} in ${Math.round((100 * all.reduce((a, b) => a + b, 0)) / runs.length)} %`);
+  return tasks.length ? element("p", { class: "muted small" }, `Held by the floor of the weighting: ${tasks.join(", ")} of the recorded steps.`) : null;
 }

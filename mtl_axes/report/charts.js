@@ -1,6 +1,6 @@
-/** Plots by Vega-Lite. The page's policy forbids code from texts, so that Vega's expressions are interpreted. */
+/** Plots by Vega-Lite. The page's policy forbids code made from texts, so Vega's expressions are interpreted. */
 const palettes = {
-  // Okabe and Ito's colours, which also colour-blind readers tell apart, as dark or as light as the page needs.
+  // Okabe and Ito's colours, which colour-blind readers can distinguish, as dark or as light as the page needs.
   light: ["#0b5fa5", "#c25400", "#007a5a", "#a24a86", "#8a6d00", "#2f8fc4", "#5b5b5b", "#7b3f00"],
   dark: ["#79b8f3", "#f09a4d", "#3fc79b", "#e0a0c8", "#e3c64f", "#b3dcf7", "#b9c2cb", "#c99a6b"],
 };
@@ -11,6 +11,10 @@ const drawn = new Map();
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const palette = () => palettes[document.documentElement.dataset.theme === "dark" ? "dark" : "light"];
+
+const quantity = (field, title, more = {}) => ({ field, type: "quantitative", title, axis: { tickCount: 5 }, ...more });
+const nominal = (field, domain, range, legend = null) => ({ field, type: "nominal", scale: { domain, range }, legend });
+const tips = (titles) => Object.entries(titles).map(([field, title]) => ({ field, title }));
 
 function chartConfig() {
   const text = { labelColor: colour("muted"), titleColor: colour("muted"), labelFontSize: 12, titleFontSize: 12, titleFontWeight: 400 };
@@ -25,7 +29,7 @@ function chartConfig() {
   };
 }
 
-/** Draw a specification into a place, as wide as the place is; an older drawing that comes late is dropped. */
+/** Draw a specification as wide as its place; an older drawing that arrives late is dropped. */
 async function draw(place, description, specification) {
   const turn = (turns.get(place.id) ?? 0) + 1;
   turns.set(place.id, turn);
@@ -44,7 +48,7 @@ async function draw(place, description, specification) {
 
 function noChart(place, text) {
   turns.set(place.id, (turns.get(place.id) ?? 0) + 1);
-  fill(place, element("p", { class: "muted" }, text));
+  fill(place, muted(text));
 }
 
 function showTooltip(_handler, event, _item, value) {
@@ -58,16 +62,11 @@ function showTooltip(_handler, event, _item, value) {
   tip.style.top = `${Math.max(8, event.clientY - box.height - 12)}px`;
 }
 
-/** Lines of a line's name: colour, dash and, for points, shape say the same. */
+/** Channels that name a line: colour, and a dash or, for points, a shape. */
 function channels(field, names, withShapes) {
-  const colours = names.map((_, index) => palette()[index % palette().length]);
   const legend = names.length > 1 ? { columns: 3 } : null;
-  return {
-    color: { field, type: "nominal", scale: { domain: names, range: colours }, legend },
-    ...(withShapes
-      ? { shape: { field, type: "nominal", scale: { domain: names, range: names.map((_, index) => shapes[index % shapes.length]) }, legend } }
-      : { strokeDash: { field, type: "nominal", scale: { domain: names, range: names.map((_, index) => dashes[index % dashes.length]) }, legend } }),
-  };
+  const by = (marks) => nominal(field, names, names.map((_, index) => marks[index % marks.length]), legend);
+  return { color: by(palette()), ...(withShapes ? { shape: by(shapes) } : { strokeDash: by(dashes) }) };
 }
 
 function drawSeries(place, runs, family, title) {
@@ -82,6 +81,7 @@ function drawSeries(place, runs, family, title) {
   if (!rows.length) return noChart(place, "No finite value was recorded.");
   const values = rows.map((row) => row.value);
   const logarithmic = family !== "weight" && Math.min(...values) > 0 && Math.max(...values) > 30 * Math.min(...values);
+  const scale = logarithmic ? { type: "log" } : { zero: family === "weight" };
   const tasks = [...new Set(rows.map((row) => row.task))];
   const seeds = plural(runs.length, "seed");
   return draw(place, `${title} over steps, by task, one line for each of ${seeds}.`, {
@@ -89,20 +89,11 @@ function drawSeries(place, runs, family, title) {
     data: { values: rows },
     mark: { type: "line", strokeWidth: 1.6, opacity: runs.length > 1 ? 0.65 : 1, aria: false },
     encoding: {
-      x: { field: "step", type: "quantitative", title: "step", axis: { grid: false, tickCount: 5 }, scale: { nice: false } },
-      y: {
-        field: "value",
-        type: "quantitative",
-        title: title.toLowerCase() + (logarithmic ? " (log scale)" : ""),
-        scale: logarithmic ? { type: "log" } : { zero: family === "weight" },
-        axis: { tickCount: 5 },
-      },
+      x: quantity("step", "step", { axis: { grid: false, tickCount: 5 }, scale: { nice: false } }),
+      y: quantity("value", title.toLowerCase() + (logarithmic ? " (log scale)" : ""), { scale }),
       detail: { field: "seed", type: "nominal" },
       ...channels("task", tasks, false),
-      tooltip: [
-        { field: "task", title: "task" },
-        { field: "seed", title: "seed" },
-      ],
+      tooltip: tips({ task: "task", seed: "seed" }),
     },
   });
 }
@@ -113,10 +104,10 @@ function drawScatter(place, task, runs) {
     const [predicted, truth] = run.predictions[task] ?? [[], []];
     predicted.forEach((value, index) => rows.push({ predicted: value, true: truth[index], seed: run.seed }));
   }
-  if (!rows.length) return noChart(place, "No finite prediction was kept.");
+  if (!rows.length) return noChart(place, "No prediction is finite.");
   const ends = rows.flatMap((row) => [row.predicted, row.true]);
   const line = [Math.min(...ends), Math.max(...ends)].map((value) => ({ at: value }));
-  const axis = { tickCount: 5 };
+  const scale = { zero: false };
   return draw(place, `Predicted against true values of ${task}, ${rows.length} samples of ${plural(runs.length, "seed")}; on the line they are equal.`, {
     height: 250,
     layer: [
@@ -124,8 +115,8 @@ function drawScatter(place, task, runs) {
         data: { values: rows },
         mark: { type: "circle", size: 22, opacity: 0.35, color: colour("accent"), aria: false },
         encoding: {
-          x: { field: "true", type: "quantitative", title: "true", scale: { zero: false }, axis },
-          y: { field: "predicted", type: "quantitative", title: "predicted", scale: { zero: false }, axis },
+          x: quantity("true", "true", { scale }),
+          y: quantity("predicted", "predicted", { scale }),
           tooltip: ["true", "predicted", "seed"].map((field) => ({ field, title: field, type: "nominal" })),
         },
       },

@@ -3,17 +3,16 @@ const families = [
   ["compare", "Cells", (about) => `minus ${label(study.reference)}`],
   ["outer", "Outer axis", () => `minus ${study.outer[study.reference[0]]}, averaged over inner shapes`],
   ["inner", "Inner axis", () => `minus ${study.inner[study.reference[1]]}, averaged over outer weightings`],
-  ["interactions", "Interactions", () => "what one axis does in addition, at this pair"],
+  ["interactions", "Interactions", () => "the additional effect of each pair"],
 ];
 
 function buildFamilies() {
   const options = families.filter(([key]) => study.metrics.some((about) => about[key].length)).map(([key, text]) => [key, text]);
-  if (options.length > 1) {
-    fill(byId("families"), choice("family", "Compare", options, chosen.family, (key) => {
-      chosen.family = key;
-      drawDifferences();
-    }));
-  }
+  const choose = (key) => {
+    chosen.family = key;
+    drawDifferences();
+  };
+  if (options.length > 1) fill(byId("families"), choice("family", "Compare", options, chosen.family, choose));
 }
 
 function drawDifferences() {
@@ -23,7 +22,7 @@ function drawDifferences() {
   place.classList.toggle("tall", effects.length > 22);
   if (!effects.length) return noChart(place, "There is nothing to compare: one cell, or no seed with a value in both.");
   const scale = usualSpread(about);
-  const kinds = ["distinguishable", "not distinguishable"];
+  const kinds = ["significant", "not significant"];
   const name = (effect) => (effect.cell ? label(effect.cell) : effect.label);
   const rows = effects.map((effect) => ({
     label: name(effect),
@@ -31,36 +30,34 @@ function drawDifferences() {
     low: effect.low,
     high: effect.high,
     kind: kinds[effect.clear ? 0 : 1],
-    told: `${number(effect.mean, scale, true)}, ${interval(effect, scale)}`,
+    text: `${number(effect.mean, scale, true)}, ${interval(effect, scale)}`,
     p: probability(effect.p),
     seeds: effect.n,
   }));
   const points = effects.flatMap((effect) =>
-    effect.differences.map(([seed, value]) => ({ label: name(effect), value, seed, told: number(value, scale, true) })),
+    effect.differences.map(([seed, value]) => ({ label: name(effect), value, seed, text: number(value, scale, true) })),
   );
   const known = rows.filter((row) => Number.isFinite(row.low) && Number.isFinite(row.high));
   const narrow = place.clientWidth < 560;
-  const axis = {
-    grid: false,
-    domain: false,
-    ticks: false,
-    labelPadding: 12,
-    labelLimit: narrow ? 120 : 260,
-    ...(narrow ? { labelExpr: "split(datum.label, ' × ')" } : {}),
-  };
+  const split = narrow ? { labelExpr: "split(datum.label, ' × ')" } : {};
+  const axis = { grid: false, domain: false, ticks: false, labelPadding: 12, labelLimit: narrow ? 120 : 260, ...split };
   const y = { field: "label", type: "nominal", sort: rows.map((row) => row.label), title: null, axis };
   const title = `difference in ${titled(about)}`;
   const inks = [colour("accent"), colour("muted")];
-  const color = { field: "kind", type: "nominal", scale: { domain: kinds, range: inks }, legend: null };
+  const color = nominal("kind", kinds, inks);
   const what = families.find(([key]) => key === chosen.family)[2](about);
-  return draw(place, `Paired differences in ${about.name}, ${what}: ${rows.map((row) => `${row.label} ${row.told}, ${row.kind}`).join("; ")}.`, {
+  return draw(place, `Paired differences in ${about.name}, ${what}: ${rows.map((row) => `${row.label} ${row.text}, ${row.kind}`).join("; ")}.`, {
     height: rows.length * (narrow ? 40 : 30),
     layer: [
       { data: { values: [{ at: 0 }] }, mark: { type: "rule", color: colour("ink"), aria: false }, encoding: { x: { datum: 0, type: "quantitative" } } },
       {
         data: { values: points },
         mark: { type: "tick", thickness: 1.5, height: 12, opacity: 0.55, color: colour("muted"), aria: false },
-        encoding: { x: { field: "value", type: "quantitative", title, scale: { zero: true, padding: 12 }, axis: { tickCount: 6 } }, y, tooltip: [{ field: "label", title: "" }, { field: "seed", title: "seed" }, { field: "told", title: "difference" }] },
+        encoding: {
+          x: quantity("value", title, { scale: { zero: true, padding: 12 }, axis: { tickCount: 6 } }),
+          y,
+          tooltip: tips({ label: "", seed: "seed", text: "difference" }),
+        },
       },
       {
         data: { values: known },
@@ -74,13 +71,8 @@ function drawDifferences() {
           x: { field: "mean", type: "quantitative" },
           y,
           stroke: color,
-          fill: { field: "kind", type: "nominal", scale: { domain: kinds, range: [inks[0], colour("page")] }, legend: null },
-          tooltip: [
-            { field: "label", title: "" },
-            { field: "told", title: "difference" },
-            { field: "p", title: "p, corrected" },
-            { field: "seeds", title: "seeds" },
-          ],
+          fill: nominal("kind", kinds, [inks[0], colour("page")]),
+          tooltip: tips({ label: "", text: "difference", p: "p, corrected", seeds: "seeds" }),
         },
       },
     ].filter((layer) => layer.data.values.length),
@@ -99,11 +91,11 @@ function drawInteraction() {
     outer: study.outer[cell[0]],
     inner: study.inner[cell[1]],
     mean,
-    told: number(mean, scale) + (Number.isFinite(sd) ? ` ± ${number(sd, scale)}` : ""),
+    text: number(mean, scale) + (Number.isFinite(sd) ? ` ± ${number(sd, scale)}` : ""),
   }));
   const x = { field: "inner", type: "nominal", sort: study.inner, title: "inner shape", axis: { labelAngle: study.inner.length > 4 ? -35 : 0, labelLimit: 110, labelOverlap: false }, scale: { padding: 0.5 } };
-  const y = { field: "mean", type: "quantitative", title: `mean ${titled(about)}`, scale: { zero: false }, axis: { tickCount: 5 } };
-  const tooltip = [{ field: "outer", title: "outer" }, { field: "inner", title: "inner" }, { field: "told", title: "mean" }];
+  const y = quantity("mean", `mean ${titled(about)}`, { scale: { zero: false } });
+  const tooltip = tips({ outer: "outer", inner: "inner", text: "mean" });
   return draw(place, `Mean ${about.name} over inner shapes, one line for each outer weighting.`, {
     height: 280,
     data: { values: rows },
@@ -137,34 +129,32 @@ function drawPareto() {
       label: label(cell),
       across: mean,
       up: other,
-      kind: front?.some((kept) => same(kept, cell)) ? "front" : same(cell, chosen.cell) ? "chosen" : "other",
+      kind: front?.some((other) => same(other, cell)) ? "front" : same(cell, chosen.cell) ? "chosen" : "other",
       name: same(cell, chosen.cell) ? label(cell) : "",
-      told: `${number(mean, usualSpread(across))}, ${number(other, usualSpread(up))}`,
+      text: `${number(mean, usualSpread(across))}, ${number(other, usualSpread(up))}`,
     }));
   if (!rows.length) return noChart(place, "No cell has a finite mean in both.");
-  const axis = { tickCount: 5 };
-  const x = { field: "across", type: "quantitative", title: titled(across), scale: { zero: false, padding: 16 }, axis };
-  const y = { field: "up", type: "quantitative", title: titled(up), scale: { zero: false, padding: 16 }, axis };
-  const kept = rows.filter((row) => row.kind === "front");
+  const scale = { zero: false, padding: 16 };
+  const [x, y] = [quantity("across", titled(across), { scale }), quantity("up", titled(up), { scale })];
+  const onFront = rows.filter((row) => row.kind === "front");
   const ends = rows.map((row) => row.across);
   const leftHalf = (rows.find((row) => row.name)?.across ?? 0) < (Math.min(...ends) + Math.max(...ends)) / 2;
   fill(
     byId("front"),
     front
-      ? `Not dominated in the means: ${kept.map((row) => row.label).join(", ") || "none"}.`
+      ? `Not dominated in the means: ${onFront.map((row) => row.label).join(", ") || "none"}.`
       : first === second
         ? "Choose two metrics."
-        : "A front needs to know of both metrics whether lower or higher is better.",
+        : "A front needs a direction for both metrics.",
   );
   return draw(place, `Mean ${up.name} against mean ${across.name}, one point for each cell.`, {
     height: 280,
     layer: [
-      // An empty line has no extent, of which Vega warns.
-      ...(kept.length ? [{
-        data: { values: kept },
+      {
+        data: { values: onFront },
         mark: { type: "line", strokeWidth: 1.2, strokeDash: [4, 3], color: colour("accent"), aria: false },
         encoding: { x, y, order: { field: "across", type: "quantitative" } },
-      }] : []),
+      },
       {
         data: { values: rows },
         mark: { type: "point", size: 80, opacity: 1, strokeWidth: 2 },
@@ -173,10 +163,7 @@ function drawPareto() {
           y,
           stroke: { condition: { test: "datum.kind === 'front'", value: colour("accent") }, value: colour("muted") },
           fill: { condition: { test: "datum.kind === 'front'", value: colour("accent") }, value: colour("page") },
-          tooltip: [
-            { field: "label", title: "" },
-            { field: "told", title: "means" },
-          ],
+          tooltip: tips({ label: "", text: "means" }),
         },
       },
       {
@@ -184,6 +171,6 @@ function drawPareto() {
         mark: { type: "text", dy: -13, align: leftHalf ? "left" : "right", fontSize: 12, color: colour("ink"), aria: false },
         encoding: { x, y, text: { field: "name", type: "nominal" } },
       },
-    ],
+    ].filter((layer) => layer.data.values.length), // Vega warns about an empty line, which has no extent
   });
 }

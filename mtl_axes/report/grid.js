@@ -1,21 +1,14 @@
-/** The grid of both axes: one tab stop, arrow keys move, Enter or Space chooses. */
+/** The grid of both axes: one tab stop; arrow keys move, Enter or Space chooses. */
 let focused = chosen.cell;
 
 function buildGrid() {
-  const head = element(
-    "tr",
-    {},
-    element("td", { role: "presentation", class: "corner", "aria-hidden": "true" }, "outer ↓ inner →"),
-    study.inner.map((name) => element("th", { scope: "col" }, name)),
-  );
-  const rows = study.outer.map((name, outer) =>
-    element(
-      "tr",
-      {},
-      element("th", { scope: "row" }, name, study.baselines.includes(outer) ? element("span", { class: "aside" }, "baseline") : null),
-      study.inner.map((_, inner) => element("td", { role: "gridcell", "data-outer": outer, "data-inner": inner })),
-    ),
-  );
+  const corner = element("td", { role: "presentation", class: "corner", "aria-hidden": "true" }, "outer ↓ inner →");
+  const head = element("tr", {}, corner, study.inner.map((name) => element("th", { scope: "col" }, name)));
+  const rows = study.outer.map((name, outer) => {
+    const aside = study.baselines.includes(outer) ? element("span", { class: "aside" }, "baseline") : null;
+    const places = study.inner.map((_, inner) => element("td", { role: "gridcell", "data-outer": outer, "data-inner": inner }));
+    return element("tr", {}, element("th", { scope: "row" }, name, aside), places);
+  });
   const table = element(
     "table",
     { role: "grid", class: "grid", "aria-label": "Outer weightings by inner shapes", "aria-describedby": "axes-help" },
@@ -66,52 +59,46 @@ function paintGrid() {
   focused = chosen.cell;
   for (const place of byId("grid").querySelectorAll("[role=gridcell]")) {
     const cell = positionOf(place);
-    const found = cellOf(about, cell);
+    const summary = cellOf(about, cell);
     const failed = ofCell(study.failures, cell).length;
     const isReference = same(cell, study.reference);
     const outside = (chosen.sameOuter || chosen.sameInner) && !held(cell);
     place.className = outside ? "outside" : "";
     place.setAttribute("aria-selected", String(same(cell, chosen.cell)));
     place.tabIndex = same(cell, focused) ? 0 : -1;
-    if (found && Number.isFinite(found.mean) && high > low && !outside) {
-      const share = (found.mean - low) / (high - low);
+    if (summary && Number.isFinite(summary.mean) && high > low && !outside) {
+      const share = (summary.mean - low) / (high - low);
       place.style.setProperty("--share", `${Math.round(100 * (about.direction === "min" ? 1 - share : share))}%`);
     } else place.style.removeProperty("--share");
-    const spread = found && Number.isFinite(found.sd) ? `± ${number(found.sd, scale)}` : null;
+    const spread = summary && Number.isFinite(summary.sd) ? `± ${number(summary.sd, scale)}` : null;
     const marks = [
       isReference ? "reference" : null,
       failed ? `▲ ${failed} failed` : null,
-      found?.not_finite ? `▲ ${found.not_finite} not finite` : null,
+      summary?.not_finite ? `▲ ${summary.not_finite} not finite` : null,
     ].filter(Boolean);
-    const value = !found ? "not run" : found.n + found.not_finite ? number(found.mean, scale) : "no value";
+    const value = !summary ? "not run" : summary.n + summary.not_finite ? number(summary.mean, scale) : "no value";
     fill(
       place,
       element("span", { class: "mean" }, value),
       spread ? element("span", { class: "spread" }, spread) : null,
-      found ? element("span", { class: "count" }, `n = ${found.n}`) : null,
+      summary ? element("span", { class: "count" }, `n = ${summary.n}`) : null,
       marks.map((mark) => element("span", { class: "count mark" }, mark)),
     );
-    place.setAttribute(
-      "aria-label",
-      [
-        label(cell),
-        about ? `${about.name} ${value} ${spread ? spread.replace("±", "plus or minus") : ""}`.trim() : null,
-        found ? plural(found.n, "seed") : null,
-        ...marks.map((mark) => mark.replace("▲ ", "")),
-      ]
-        .filter(Boolean)
-        .join(", "),
-    );
+    const words = [
+      label(cell),
+      about ? `${about.name} ${value} ${spread ? spread.replace("±", "plus or minus") : ""}`.trim() : null,
+      summary ? plural(summary.n, "seed") : null,
+      ...marks.map((mark) => mark.replace("▲ ", "")),
+    ];
+    place.setAttribute("aria-label", words.filter(Boolean).join(", "));
   }
   for (const [axis, selector] of [[0, "tbody th"], [1, "thead th"]]) {
-    byId("grid").querySelectorAll(selector).forEach((head, index) => {
-      head.classList.toggle("here", index === chosen.cell[axis]);
-    });
+    byId("grid").querySelectorAll(selector).forEach((head, index) => head.classList.toggle("here", index === chosen.cell[axis]));
   }
   paintLegend(about, low, high, scale);
 }
 
-/** Whether a cell is in the row or the column that is held. */
+/** Whether a cell is in the fixed row or column. */
 function held(cell) {
   return (chosen.sameOuter && cell[0] === chosen.cell[0]) || (chosen.sameInner && cell[1] === chosen.cell[1]);
 }
@@ -120,14 +107,13 @@ function paintLegend(about, low, high, scale) {
   if (!about || !(high > low)) return fill(byId("legend"));
   const ends = about.direction === "min" ? [high, low] : [low, high];
   const spread = finite(about.cells.map((cell) => cell.sd)).length ? number(scale, scale) : null;
+  const note = `The means span ${number(high - low, scale)}. The usual standard deviation between seeds is ${spread}.`;
   fill(
     byId("legend"),
     element("span", {}, `${about.name}: ${number(ends[0], scale)}`),
     element("span", { class: "ramp", "aria-hidden": "true" }),
     element("span", {}, `${number(ends[1], scale)}${about.direction ? " (better)" : ""}`),
-    spread
-      ? element("p", {}, `The means span ${number(high - low, scale)}. The usual standard deviation between seeds is ${spread}.`)
-      : null,
+    spread ? element("p", {}, note) : null,
   );
 }
 
@@ -142,7 +128,7 @@ function buildToggles() {
   }
 }
 
-/** What the chosen cell is against the reference, and what one axis does while the other is held. */
+/** The chosen cell against the reference, and the effect of one axis with the other fixed. */
 function paintReading() {
   const about = metric();
   if (!about) return fill(byId("reading"));
@@ -155,7 +141,7 @@ function paintReading() {
   if (chosen.sameInner) parts.push(...axisReading(about, 0));
   if (!chosen.sameOuter && !chosen.sameInner) {
     parts.push(
-      element("p", { class: "muted" }, "“Same outer” holds the weighting of this cell and reads off what the inner shape does; “Same inner” the other way round."),
+      muted("“Same outer” fixes the weighting of this cell and shows what the inner shape does; “Same inner” fixes the shape and shows what the weighting does."),
     );
   }
   fill(byId("reading"), parts);
@@ -164,44 +150,29 @@ function paintReading() {
 /** The effect of an axis (0 outer, 1 inner) in the row or column of the chosen cell, and over all of them. */
 function axisReading(about, axis) {
   const [name, other] = axis === 1 ? ["inner", "outer"] : ["outer", "inner"];
-  const kept = study[other][chosen.cell[1 - axis]];
+  const level = study[other][chosen.cell[1 - axis]];
   const along = (axis === 1 ? about.rows : about.columns)[chosen.cell[1 - axis]];
   const base = study[name][study.reference[axis]];
   const scale = usualSpread(about);
   const main = about[name].find((effect) => effect.label === study[name][chosen.cell[axis]]);
-  const rows = study[name]
-    .map((level, index) => {
-      const cell = axis === 1 ? [chosen.cell[0], index] : [index, chosen.cell[1]];
-      const here = ofCell(along, cell)[0];
-      const overall = about[name].find((effect) => effect.label === level);
-      if (index === study.reference[axis]) return null;
-      return element(
-        "tr",
-        { class: index === chosen.cell[axis] ? "here" : "" },
-        element("th", { scope: "row" }, level),
-        [here, overall].map((effect) => element("td", {}, effect ? difference(effect, scale) : "–")),
-      );
-    })
-    .filter(Boolean);
-  // No inner shape is averaged over the constants that the study added to compare with.
-  const rest = axis === 1 && study.baselines.length ? " but baselines" : "";
+  const row = (level, index) => {
+    const cell = axis === 1 ? [chosen.cell[0], index] : [index, chosen.cell[1]];
+    const overall = about[name].find((effect) => effect.label === level);
+    const texts = [ofCell(along, cell)[0], overall].map((effect) => element("td", {}, effect ? difference(effect, scale) : "–"));
+    const current = { class: index === chosen.cell[axis] ? "here" : "" };
+    return index === study.reference[axis] ? null : element("tr", current, element("th", { scope: "row" }, level), texts);
+  };
+  const rows = study[name].map(row).filter(Boolean);
+  // Inner shapes are not averaged over the constants that the study added for comparison.
+  const rest = axis === 1 && study.baselines.length ? " except baselines" : "";
   const what = axis === 1 ? "only the inner shape changes" : "only the outer weighting changes";
   const where = axis === 1 ? "row" : "column";
   return [
-    element("h3", {}, `Same ${other}: ${kept}`),
-    element("p", {}, `In this ${where} ${what}. `, main ? `Over all ${where}s${rest}, ${main.words}` : `${base} is what the others are compared with.`),
+    element("h3", {}, `Same ${other}: ${level}`),
+    element("p", {}, `In this ${where} ${what}. `, main ? `Over all ${where}s${rest}, ${main.words}` : `The others are compared with ${base}.`),
     rows.length
-      ? element(
-          "table",
-          { class: "effects" },
-          element(
-            "thead",
-            {},
-            element("tr", {}, [`minus ${base}`, `this ${where}`, `all ${where}s${rest}`].map((text) => element("th", { scope: "col" }, text))),
-          ),
-          element("tbody", {}, rows),
-        )
-      : element("p", { class: "muted" }, `The ${name} axis has one level: there is nothing to compare.`),
+      ? table("effects", [`minus ${base}`, `this ${where}`, `all ${where}s${rest}`], rows)
+      : muted(`The ${name} axis has one level: there is nothing to compare.`),
   ];
 }
 

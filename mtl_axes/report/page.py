@@ -1,4 +1,4 @@
-"""Puts the content of a report, its style and its scripts into one HTML file."""
+"""The HTML file of a report: its content, its style and its scripts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SCRIPTS = ("text.js", "grid.js", "cell.js", "charts.js", "effects.js", "table.js
 def page(content: Mapping[str, Any]) -> str:
     """Return the HTML text of a report.
 
-    Every text of the study goes through Jinja2's escaping or lies in a JSON block in which ``<`` is escaped. The policy of
-    the page allows its own scripts by their digest, and no address at all.
+    Jinja2 escapes every text of the study, except in the JSON block, in which ``<`` is escaped. The policy of the page
+    allows its own scripts by their digest, and no address at all.
 
     Args:
         content: plain data as :func:`mtl_axes.report.content.content` returns it.
@@ -34,7 +34,7 @@ def page(content: Mapping[str, Any]) -> str:
         f"default-src 'none'; script-src {' '.join(_digest(script) for script in scripts)}; style-src {_digest(style)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    # `<` of a text would end the block or open a comment in it; JSON may write it by its number.
+    # A `<` in a text could end the block or open a comment in it.
     data = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_read("report.html")).render(
@@ -49,9 +49,9 @@ def page(content: Mapping[str, Any]) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _drawing() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script that may stand in a page."""
+    """Vega, Vega-Lite and Vega-Embed as one script that can be part of a page."""
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    # Within strings and regular expressions, where alone these occur in a script, a backslash changes nothing.
+    # These occur only within strings and regular expressions, where a backslash changes nothing.
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

@@ -1,4 +1,4 @@
-/** The page as a whole: what is redrawn when something is chosen, the theme, and copying. */
+/** The page: what is redrawn when the reader chooses something, the theme, and copying. */
 function choose(cell) {
   chosen.cell = cell;
   paintGrid();
@@ -44,7 +44,7 @@ function buildTheme() {
   });
 }
 
-/** Copy a text; where the browser does not let a page do that, select it. */
+/** Copy a text, or select it if the browser does not allow copying. */
 async function copy(id) {
   const source = byId(id);
   try {

@@ -4,15 +4,15 @@ function columns() {
   const scale = about ? usualSpread(about) : NaN;
   const name = about?.name ?? "value";
   const effect = (row) => row.effect ?? {};
-  const told = (value, text) => (Number.isFinite(value) ? text : "–");
+  const orDash = (value, text) => (Number.isFinite(value) ? text : "–");
   return [
     { key: "outer", head: "outer", value: (row) => row.cell[0], text: (row) => study.outer[row.cell[0]], words: true },
     { key: "inner", head: "inner", value: (row) => row.cell[1], text: (row) => study.inner[row.cell[1]], words: true },
     { key: "n", head: "n", value: (row) => row.n, text: (row) => String(row.n) },
     { key: "mean", head: `mean ${name}`, value: (row) => row.mean, text: (row) => (row.n + row.not_finite ? number(row.mean, scale) : "–") },
-    { key: "sd", head: "sd", value: (row) => row.sd, text: (row) => told(row.sd, number(row.sd, scale)) },
-    { key: "difference", head: "difference", value: (row) => effect(row).mean, text: (row) => told(effect(row).mean, number(effect(row).mean, scale, true)) },
-    { key: "low", head: "95 % interval", value: (row) => effect(row).low, text: (row) => told(effect(row).low, interval(effect(row), scale)) },
+    { key: "sd", head: "sd", value: (row) => row.sd, text: (row) => orDash(row.sd, number(row.sd, scale)) },
+    { key: "difference", head: "difference", value: (row) => effect(row).mean, text: (row) => orDash(effect(row).mean, number(effect(row).mean, scale, true)) },
+    { key: "low", head: "95 % interval", value: (row) => effect(row).low, text: (row) => orDash(effect(row).low, interval(effect(row), scale)) },
     { key: "p", head: "p (Holm)", value: (row) => effect(row).p, text: (row) => probability(effect(row).p) },
     { key: "needed", head: "seeds needed", value: (row) => effect(row).seeds_needed, text: (row) => (effect(row).seeds_needed ?? "–").toLocaleString("en") },
     { key: "failed", head: "failed", value: (row) => row.failed, text: (row) => (row.failed ? `▲ ${row.failed}` : "0") },
@@ -30,47 +30,28 @@ function paintTable() {
   const by = shown.find((column) => column.key === chosen.sort.column);
   if (by) {
     const sign = chosen.sort.ascending ? 1 : -1;
-    // What has no value comes last in both orders.
+    // Rows without a value come last in both orders.
     rows.sort((one, other) => {
       const [a, b] = [by.value(one), by.value(other)];
       if (!Number.isFinite(a) || !Number.isFinite(b)) return Number.isFinite(b) - Number.isFinite(a);
       return sign * (a - b);
     });
   }
+  const order = chosen.sort.ascending ? "ascending" : "descending";
   const head = shown.map((column) => {
-    const sorted = column === by;
-    const arrow = sorted ? (chosen.sort.ascending ? "↑" : "↓") : "";
-    return element(
-      "th",
-      { scope: "col", class: column.words ? "text" : "", "aria-sort": sorted ? (chosen.sort.ascending ? "ascending" : "descending") : null },
-      element(
-        "button",
-        { type: "button", "data-column": column.key, click: () => sortBy(column.key) },
-        column.head,
-        element("span", { class: "arrow", "aria-hidden": "true" }, arrow),
-      ),
-    );
+    const arrow = element("span", { class: "arrow", "aria-hidden": "true" }, column === by ? { ascending: "↑", descending: "↓" }[order] : "");
+    const button = element("button", { type: "button", "data-column": column.key, click: () => sortBy(column.key) }, column.head, arrow);
+    return element("th", { scope: "col", class: column.words ? "text" : "", "aria-sort": column === by ? order : null }, button);
   });
-  byId("table-note").textContent = `Differences are a cell minus ${label(study.reference)}. “Seeds needed” would show an effect of this size in four studies of five.`;
-  fill(
-    byId("table"),
-    element(
-      "table",
-      { class: "numbers" },
-      element("thead", {}, element("tr", {}, head)),
-      element(
-        "tbody",
-        {},
-        rows.map((row) =>
-          element(
-            "tr",
-            { class: same(row.cell, chosen.cell) ? "here" : "" },
-            shown.map((column) => element(column.key === "outer" ? "th" : "td", { class: column.words ? "text" : "", scope: column.key === "outer" ? "row" : null }, column.text(row))),
-          ),
-        ),
-      ),
-    ),
-  );
+  const body = rows.map((row) => {
+    const cells = shown.map((column) => {
+      const tag = column.key === "outer" ? "th" : "td";
+      return element(tag, { class: column.words ? "text" : "", scope: tag === "th" ? "row" : null }, column.text(row));
+    });
+    return element("tr", { class: same(row.cell, chosen.cell) ? "here" : "" }, cells);
+  });
+  byId("table-note").textContent = `Differences are a cell minus ${label(study.reference)}. “Seeds needed”: with so many, four studies in five detect an effect of this size.`;
+  fill(byId("table"), table("numbers", head, body));
 }
 
 function sortBy(key) {

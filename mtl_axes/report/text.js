@@ -1,6 +1,6 @@
 "use strict";
 
-// The content of the report, and what is chosen in it. Cells are [index of outer, index of inner].
+// The content of the report, and what the reader has chosen. Cells are [index of outer, index of inner].
 const study = JSON.parse(document.getElementById("data").textContent);
 const chosen = {
   metric: 0,
@@ -22,7 +22,7 @@ const cellOf = (about, cell) => (about ? ofCell(about.cells, cell)[0] : undefine
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 const finite = (values) => values.filter((value) => Number.isFinite(value));
 
-/** An element with attributes, properties for listeners, and children; texts are never read as HTML. */
+/** An element with attributes, listeners (functions) and children; texts are never parsed as HTML. */
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -34,11 +34,20 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+const muted = (text) => element("p", { class: "muted" }, text);
+const part = (title, ...children) => element("div", { class: "part" }, element("h3", {}, title), ...children);
+
+/** A table of rows; heads are texts, or elements of their own. */
+function table(name, heads, rows) {
+  const head = element("tr", {}, heads.map((head) => (head.nodeType ? head : element("th", { scope: "col" }, head))));
+  return element("table", { class: name }, element("thead", {}, head), element("tbody", {}, rows));
+}
+
 function fill(place, ...children) {
   place.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined));
 }
 
-/** A number with as many digits as show the scale, mostly a standard deviation, with two. */
+/** A number with as many digits as show two digits of the scale, mostly a standard deviation. */
 function number(value, scale, sign = false) {
   if (!Number.isFinite(value)) return "not finite";
   const size = Number.isFinite(scale) && scale > 0 ? scale : Math.abs(value) / 100;
@@ -48,7 +57,7 @@ function number(value, scale, sign = false) {
   return (sign && value > 0 ? "+" : "") + text.replace("-", "−");
 }
 
-/** The standard deviation between seeds that is usual for a metric; where there is none, a tenth of what its means span. */
+/** The median standard deviation between seeds for a metric; without any, a tenth of the range of its means. */
 function usualSpread(about) {
   const spreads = finite(about.cells.map((cell) => cell.sd)).filter((sd) => sd > 0).sort((a, b) => a - b);
   if (spreads.length) return spreads[Math.floor(spreads.length / 2)];
@@ -66,7 +75,7 @@ function probability(value) {
   return value < 0.001 ? "< 0.001" : value.toFixed(3);
 }
 
-/** The name of a metric as the title of an axis, which Vega-Lite writes into expressions: no newline, no backslash. */
+/** The name of a metric as the title of an axis. Vega-Lite writes it into expressions: no newline, no backslash. */
 function titled(about) {
   return `${about.name.replace(/\s+/g, " ").replaceAll("\\", "∖")} (${better(about)})`;
 }
@@ -75,40 +84,21 @@ function better(about) {
   return { min: "lower is better", max: "higher is better" }[about.direction] ?? "no direction given";
 }
 
-/** Radio buttons that look like a row of buttons; a list where they are many. */
+/** Radio buttons that look like a row of buttons; a list if there are many. */
 function choice(name, title, options, current, onChange) {
   if (options.length > 6) return picker(name, title, options, current, onChange);
-  return element(
-    "fieldset",
-    { class: "switch" },
-    element("legend", {}, title),
-    options.map(([value, text, aside]) =>
-      element(
-        "label",
-        {},
-        element("input", {
-          type: "radio",
-          name,
-          value,
-          checked: String(value) === String(current),
-          change: () => onChange(value),
-        }),
-        text,
-        aside ? element("span", { class: "better" }, aside) : null,
-      ),
-    ),
-  );
+  const button = ([value, text, aside]) =>
+    element(
+      "label",
+      {},
+      element("input", { type: "radio", name, value, checked: String(value) === String(current), change: () => onChange(value) }),
+      text,
+      aside ? element("span", { class: "better" }, aside) : null,
+    );
+  return element("fieldset", { class: "switch" }, element("legend", {}, title), options.map(button));
 }
 
 function picker(name, title, options, current, onChange) {
-  return element(
-    "label",
-    { class: "picker" },
-    title,
-    element(
-      "select",
-      { name, change: (event) => onChange(event.target.value) },
-      options.map(([value, text]) => element("option", { value, selected: String(value) === String(current) }, text)),
-    ),
-  );
+  const entries = options.map(([value, text]) => element("option", { value, selected: String(value) === String(current) }, text));
+  return element("label", { class: "picker" }, title, element("select", { name, change: (event) => onChange(event.target.value) }, entries));
 }

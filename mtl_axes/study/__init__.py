@@ -1,4 +1,4 @@
-"""Grid studies with honest statistics: what is trained, what is kept, and what it says."""
+"""Grid studies with honest statistics: training, the runs on disk, and the comparisons between them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from mtl_axes.study.effects import Effect, Summary
 from mtl_axes.study.grid import Study
 from mtl_axes.study.jobs import Outcome, Train
 from mtl_axes.study.plan import Baseline
-from mtl_axes.study.results import Direction, Results, Run
+from mtl_axes.study.results import Results
+from mtl_axes.study.runs import Direction, Run
 
 __all__ = ["Baseline", "Direction", "Effect", "Outcome", "Results", "Run", "Study", "Summary", "Train"]

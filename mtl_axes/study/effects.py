@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["FEW", "LEVEL", "MOST_SEEDS", "Direction", "Effect", "Summary", "number"]
+from mtl_axes.study.runs import Direction
 
-Direction = Literal["min", "max"]
-Interval = tuple[float, float]
+__all__ = ["FEW", "LEVEL", "MOST_SEEDS", "Effect", "Summary", "number"]
 
 LEVEL = 0.05
 FEW = 5
@@ -19,7 +18,7 @@ _LISTED = 4  # levels that a sentence names one by one
 
 
 def number(value: float, scale: float, *, sign: bool = False) -> str:
-    """Write a number with as many digits as show ``scale``, mostly its standard deviation, with two.
+    """Write a number with as many digits as show two digits of ``scale``, mostly its standard deviation.
 
     >>> number(14.4512, 0.45), number(-0.02, 0.0031, sign=True), number(1165.2, 151.0), number(3e-9, 1e-9)
     ('14.45', '-0.0200', '1165', '3e-09')
@@ -39,10 +38,10 @@ class Summary:
 
     Attributes:
         outer, inner: labels of the cell.
-        n: finite values; the mean and the deviation are over these.
-        mean: NaN where n = 0.
-        sd: standard deviation between seeds (n - 1 in the denominator); NaN where n < 2.
-        not_finite: finished runs whose value is NaN or infinite, left out of the mean.
+        n: number of finite values.
+        mean: mean of the finite values; NaN if n = 0.
+        sd: standard deviation between seeds (n - 1 in the denominator); NaN if n < 2.
+        not_finite: number of finished runs whose value is NaN or infinite, which the mean leaves out.
     """
 
     outer: str
@@ -51,6 +50,11 @@ class Summary:
     mean: float
     sd: float
     not_finite: int
+
+    @property
+    def name(self) -> str:
+        """What sentences call the cell."""
+        return f"{self.outer} x {self.inner}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,18 +69,17 @@ class Effect:
         outer: the two levels (from, to); for a main effect of the inner axis the levels that it is averaged over.
         inner: the same for the inner axis.
         metric: name of the metric.
-        direction: whether lower ("min") or higher ("max") is better, None where the study does not say.
-        differences: by seed, over the seeds in which all the cells that it is made of have a finite value.
-        n: their number.
-        mean, sd: of the differences; NaN where n = 0, and n < 2.
-        interval: Student's 95 % interval for the mean. It, and all that follows, is NaN where n < 2 or all differences are
-            equal to float32 rounding of the metric: they have no spread to judge by.
-        bootstrap: 95 % interval of the smoothed studentised bootstrap.
+        direction: whether lower ("min") or higher ("max") is better, None if the study does not say.
+        differences: by seed, for the seeds with a finite value in every cell involved.
+        n: number of differences.
+        mean, sd: mean (NaN if n = 0) and standard deviation (NaN if n < 2) of the differences.
+        interval: Student's 95 % interval for the mean. The interval and all that follows is NaN if n < 2, or if all
+            differences are equal to float32 rounding of the metric, which leaves no spread to judge by.
         p: two-sided p-value of the paired t test.
-        p_adjusted: the same after Holm's correction for the comparisons that it was made with.
-        family: how many these were.
-        seeds_needed: with how many seeds an effect of exactly this size has an 80 % chance of p < 0.05; None where n < 2,
-            where sd = 0, and where the mean is below a millionth of sd.
+        p_adjusted: the same after Holm's correction for the comparisons of its family.
+        family: number of comparisons in the family.
+        seeds_needed: number of seeds with which an effect of exactly this size has an 80 % chance of p < 0.05; None if
+            n < 2, if sd = 0, or if the mean is below a millionth of sd.
     """
 
     label: str
@@ -90,8 +93,7 @@ class Effect:
     mean: float
     sd: float
     n: int
-    interval: Interval
-    bootstrap: Interval
+    interval: tuple[float, float]
     p: float
     p_adjusted: float
     family: int
@@ -104,14 +106,14 @@ class Effect:
 
     @property
     def relation(self) -> str:
-        """What the sign of the mean says: "better" or "worse" where the metric has a direction, else "higher" or "lower"."""
+        """What the sign of the mean says: "better" or "worse" if the metric has a direction, else "higher" or "lower"."""
         if self.direction is None:
             return "higher" if self.mean > 0 else "lower"
         return "better" if (self.mean > 0) == (self.direction == "max") else "worse"
 
     @property
     def seeds_in_words(self) -> str:
-        """How many seeds an effect of this size would take, such as "about 34 seeds"; "" where that is not known."""
+        """How many seeds it takes to detect an effect of this size, such as "about 34 seeds"; "" if that is not known."""
         if self.seeds_needed is None:
             return ""
         many = self.seeds_needed > MOST_SEEDS
@@ -121,27 +123,29 @@ class Effect:
         """Return one or two sentences: what differs, by how much, how sure that is, and how many seeds it would take.
 
         Args:
-            caution: say that what does not show may be there; False where it has been said.
+            caution: say that no significant difference does not mean no difference; False if that has been said.
         """
+        this, other = self._sides()
         if self.n < 2 or self.sd == 0:
-            return f"{self.metric}: {self._without_spread()}"
+            return f"{self.metric}: {self._without_spread(this, other)}"
+        difference, low, high = (number(value, self.sd, sign=True) for value in (self.mean, *self.interval))
         few = "only " if self.n < FEW else ""
-        low, high = (number(end, self.sd, sign=True) for end in self.interval)
-        told = f"95 % interval {low} to {high}, {few}{self.n} seeds"
-        if self.distinguishable:
-            corrected = f", corrected for {self.family} comparisons" if self.family > 1 else ""
-            p = f"p = {self.p_adjusted:.3f}" if self.p_adjusted >= 0.001 else "p < 0.001"
-            return f"{self.metric}: {self._claim()} ({told}; {p}{corrected})."
-        return f"{self.metric}: {self._no_claim()} ({told}). {self._what_it_would_take(caution)}".rstrip()
-
-    def _difference(self) -> str:
-        return number(self.mean, self.sd, sign=True)
+        details = f"95 % interval {low} to {high}, {few}{self.n} seeds"
+        averaged = self._averaged()
+        if not self.distinguishable:
+            claim = f"{this} does not differ significantly from {other}{averaged}: {difference}"
+            return f"{self.metric}: {claim} ({details}). {self._what_it_would_take(caution)}".rstrip()
+        claim = f"{this} is {self.relation} than {other}{averaged}: {difference}"
+        if self.kind == "interaction":
+            claim = f"the axes interact: {this} minus {other} is {difference}"
+        p = f"p = {self.p_adjusted:.3f}" if self.p_adjusted >= 0.001 else "p < 0.001"
+        corrected = f", corrected for {self.family} comparisons" if self.family > 1 else ""
+        return f"{self.metric}: {claim} ({details}; {p}{corrected})."
 
     def _sides(self) -> tuple[str, str]:
-        """The two things that are told apart, as they read in "X is not distinguishable from Y"."""
         if self.kind == "interaction":
             change = f"the effect of {self.inner[1]} instead of {self.inner[0]}"
-            return f"{change} under {self.outer[1]}", f"that under {self.outer[0]}"
+            return f"{change} under {self.outer[1]}", f"the effect under {self.outer[0]}"
         return self.label, self.against
 
     def _averaged(self) -> str:
@@ -151,40 +155,29 @@ class Effect:
         other = "inner" if self.kind == "outer" else "outer"
         return f", averaged over {', '.join(over) if len(over) <= _LISTED else f'{len(over)} levels of the {other} axis'}"
 
-    def _claim(self) -> str:
-        this, other = self._sides()
-        if self.kind == "interaction":
-            return f"the axes interact: {this} minus {other} is {self._difference()}"
-        return f"{this} is {self.relation} than {other}{self._averaged()}: {self._difference()}"
-
-    def _no_claim(self) -> str:
-        this, other = self._sides()
-        return f"{this} is not distinguishable from {other}{self._averaged()}: {self._difference()}"
-
     def _what_it_would_take(self, caution: bool) -> str:
         if self.p < LEVEL:
             return (
-                f"Alone it would pass, but it is one of {self.family} comparisons, and among so many some look like this by "
-                "chance. More seeds would tell."
+                f"As the only comparison it would be significant; among {self.family} comparisons, some look like this by "
+                "chance. Run more seeds."
             )
-        if self.seeds_needed is None:
-            return "That none shows does not mean that there is none." if caution else ""
-        end = f"; that {self.n} do not show one does not mean that there is none." if caution else "."
-        return f"An effect of this size would take {self.seeds_in_words} to show{end}"
+        words = [f"Detecting an effect of this size takes {self.seeds_in_words}."] if self.seeds_needed else []
+        words += ["No significant difference does not mean no difference."] if caution else []
+        return " ".join(words)
 
-    def _without_spread(self) -> str:
-        this, other = self._sides()
+    def _without_spread(self, this: str, other: str) -> str:
         if self.n == 0:
-            return f"{this} cannot be compared with {other}: no seed gave a finite value for all of their runs."
+            return f"{this} cannot be compared with {other}: no seed has a finite value in all of their runs."
+        seeds = f"with each of {self.n} seeds{self._averaged()}"
         if self.n == 1:
             seed, difference = next(iter(self.differences.items()))
             return (
-                f"nothing can be told from one seed about {this} and {other}{self._averaged()}: {difference:+.4g} with seed "
-                f"{seed}, and the next seed may turn it round."
+                f"{this} minus {other}{self._averaged()} is {difference:+.4g} with seed {seed}, the only one; another seed "
+                "may reverse the sign."
             )
         if self.mean == 0:
-            return f"{this} and {other} gave the same value with each of {self.n} seeds{self._averaged()}."
+            return f"{this} and {other} have the same value {seeds}."
         return (
-            f"{this} minus {other} is {self.mean:+.4g} with each of {self.n} seeds{self._averaged()}. Without any spread "
-            "chance cannot be judged: see that the training function uses its seed, or take a metric with finer steps."
+            f"{this} minus {other} is {self.mean:+.4g} {seeds}. Without any spread, chance cannot be judged: check that the "
+            "training function uses its seed, or use a metric with finer steps."
         )

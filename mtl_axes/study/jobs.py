@@ -1,4 +1,4 @@
-"""A run of a study: what it is made from, how it is trained and judged, and the file in which it is kept."""
+"""A run of a study: how it is built, trained and checked, and the file that holds it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from mtl_axes.criterion import MultiTaskCriterion
 from mtl_axes.errors import StudyError
 from mtl_axes.history import History
 from mtl_axes.options import steady_repr
-from mtl_axes.study.results import Run
+from mtl_axes.study.runs import Run
 
 __all__ = ["End", "Job", "Outcome", "Train", "as_read", "composed", "write_whole"]
 
-# Rows of the history that a study keeps of a run by itself.
-_ROWS = 512
+_ROWS = 512  # of the history that a study records by default
 _FRAMES = 4
 _MESSAGE = 2_000  # letters
 
@@ -38,8 +37,8 @@ class Outcome:
 
     Attributes:
         metrics: a number for each name.
-        history: a :class:`mtl_axes.History`, or its columns by name. None: that of the criterion, to which the study has
-            given one of 512 rows; a History that the function makes of it takes its place.
+        history: a :class:`mtl_axes.History`, or its columns by name. None: the history of the criterion, which the study
+            records in 512 rows, unless the function makes a History of the criterion.
         predictions: by task ``(predicted, true)``, two sequences or 1-d tensors of one length, for the report.
     """
 
@@ -49,7 +48,7 @@ class Outcome:
 
 
 class _OwnHistory(History):
-    """What a study records of a run; where the training function makes a History of the criterion, that takes its place."""
+    """The study's history of a run, which a History that the training function makes replaces."""
 
     gives_way = True
 
@@ -58,45 +57,28 @@ Train = Callable[[MultiTaskCriterion, int], Mapping[str, float] | Outcome]
 
 
 class _MisuseError(StudyError):
-    """A training function returned something else than what a study needs."""
+    """A training function returned something that a study cannot use."""
 
 
 class End(NamedTuple):
-    """How a run ended.
+    """How a run ended."""
 
-    Attributes:
-        error: None when it finished.
-        misused: the training function returned what a study cannot use.
-        unkept: the error is not on disk.
-    """
-
-    error: str | None
-    misused: bool = False
-    unkept: bool = False
+    error: str | None  # None if it finished
+    misused: bool = False  # the training function returned something that a study cannot use
+    unsaved: bool = False  # the error is not on disk
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A run that is to be made.
-
-    Attributes:
-        outer: label of the outer level.
-        inner: label of the inner level.
-        seed: what it is seeded with.
-        levels: what ``compose`` is given for the two axes.
-        options: further options of ``compose``.
-        metrics: those which the training function must return.
-        config: everything that the result depends on, as plain data that JSON gives back as it was.
-        path: its file.
-    """
+    """A run to be trained; ``outer`` and ``inner`` are labels."""
 
     outer: str
     inner: str
     seed: int
-    levels: tuple[Any, Any]
-    options: Mapping[str, Any]
-    metrics: tuple[str, ...]
-    config: Mapping[str, Any]
+    levels: tuple[Any, Any]  # what `compose` is given for the two axes
+    options: Mapping[str, Any]  # further options of `compose`
+    metrics: tuple[str, ...]  # names that the training function must return
+    config: Mapping[str, Any]  # everything that the result depends on, as JSON gives it back
     path: Path
 
     @property
@@ -105,8 +87,8 @@ class Job:
         return f"{self.outer} x {self.inner}, seed {self.seed}"
 
     def load(self) -> Run | None:
-        """Return the run that is kept; None where its file is not there, not whole, of another configuration, or without a
-        metric that the study asks for."""
+        """Return the run in the file; None if there is none, or if it is incomplete, has another configuration, or lacks a
+        metric of the study."""
         try:
             run = Run.from_json(self.path.read_text(encoding="utf-8"))
             same = (run.outer, run.inner, run.seed) == (self.outer, self.inner, self.seed) and run.config == self.config
@@ -115,28 +97,28 @@ class Job:
         return run if same and (run.error is not None or set(self.metrics) <= set(run.metrics)) else None
 
     def save(self, run: Run) -> None:
-        """Keep a run; a failure does not take the place of a finished run, which another process may have made meanwhile."""
-        kept = None if run.error is None else self.load()
-        if kept is None or kept.error is not None:
+        """Write a run; a failure does not replace a finished run, which another process may have written meanwhile."""
+        earlier = None if run.error is None else self.load()
+        if earlier is None or earlier.error is not None:
             write_whole(self.path, run.to_json())
 
-    def failed(self, error: str, seconds: float = 0.0) -> Run:
-        """Return the record of a run that came to nothing."""
-        return Run(self.outer, self.inner, self.seed, config=self.config, error=error, seconds=seconds)
+    def failed(self, error: str) -> Run:
+        """Return the record of a failed run."""
+        return Run(self.outer, self.inner, self.seed, config=self.config, error=error)
 
     def run(self, train: Train) -> End:
-        """Train, and keep what came of it; not where another process has finished it meanwhile. An error of the training is
-        a part of what is kept; what a training function returned against its contract is not, but told."""
-        kept = self.load()
-        if kept is not None and kept.error is None:
+        """Train and save the run, unless another process has finished it meanwhile. An error of the training is saved; a
+        return value that a study cannot use is only reported."""
+        earlier = self.load()
+        if earlier is not None and earlier.error is None:
             return End(None)
         begin = time.perf_counter()
         try:
             run = self._trained(train)
         except _MisuseError as error:
-            return End(str(error), misused=True, unkept=True)
-        except (Exception, SystemExit) as error:  # a function that calls sys.exit() ends its own run, not the study
-            run = self.failed(_told(error))
+            return End(str(error), misused=True, unsaved=True)
+        except (Exception, SystemExit) as error:  # a function that calls sys.exit() ends its run, not the study
+            run = self.failed(_described(error))
         self.save(replace(run, seconds=time.perf_counter() - begin))
         return End(run.error)
 
@@ -160,7 +142,7 @@ class Job:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or none, whenever the process or the machine stops, and whoever else
+    """Write a file so that a reader sees all of it or none, even if the process or the machine stops or another process
     writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -190,8 +172,8 @@ def _seed(seed: int) -> None:
     numpy.random.seed(seed)
 
 
-def _told(error: BaseException) -> str:
-    """Return type, message and the innermost frames of an error; frames of this module are left out."""
+def _described(error: BaseException) -> str:
+    """Type, message and the innermost frames of an error, without the frames of this module."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     lines = [f"  {Path(frame.filename).name}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames[-_FRAMES:]]
     return "\n".join([f"{type(error).__name__}: {error}"[:_MESSAGE], *lines])
@@ -204,9 +186,10 @@ def _numbers(metrics: Any, required: tuple[str, ...]) -> dict[str, float]:
         )
     missing = [name for name in required if name not in metrics]
     if missing:
+        returned = ", ".join(map(str, metrics)) or "none"
         raise _MisuseError(
-            f"The training function should return every metric that the study names: {', '.join(required)}. Found "
-            f"{', '.join(map(str, metrics)) or 'none'}; missing: {', '.join(missing)}."
+            f"The training function returned no {', '.join(missing)} (its metrics: {returned}). Return every metric that "
+            "the study names."
         )
     return {str(name): _number(name, value) for name, value in metrics.items()}
 
@@ -215,7 +198,7 @@ def _number(name: object, value: Any) -> float:
     try:
         if not isinstance(value, (str, bytes)):
             return float(value.detach() if isinstance(value, Tensor) else value)
-    except (TypeError, ValueError, RuntimeError):  # the last from a tensor of several elements
+    except (TypeError, ValueError, RuntimeError):  # a RuntimeError from a tensor of several elements
         pass
     raise _MisuseError(f"The metric `{name}` should be a number. Found {steady_repr(value)[:200]}.")
 
@@ -249,9 +232,7 @@ def _pair(task: str, given: Any) -> dict[str, list[float]]:
             f"{steady_repr(given)[:200]}."
         ) from error
     if len(predicted) != len(true):
-        raise _MisuseError(
-            f"The predictions of `{task}` should be as many as its true values. Found {len(predicted)} and {len(true)}."
-        )
+        raise _MisuseError(f"The task `{task}` has {len(predicted)} predictions but {len(true)} true values.")
     return {"predicted": predicted, "true": true}
 
 
@@ -262,5 +243,5 @@ def composed(outer: Any, inner: Any, options: Mapping[str, Any]) -> MultiTaskCri
 
 def as_read(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration as JSON gives it back: a tuple as a list, an object as its repr."""
-    kept: dict[str, Any] = json.loads(json.dumps(config, default=steady_repr))
-    return kept
+    read: dict[str, Any] = json.loads(json.dumps(config, default=steady_repr))
+    return read

@@ -1,4 +1,4 @@
-"""The levels of a study's axes: what they are called, and constant weights as levels of the outer one."""
+"""The levels of a study's axes: their labels, and constant weights as levels of the outer axis."""
 
 from __future__ import annotations
 
@@ -13,51 +13,40 @@ from mtl_axes.inner import InnerShape, TargetWeight
 from mtl_axes.options import constructor_options
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.registry import name_of
-from mtl_axes.study.results import Run
+from mtl_axes.study.runs import Axis, Run
 
 __all__ = ["ended", "label", "levels", "mean_ends", "tuned"]
 
-Axis = Literal["outer", "inner"]
-
-# Weight of the first of two tasks over that of the second: decades to either side of the equal one.
+# Weight of the first of two tasks over the weight of the second: decades on either side of equal weights.
 _RATIOS = (0.01, 0.1, 10.0, 100.0)
 # With more tasks: how many times the weight of the others each task has in turn.
 _FACTORS = (0.1, 10.0)
-# Of the steps of a run, the share at its end over which the weights are averaged: those of one step can be noise.
+# The last tenth of the steps of a run, over which weights are averaged: the weights of one step can be noise.
 _END = 0.1
 
 
 def levels(axis: Axis, given: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the levels of an axis by label.
-
-    Args:
-        axis: ``"outer"`` or ``"inner"``.
-        given: levels, each whatever ``compose`` takes, or a mapping from labels to levels.
-
-    Raises:
-        OptionError: it is neither, it is empty, or two levels have one label.
-    """
+    """Return the levels of an axis by label, from a list of whatever ``compose`` takes or a mapping from labels to such."""
     if isinstance(given, Mapping) and not isinstance(given.get("name"), str):
         named = [(str(key), level) for key, level in given.items()]
     elif isinstance(given, Sequence) and not isinstance(given, str):
         named = [(label(axis, level), level) for level in given]
     else:
         raise OptionError(
-            f"`{axis}` should be a list of levels, or a mapping from labels to levels. Found {given!r}. A single level "
-            "stands in a list, too."
+            f"`{axis}` should be a list of levels, or a mapping from labels to levels. Found {given!r}. Put a single level "
+            "into a list."
         )
-    found = [key for key, _ in named]
-    twice = sorted({key for key in found if found.count(key) > 1})
-    if twice or not named:
-        raise OptionError(
-            f"`{axis}` should hold at least one level, each with a label of its own. Found "
-            f"{', '.join(twice) + ' more than once' if twice else 'none'}. Name levels by a mapping from labels to levels."
-        )
+    if not named:
+        raise OptionError(f"`{axis}` has no levels. Pass at least one.")
+    labels = [key for key, _ in named]
+    twice = sorted({key for key in labels if labels.count(key) > 1})
+    if twice:
+        raise OptionError(f"`{axis}` has several levels labelled {', '.join(twice)}. Pass a mapping from labels to levels.")
     return dict(named)
 
 
 def label(axis: Axis | Literal["weight"], level: Any) -> str:
-    """Return what tables and pictures call a level: options that have their default are left out of objects.
+    """Return what tables and pictures call a level: for objects, options that have their default are left out.
 
     >>> label("outer", {"name": "gaba", "beta": 0.9}), label("inner", {"rul": "huber", "state": {"name": "focal"}})
     ('gaba(beta=0.9)', 'rul: huber, state: focal')
@@ -90,12 +79,9 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def tuned(tasks: Sequence[str]) -> dict[str, Any]:
-    """Return a small set of constant weights by label: two tasks at four ratios, of more each up and down in turn."""
-    pairs = (
-        [(tasks[0], ratio) for ratio in _RATIOS]
-        if len(tasks) == 2
-        else [(task, factor) for task in tasks for factor in _FACTORS]
-    )
+    """Return constant weights by label: two tasks at four ratios; of more tasks each in turn up and down."""
+    two = len(tasks) == 2
+    pairs = [(task, factor) for task in (tasks[:1] if two else tasks) for factor in (_RATIOS if two else _FACTORS)]
     return {
         f"{task} times {factor:g}": _constant(
             {other: (factor if other == task else 1.0) / (factor + len(tasks) - 1) for other in tasks}
@@ -105,7 +91,7 @@ def tuned(tasks: Sequence[str]) -> dict[str, Any]:
 
 
 def ended(ends: Iterable[Mapping[str, float]]) -> dict[str, Any] | None:
-    """Return constants at the mean of the weights at which runs ended, to four digits; None where no run has finite ones."""
+    """Return constants at the mean of the weights at which runs ended, to four digits; None if no run has finite ones."""
     known = [weights for weights in ends if weights and all(map(math.isfinite, weights.values()))]
     if not known:
         return None
@@ -113,14 +99,14 @@ def ended(ends: Iterable[Mapping[str, float]]) -> dict[str, Any] | None:
 
 
 def mean_ends(run: Run) -> dict[str, float]:
-    """Return the weights at the end of a run by task, averaged over the last tenth of what its history has of them."""
-    found = {}
+    """Return the weights at the end of a run by task, averaged over the last tenth of those in its history."""
+    ends = {}
     for name, column in run.history.items():
         values = [value for value in column if value is not None]
         if name.startswith("weight/") and values:
             last = values[-max(1, int(_END * len(values))) :]
-            found[name.removeprefix("weight/")] = sum(last) / len(last)
-    return found
+            ends[name.removeprefix("weight/")] = sum(last) / len(last)
+    return ends
 
 
 def _constant(weights: Mapping[str, float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a study is asked for beside its levels, checked: seeds, metrics, baselines, options, plain data."""
+"""The settings of a study other than its levels, checked: seeds, metrics, baselines, options, plain data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from mtl_axes.errors import OptionError
-from mtl_axes.study.results import Direction
+from mtl_axes.study.runs import Direction
 
 __all__ = ["Baseline", "as_baselines", "as_metrics", "as_options", "as_plain", "as_seeds"]
 
@@ -15,56 +15,40 @@ Baseline = Literal["equal", "ended", "tuned"]
 
 
 def as_metrics(given: Mapping[str, Direction | None] | None) -> dict[str, Direction | None]:
-    """Return metrics and their directions.
-
-    Raises:
-        OptionError: a direction is not "min", "max" or None.
-    """
+    """Return metrics and their directions."""
     if given is not None and not isinstance(given, Mapping):
         raise OptionError(f'`metrics` should be a mapping such as {{"rmse": "min", "auc": "max"}}. Found {given!r}.')
     for name, direction in (given or {}).items():
         if direction not in ("min", "max", None):
             raise OptionError(
-                f'The metric `{name}` should be better when lower ("min"), when higher ("max") or neither (None). Found '
-                f"{direction!r}."
+                f'The direction of the metric `{name}` should be "min" (lower is better), "max" (higher is better) or None. '
+                f"Found {direction!r}."
             )
     return dict(given or {})
 
 
 def as_baselines(given: Sequence[Baseline]) -> tuple[Baseline, ...]:
-    """Return the baselines.
-
-    Raises:
-        OptionError: there is no such baseline.
-    """
+    """Return the baselines."""
     if isinstance(given, str) or any(baseline not in get_args(Baseline) for baseline in given):
-        raise OptionError(f'`baselines` should hold some of "equal", "ended" and "tuned". Found {given!r}.')
+        raise OptionError(f'`baselines` should be a list with some of "equal", "ended" and "tuned". Found {given!r}.')
     return tuple(given)
 
 
 def as_options(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return further options of ``compose``.
-
-    Raises:
-        OptionError: an option is not one that all cells can share.
-    """
+    """Return further options of ``compose``, which all cells share."""
     options = dict(given or {})
     own = [name for name in ("outer", "inner", "shared") if name in options]
     if own:
         raise OptionError(
-            "`compose` should hold options that all cells share: not the two axes, nor `shared`, which is of a model that "
-            f"is not there yet. Found {', '.join(own)}. Where the place of measurement must be given, build another "
-            "criterion in the training function: compose(**criterion.config(), shared=model.trunk)."
+            f"`compose` cannot hold {', '.join(own)}: the axes differ between cells, and `shared` belongs to a model that "
+            "does not exist yet. To name the shared parameters, build another criterion in the training function: "
+            "compose(**criterion.config(), shared=model.trunk)."
         )
     return options
 
 
 def as_seeds(given: int | Sequence[int]) -> tuple[int, ...]:
-    """Return the seeds: 0 to n - 1 for a number n.
-
-    Raises:
-        OptionError: there is none, one of them twice, or one outside [0, 2^32), which is what NumPy takes.
-    """
+    """Return the seeds: 0 to n - 1 for a number n, else distinct ones in [0, 2^32), the range of NumPy."""
     seeds = given if isinstance(given, (list, tuple, range)) else ()
     if isinstance(given, int) and not isinstance(given, bool):
         seeds = range(given)
@@ -75,11 +59,7 @@ def as_seeds(given: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def as_plain(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain data as JSON gives it back.
-
-    Raises:
-        OptionError: it is not plain.
-    """
+    """Return plain data as JSON gives it back."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(given))
     except (TypeError, ValueError) as error:

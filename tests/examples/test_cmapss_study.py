@@ -25,8 +25,8 @@ from cmapss.simulator import SimulatedFleet
 from cmapss.train import Recipe, Training, batches, prepare, train_run
 from cmapss.windows import CHANNELS
 
-from mtl_axes.study.results import Results
-from mtl_axes.study.results import Run as KeptRun
+from mtl_axes.study import Results
+from mtl_axes.study import Run as KeptRun
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cmapss_grace.py"
 HEADER = "cell,outer,inner,subset,seed,rmse,nasa,health_accuracy,lambda_rul,lambda_health,seconds"

@@ -80,10 +80,10 @@ def test_a_program_can_be_read_in_one_sitting(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_quick_run_ends_with_the_verdict_and_the_report(name: str, printed: dict[str, tuple[Path, list[str]]]) -> None:
-    """The verdict says of one seed that it tells nothing, and the report is where the last line says."""
+    """The verdict says that one seed shows nothing, and the report is where the last line says."""
     folder, lines = printed[name]
     verdict = lines[lines.index("Verdict") + 1 : -2]
-    assert any(line.startswith("  Nothing can be told about any difference from one seed") for line in verdict), verdict
+    assert any(line.startswith("  One seed cannot show a difference") for line in verdict), verdict
     assert lines[-1].startswith("Report: ")
     report = Path(lines[-1].removeprefix("Report: ").split("   ")[0])
     assert report == folder / "report.html" and "</html>" in report.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtl_axes import compose
-from mtl_axes.study.results import Results, Run
+from mtl_axes.study import Results, Run
 
 OUTER = {
     "equal": {"name": "fixed"},

@@ -10,7 +10,7 @@ import simulated
 
 from mtl_axes import report
 from mtl_axes.cli import main
-from mtl_axes.study.results import RUNS_FOLDER, STUDY_FILE
+from mtl_axes.study.runs import RUNS_FOLDER, STUDY_FILE
 
 
 @pytest.fixture
@@ -52,11 +52,11 @@ def test_a_folder_without_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["report", str(tmp_path)]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "should hold a readable study.json" in printed.err
+    assert "holds no readable study.json" in printed.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_hinders_a_report_is_told(
+def test_what_prevents_a_report_is_printed(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that cannot be written, and a library that is missing, end with status 2 and their reason."""

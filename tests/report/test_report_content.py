@@ -16,10 +16,9 @@ import simulated
 from mtl_axes import compose
 from mtl_axes.report import write_report
 from mtl_axes.report.content import content
-from mtl_axes.report.strategies import told
+from mtl_axes.report.strategies import strategies
 from mtl_axes.report.thinning import MOST, histories, predictions
-from mtl_axes.study import statistics
-from mtl_axes.study.results import Run
+from mtl_axes.study import Run, statistics
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +157,7 @@ def test_nested_strategies_and_shared_shapes() -> None:
     shape = {"name": "reweighted", "base": "mse", "weight": "ramp"}
     config = compose({"name": "ema", "base": "inverse_norm", "beta": 0.8}, {"a": shape, "b": "mae", "c": "mae"}).config()
     config["inner"] = dict(sorted(config["inner"].items(), reverse=True))  # in a file the order of keys is another one
-    entries = told(config)
+    entries = strategies(config)
     assert [(entry["axis"], entry["name"], entry["tasks"]) for entry in entries] == [
         ("outer", "ema", []),
         ("outer", "inverse_norm", []),
@@ -181,7 +180,7 @@ def test_nested_strategies_and_shared_shapes() -> None:
 )
 def test_strategies_that_are_not_known(config: dict[str, Any], names: list[str]) -> None:
     """Of strategies that are not installed here a report has the names and says so; without a configuration it has none."""
-    entries = told(config)
+    entries = strategies(config)
     assert [entry["name"] for entry in entries] == names
     assert {entry["summary"] for entry in entries} <= {"Not registered where this report was made."}
 
@@ -237,6 +236,6 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         return real(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r'vl_convert is missing.*pip install "mtl_axes\[report\]"'):
+    with pytest.raises(ImportError, match=r'needs vl_convert, which is not installed.*pip install "mtl_axes\[report\]"'):
         write_report(simulated.plain(), tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []

@@ -73,7 +73,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def open_report(browser: Any, reports: dict[str, Path]) -> Iterator[Callable[..., Any]]:
     """Opens a report by its name; when the test ends, nothing was logged, nothing failed and nothing else was asked for."""
-    told: list[str] = []
+    messages: list[str] = []
     contexts = []
 
     def open_(name: str = "usual", *, width: int = 1280, scheme: str = "light", **options: Any) -> Any:
@@ -83,10 +83,10 @@ def open_report(browser: Any, reports: dict[str, Path]) -> Iterator[Callable[...
         contexts.append(context)
         page = context.new_page()
         address = reports[name].as_uri()
-        page.on("console", lambda message: told.append(f"console: {message.type}: {message.text}"))
-        page.on("pageerror", lambda error: told.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: told.append(f"dialog: {dialog.message}"))
-        page.on("request", lambda request: None if request.url == address else told.append(f"request: {request.url}"))
+        page.on("console", lambda message: messages.append(f"console: {message.type}: {message.text}"))
+        page.on("pageerror", lambda error: messages.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: messages.append(f"dialog: {dialog.message}"))
+        page.on("request", lambda request: None if request.url == address else messages.append(f"request: {request.url}"))
         page.goto(address)
         page.wait_for_selector("#pareto > *")
         page.wait_for_selector("#differences > *")
@@ -95,7 +95,7 @@ def open_report(browser: Any, reports: dict[str, Path]) -> Iterator[Callable[...
     yield open_
     for context in contexts:
         context.close()
-    assert told == []
+    assert messages == []
 
 
 def cell(page: Any, outer: int, inner: int) -> Any:
@@ -172,7 +172,7 @@ def test_a_click_opens_a_cell(open_report: Open) -> None:
 
 
 def test_toggles_read_off_one_axis(open_report: Open) -> None:
-    """Same outer keeps the row of the chosen cell and tells what the inner shape does, in this row and over all rows."""
+    """Same outer keeps the row of the chosen cell and shows what the inner shape does, in this row and over all rows."""
     page = open_report()
     results = simulated.study()
     cell(page, 2, 1).click()
@@ -181,9 +181,9 @@ def test_toggles_read_off_one_axis(open_report: Open) -> None:
     assert outer.get_attribute("aria-pressed") == "true"
     kept = page.locator("[role=gridcell]:not(.outside)")
     assert kept.evaluate_all("all => all.map(place => place.dataset.outer)") == ["2", "2", "2"]
-    told = page.locator("#reading").inner_text()
+    reading = page.locator("#reading").inner_text()
     main = {effect.label: effect for effect in results.main_effect("rmse", "inner")}
-    assert main["asymmetric"].in_words().removeprefix("rmse: ") in told
+    assert main["asymmetric"].in_words().removeprefix("rmse: ") in reading
     row = page.locator("#reading tbody tr", has_text="failure_biased").inner_text()
     here = next(e for e in results.compare("rmse", ("gaba", "mse")) if e.label == "gaba x failure_biased")
     for value in (here.mean, *here.interval, main["failure_biased"].mean, *main["failure_biased"].interval):
@@ -208,9 +208,9 @@ def test_baselines_are_marked_and_not_averaged_over(open_report: Open) -> None:
     page.get_by_role("button", name="Same outer").click()
     (effect, _) = simulated.studies()["baselines"].main_effect("rmse", "inner")
     assert effect.outer == ("equal", "uncertainty")
-    told = page.locator("#reading").inner_text()
-    assert "Over all rows but baselines, " + effect.in_words().removeprefix("rmse: ") in told
-    assert page.locator("#reading thead th").last.inner_text() == "all rows but baselines"
+    reading = page.locator("#reading").inner_text()
+    assert "Over all rows except baselines, " + effect.in_words().removeprefix("rmse: ") in reading
+    assert page.locator("#reading thead th").last.inner_text() == "all rows except baselines"
 
 
 def test_a_label_with_an_x_in_it_stays_one_label(open_report: Open) -> None:

@@ -48,10 +48,9 @@ def coverage(interval: Intervals, found: np.ndarray, truth: float) -> float:
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
-@pytest.mark.parametrize("interval", [statistics.t_interval, statistics.bootstrap_interval])
-def test_intervals_hold_the_truth_as_often_as_they_say(interval: Intervals, n: int) -> None:
-    """Both 95 % intervals of a pairwise difference, a main effect and an interaction hold it in 93 to 97 % of studies."""
-    held = {name: coverage(interval, *contrast) for name, contrast in contrasts(n, normal).items()}
+def test_intervals_hold_the_truth_as_often_as_they_say(n: int) -> None:
+    """95 % intervals of a pairwise difference, a main effect and an interaction hold it in 93 to 97 % of studies."""
+    held = {name: coverage(statistics.t_interval, *contrast) for name, contrast in contrasts(n, normal).items()}
     assert all(93 <= share <= 97 for share in held.values()), held
 
 
@@ -63,11 +62,10 @@ def test_skewed_noise_costs_less_when_cells_are_compared(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
-def test_the_bootstrap_is_for_skewed_differences(n: int) -> None:
-    """Where the differences themselves are skewed both intervals fall short, the bootstrap's by at least a point less."""
+def test_intervals_of_skewed_differences_fall_short(n: int) -> None:
+    """If one cell alone is skewed, the t interval holds the truth in 85 to 93 % of studies, as docs/statistics.md says."""
     x = exponential(np.random.default_rng(n), (STUDIES, n))
-    student, bootstrap = (coverage(interval, x, 0.0) for interval in (statistics.t_interval, statistics.bootstrap_interval))
-    assert 85 < student < bootstrap - 1 < 94
+    assert 85 < coverage(statistics.t_interval, x, 0.0) < 93
 
 
 @pytest.mark.parametrize(("n", "most"), [(3, 78), (5, 87), (10, 92)])

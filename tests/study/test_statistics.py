@@ -12,7 +12,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from mtl_axes.study import statistics
+from mtl_axes.study import contrasts, statistics
 
 SCALES = (1e-200, 1e-9, 1.0, 1e9, 1e200)
 
@@ -40,39 +40,14 @@ def test_the_t_interval_and_the_p_value_are_scipys(n: int) -> None:
 def test_scale_and_sign_do_not_matter(scale: float) -> None:
     """Intervals scale with their differences, p-values do not change, at sizes whose squares a float cannot hold."""
     x = differences(6)
-    for interval in (statistics.t_interval, statistics.bootstrap_interval):
-        np.testing.assert_allclose(interval(scale * x), scale * np.array(interval(x)), rtol=1e-9)
+    np.testing.assert_allclose(statistics.t_interval(scale * x), scale * np.array(statistics.t_interval(x)), rtol=1e-9)
     np.testing.assert_allclose(statistics.p_value(-scale * x), statistics.p_value(x), rtol=1e-9)
-
-
-@pytest.mark.parametrize("n", [2, 3, 5, 10])
-def test_the_bootstrap_is_what_its_docstring_says(n: int) -> None:
-    """Resamples that are really drawn, smoothed and studentised one by one have the same quantiles."""
-    generator = np.random.default_rng(n)
-    drawn = generator.integers(n, size=(statistics.DRAWS, n))
-    noise = generator.standard_normal((statistics.DRAWS, n))
-    for x in differences(3, n):
-        again = x[drawn] + 0.9 * n**-0.2 * x.std(ddof=1) * noise
-        t = (again.mean(-1) - x.mean()) / stats.sem(again, axis=-1)
-        low, high = x.mean() - np.quantile(t, (0.975, 0.025)) * stats.sem(x)
-        np.testing.assert_allclose(statistics.bootstrap_interval(x), (low, high), rtol=1e-9)
-
-
-def test_the_bootstrap_follows_the_skew() -> None:
-    """One seed far above the others stretches the bootstrap interval upwards, where Student's stays symmetric; the same
-    differences give the same interval, alone or among many."""
-    x = np.array([0.0, 0.1, -0.1, 0.05, -0.05, 3.0])
-    low, high = statistics.bootstrap_interval(x)
-    assert high - x.mean() > 1.5 * (x.mean() - low)
-    many = statistics.bootstrap_interval(np.concatenate([differences(250, 6), x[None]]))
-    np.testing.assert_allclose((many[0][-1], many[1][-1]), (low, high), rtol=1e-12)
 
 
 @pytest.mark.parametrize("values", [[], [0.3], [0.3, 0.3], [0.1, 0.1, 0.1], [0.0, 0.0, 0.0]])
 def test_without_a_spread_there_is_no_interval(values: list[float]) -> None:
     """No, one or equal differences: NaN and no warning; the deviation of equal ones is exactly 0."""
     assert np.isnan(statistics.t_interval(values)).all()
-    assert np.isnan(statistics.bootstrap_interval(values)).all()
     assert np.isnan(statistics.p_value(values))
     mean, sd = statistics.mean_and_sd(values)
     assert sd == 0 if len(values) > 1 else np.isnan(sd)
@@ -83,10 +58,9 @@ def test_rows_without_a_spread_do_not_touch_their_neighbours() -> None:
     """Among many studies, one of equal differences is NaN and the others are what they are alone."""
     x = differences(3, 5)
     x[1] = 0.7
-    for interval in (statistics.t_interval, statistics.bootstrap_interval):
-        found = np.array(interval(x))
-        assert np.isnan(found[:, 1]).all()
-        np.testing.assert_allclose(found[:, 2], interval(x[2]), rtol=1e-12)
+    ends = np.array(statistics.t_interval(x))
+    assert np.isnan(ends[:, 1]).all()
+    np.testing.assert_allclose(ends[:, 2], statistics.t_interval(x[2]), rtol=1e-12)
 
 
 @pytest.mark.parametrize("m", [1, 7, 63])
@@ -143,7 +117,10 @@ def test_the_front_is_what_nobody_beats() -> None:
     generator = np.random.default_rng(0)
     for points in (generator.normal(size=(30, 2)), generator.integers(4, size=(30, 2)).astype(float)):
         expected = [not any((q <= p).all() and (q < p).any() for q in points) for p in points]
-        assert statistics.pareto(points).tolist() == expected
+        cells = [(str(place), "mse") for place in range(30)]
+        first, second = ({cell: {0: value} for cell, value in zip(cells, column, strict=True)} for column in points.T)
+        on_front = contrasts.front(first, second, cells, ("min", "min"))
+        assert [cell in on_front for cell in cells] == expected
         assert 0 < sum(expected) < 30
 
 

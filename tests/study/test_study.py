@@ -18,9 +18,8 @@ from training import Own
 from mtl_axes import MultiTaskCriterion, compose, create
 from mtl_axes.errors import DataError, MtlAxesError, OptionError, StudyError
 from mtl_axes.history import History
-from mtl_axes.study import Outcome, Study
+from mtl_axes.study import Outcome, Results, Run, Study
 from mtl_axes.study.levels import label, mean_ends, tuned
-from mtl_axes.study.results import Results, Run
 
 TASKS = {"tasks": ["a", "b"]}
 quiet = {"progress": False}
@@ -223,14 +222,14 @@ def returning(value: Any) -> Callable[..., Any]:
     [
         (None, "should return a mapping from metrics to numbers, or an Outcome. Found None."),
         (3.0, "Found 3.0."),
-        ({}, "every metric that the study names: rmse. Found none; missing: rmse."),
-        ({"mae": 1.0}, "Found mae; missing: rmse."),
+        ({}, "returned no rmse (its metrics: none). Return every metric that the study names."),
+        ({"mae": 1.0}, "returned no rmse (its metrics: mae)."),
         ({"rmse": "3.5"}, "The metric `rmse` should be a number. Found '3.5'."),
         ({"rmse": torch.zeros(2)}, "The metric `rmse` should be a number. Found tensor"),
         ({"rmse": None}, "The metric `rmse` should be a number. Found None."),
         (Outcome({"rmse": 1.0}, history=[1.0]), "The history of an Outcome should be a History, or lists"),
         (Outcome({"rmse": 1.0}, history={"step": [1, 2], "loss/a": [1.0]}), "one length. Found step 2, loss/a 1."),
-        (Outcome({"rmse": 1.0}, predictions={"a": ([1.0], [1.0, 2.0])}), "Found 1 and 2."),
+        (Outcome({"rmse": 1.0}, predictions={"a": ([1.0], [1.0, 2.0])}), "`a` has 1 predictions but 2 true values."),
         (Outcome({"rmse": 1.0}, predictions={"a": torch.zeros(2, 3, 3)}), "The predictions of `a` should be"),
     ],
 )
@@ -245,7 +244,7 @@ def test_what_a_study_cannot_use_is_a_failure_once_a_run_has_finished(tmp_path: 
     """After hours of good runs one that forgets a metric does not end the study."""
     results = small(tmp_path, seeds=3).run(lambda criterion, seed: {"rmse": 1.0} if seed != 1 else {}, **quiet)
     assert [run.seed for run in results.runs] == [0, 2]
-    assert "missing: rmse" in str(results.failures[0].error)
+    assert "returned no rmse" in str(results.failures[0].error)
 
 
 def test_options_of_the_criterion_count_also_where_a_strategy_has_no_name(tmp_path: Path) -> None:
@@ -256,9 +255,9 @@ def test_options_of_the_criterion_count_also_where_a_strategy_has_no_name(tmp_pa
 
 
 def test_failed_runs_do_not_count_as_finished_ones(tmp_path: Path) -> None:
-    """A function that at first raised and now forgets a metric is told so."""
+    """A function that raised first and now forgets a metric stops the study."""
     small(tmp_path, seeds=[1]).run(training.fragile, **quiet)
-    with pytest.raises(StudyError, match="missing: rmse"):
+    with pytest.raises(StudyError, match="returned no rmse"):
         small(tmp_path, seeds=[1]).run(returning({}), retry=True, **quiet)
 
 
@@ -310,7 +309,7 @@ def test_threads_are_those_of_each_run_and_of_nothing_else(tmp_path: Path, worke
 
 def test_threads_are_given_back_where_a_study_stops(tmp_path: Path) -> None:
     before = torch.get_num_threads()
-    with pytest.raises(StudyError, match="missing: rmse"):
+    with pytest.raises(StudyError, match="returned no rmse"):
         small(tmp_path).run(returning({}), threads=before + 1, **quiet)
     assert torch.get_num_threads() == before
 
@@ -326,7 +325,7 @@ def test_equal_weights_are_the_reference_where_they_are_a_baseline(tmp_path: Pat
 
 
 def test_constants_that_are_not_trained_yet_are_none(tmp_path: Path) -> None:
-    """In a study that was stopped before its second part what was trained is told, and the best constant is one of that."""
+    """A study that was stopped before its second part reports what was trained, and its best constant is among that."""
     study, done = small(tmp_path, outer=["fixed", "gaba"], baselines=["ended"]), []
 
     def train(criterion: MultiTaskCriterion, seed: int) -> Outcome:
@@ -465,7 +464,7 @@ def test_weights_that_nobody_recorded_are_missed(tmp_path: Path) -> None:
     def train(criterion: MultiTaskCriterion, seed: int) -> dict[str, float]:
         return {"rmse": float(seed)}
 
-    with pytest.warns(UserWarning, match='The baseline "ended" needs the weights of gaba x mse'):
+    with pytest.warns(UserWarning, match='The histories of gaba x mse hold no weights, so the baseline "ended"'):
         results = small(tmp_path, outer=["gaba"], baselines=["ended"]).run(train, **quiet)
     assert results.cells == [("gaba", "mse")]
 
@@ -473,7 +472,7 @@ def test_weights_that_nobody_recorded_are_missed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{}", "[]", '{"runs": 1}', "{"])
 def test_another_file_of_that_name_is_no_study(tmp_path: Path, text: str) -> None:
     (tmp_path / "study.json").write_text(text)
-    with pytest.raises(DataError, match=r"should hold a readable study\.json. Found none in"):
+    with pytest.raises(DataError, match=r"holds no readable study\.json \("):
         Results.load(tmp_path)
 
 
@@ -529,8 +528,8 @@ def test_only_the_cells_that_were_asked_for_are_trained(tmp_path: Path) -> None:
     [
         ({"outer": "gaba"}, "`outer` should be a list of levels, or a mapping from labels to levels. Found 'gaba'."),
         ({"inner": {"name": "huber"}}, "`inner` should be a list of levels"),
-        ({"outer": []}, "`outer` should hold at least one level, each with a label of its own. Found none."),
-        ({"outer": ["gaba", {"name": "gaba"}]}, "Found gaba more than once. Name levels by a mapping"),
+        ({"outer": []}, "`outer` has no levels. Pass at least one."),
+        ({"outer": ["gaba", {"name": "gaba"}]}, "`outer` has several levels labelled gaba. Pass a mapping"),
         ({"seeds": 0}, r"distinct whole numbers in \[0, 2\^32\). Found 0."),
         ({"seeds": [1, 1]}, r"Found \[1, 1\]."),
         ({"seeds": [-1]}, r"Found \[-1\]."),
@@ -539,22 +538,25 @@ def test_only_the_cells_that_were_asked_for_are_trained(tmp_path: Path) -> None:
         ({"seeds": 2.0}, "Found 2.0."),
         ({"seeds": "01"}, "Found '01'."),
         ({"metrics": ["rmse"]}, "`metrics` should be a mapping"),
-        ({"metrics": {"rmse": "low"}}, "The metric `rmse` should be better when lower"),
-        ({"baselines": "equal"}, "`baselines` should hold some of"),
+        ({"metrics": {"rmse": "low"}}, "The direction of the metric `rmse` should be"),
+        ({"baselines": "equal"}, "`baselines` should be a list with some of"),
         ({"baselines": ["best"]}, r"Found \['best'\]."),
-        ({"baselines": ["tuned"], "compose": {}}, r"known beforehand and a metric with a direction. Found tasks \[\]"),
+        ({"baselines": ["tuned"], "compose": {}}, r"two named tasks and a metric with a direction. Found tasks \[\]"),
         ({"baselines": ["tuned"], "metrics": {}}, r"and metrics {}."),
-        ({"baselines": ["equal"], "outer": ["equal"]}, "other labels than the baselines. Found equal."),
+        ({"baselines": ["equal"], "outer": ["equal"]}, "have the labels of baselines: equal."),
         (
             {"baselines": ["ended"], "outer": {"dwa": "dwa", "constant where dwa ended": "fixed"}},
-            "other labels than the baselines. Found constant where dwa ended.",
+            "have the labels of baselines: constant where dwa ended.",
         ),
         ({"reference": ("gaba", "mse")}, r"`reference` should be one of the study's cells: \('fixed', 'mse'\)."),
         ({"cells": [("fixed", "huber")]}, r"Found \('fixed', 'huber'\)."),
         ({"reference": 3}, "`reference` should be one of the study's cells: .* Found 3."),
-        ({"cells": []}, "at least one"),
+        ({"cells": []}, "`cells` is empty"),
         ({"cells": [3]}, "`cells` should hold pairs of a label of `outer` .* Found 3."),
-        ({"compose": {"shared": None}}, "Found shared. Where the place of measurement must be given"),
+        (
+            {"compose": {"shared": None}},
+            "`compose` cannot hold shared: .* build another criterion",
+        ),
         ({"config": {"data": {1, 2}}}, "`config` should be plain data"),
     ],
 )
@@ -567,10 +569,13 @@ def test_options_are_checked_before_the_first_run(tmp_path: Path, options: dict[
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"outer": ["fixed", "gabba"]}, "Found gabba x mse, of which it says: .*gaba"),
-        ({"inner": ["mse", {"name": "huber", "delta": -1}]}, r"Found fixed x huber\(delta=-1\), of which it says: .*delta"),
-        ({"outer": ["uncertainty"], "compose": {}}, r'Pass tasks=\[...\].* go into `compose={"tasks": \[...\]}`'),
-        ({"outer": ["dwa"], "inner": ["gaussian_nll"]}, "Found dwa x gaussian_nll"),
+        ({"outer": ["fixed", "gabba"]}, "cannot build the cell gabba x mse: .*gaba"),
+        ({"inner": ["mse", {"name": "huber", "delta": -1}]}, r"cannot build the cell fixed x huber\(delta=-1\): .*delta"),
+        (
+            {"outer": ["uncertainty"], "compose": {}},
+            r'Pass tasks=\[...\].* the names of the tasks as `compose={"tasks": \[...\]}`',
+        ),
+        ({"outer": ["dwa"], "inner": ["gaussian_nll"]}, "cannot build the cell dwa x gaussian_nll"),
         ({"compose": {**TASKS, "evry": 2}}, "evry"),
     ],
 )
@@ -596,5 +601,5 @@ def test_what_cannot_be_called_with_a_criterion_and_a_seed_is_no_training_functi
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudyError, match=r"`out` should be a folder that can be written. Found"):
+    with pytest.raises(StudyError, match=r"The folder `.*` cannot be written \("):
         small(tmp_path / "file" / "x").run(training.train, **quiet)

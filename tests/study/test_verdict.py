@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mtl_axes.errors import OptionError
-from mtl_axes.study.results import Effect, Results, Run
+from mtl_axes.study import Effect, Results, Run
 
 LEVELS = (("fixed", "mse"), ("fixed", "huber"), ("gaba", "mse"), ("gaba", "huber"))
 
@@ -47,16 +47,17 @@ def test_a_difference_that_shows() -> None:
 
 
 def test_a_difference_that_does_not_show() -> None:
-    """It is not distinguishable, which is not called equal; the interval and the seeds that it would take are given."""
-    told = effect([-1.0, 0.4, -0.5, 0.3, -0.2])
-    assert told.in_words() == (
-        "rmse: gaba x mse is not distinguishable from fixed x mse: -0.20 (95 % interval -0.92 to +0.52, 5 seeds). "
-        f"An effect of this size would take about {told.seeds_needed} seeds to show; that 5 do not show one does not mean "
-        "that there is none."
+    """It does not differ significantly, which is not called equal; the interval and the seeds that it would take are
+    given."""
+    difference = effect([-1.0, 0.4, -0.5, 0.3, -0.2])
+    assert difference.in_words() == (
+        "rmse: gaba x mse does not differ significantly from fixed x mse: -0.20 (95 % interval -0.92 to +0.52, 5 seeds). "
+        f"Detecting an effect of this size takes about {difference.seeds_needed} seeds. No significant difference does not "
+        "mean no difference."
     )
     assert "more than 10,000 seeds" in effect([1.0, -1.0, 0.5, -0.5, 0.001]).in_words()
     balanced = effect([1.0, -1.0, 0.5, -0.5]).in_words()
-    assert "is not distinguishable" in balanced and "does not mean that there is none" in balanced
+    assert "does not differ significantly" in balanced and "does not mean no difference" in balanced
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
@@ -65,48 +66,46 @@ def test_few_seeds_are_said(count: int) -> None:
     differences = [0.1 * (-1) ** seed + seed for seed in range(count)]
     assert ("only" in effect(differences).in_words()) == (count < 5)
     base = [1.0 * seed for seed in range(count)]
-    told = study(
+    sentences = study(
         {("fixed", "mse"): base, ("gaba", "mse"): [b + d for b, d in zip(base, differences, strict=True)]}
     ).verdict()
-    assert any("seeds are few" in sentence for sentence in told) == (count < 5)
+    assert any("seeds are few" in sentence for sentence in sentences) == (count < 5)
 
 
-def test_one_seed_tells_nothing() -> None:
-    """A study of one seed is told so once, and nothing is said about any difference."""
+def test_one_seed_shows_nothing() -> None:
+    """A study of one seed says so once, and says nothing about any difference."""
     results = study({cell: [1.0 + place] for place, cell in enumerate(LEVELS)})
-    told = results.verdict()
-    assert any(sentence.startswith("Nothing can be told about any difference from one seed") for sentence in told)
-    assert not re.search("better|worse|distinguishable|best", " ".join(told))
+    sentences = results.verdict()
+    assert any(sentence.startswith("One seed cannot show a difference") for sentence in sentences)
+    assert not re.search("better|worse|distinguishable|significant|best", " ".join(sentences))
     assert results.compare("rmse")[1].in_words() == (
-        "rmse: nothing can be told from one seed about gaba x mse and fixed x mse: +2 with seed 0, and the next seed may "
-        "turn it round."
+        "rmse: gaba x mse minus fixed x mse is +2 with seed 0, the only one; another seed may reverse the sign."
     )
 
 
 def test_no_seed_and_no_spread_are_said() -> None:
-    """Nothing in common, the same values, and a difference that never varies are told apart."""
-    assert "cannot be compared with fixed x mse: no seed gave a finite value" in effect([math.nan, math.nan]).in_words()
-    assert "gave the same value with each of 3 seeds" in effect([0.0, 0.0, 0.0]).in_words()
-    told = effect([0.5, 0.5, 0.5]).in_words()
-    assert "is +0.5 with each of 3 seeds" in told and "see that the training function uses its seed" in told
+    """Nothing in common, the same values, and a difference that never varies are distinguished."""
+    assert "cannot be compared with fixed x mse: no seed has a finite value" in effect([math.nan, math.nan]).in_words()
+    assert "have the same value with each of 3 seeds" in effect([0.0, 0.0, 0.0]).in_words()
+    words = effect([0.5, 0.5, 0.5]).in_words()
+    assert "is +0.5 with each of 3 seeds" in words and "check that the training function uses its seed" in words
     assert Results(("fixed",), ("mse",), (0,), {"rmse": "min"}, ("fixed", "mse"), ()).verdict() == [
-        "No run has finished: nothing can be told."
+        "No run has finished: there is nothing to compare."
     ]
 
 
 def test_one_among_many_comparisons_is_not_enough() -> None:
-    """A cell whose own p-value is below 0.05 but not after the correction: not distinguishable, and why is said plainly."""
+    """A cell whose own p-value is below 0.05 but not after the correction: no significant difference, and why is said."""
     noise = np.random.default_rng(0).normal(size=(7, 5))
     base = [10.0, 13.0, 16.0, 19.0, 22.0]
     cells = {("fixed", "mse"): base} | {
         (f"w{k}", "mse"): [b + e for b, e in zip(base, noise[k], strict=True)] for k in range(7)
     }
     cells["w0", "mse"] = [b + d for b, d in zip(base, [-1.0, -0.2, -1.6, -0.4, -1.3], strict=True)]
-    told = next(e for e in study(cells).compare("rmse") if e.label == "w0 x mse")
-    assert told.p < 0.05 < told.p_adjusted
-    assert told.in_words().endswith(
-        "Alone it would pass, but it is one of 7 comparisons, and among so many some look like this by chance. More seeds "
-        "would tell."
+    effect = next(e for e in study(cells).compare("rmse") if e.label == "w0 x mse")
+    assert effect.p < 0.05 < effect.p_adjusted
+    assert effect.in_words().endswith(
+        "As the only comparison it would be significant; among 7 comparisons, some look like this by chance. Run more seeds."
     )
 
 
@@ -119,22 +118,26 @@ def grid(seed: int, inner: float = 0.0, interaction: float = 0.0, seeds: int = 5
 
 def test_the_verdict_of_two_axes() -> None:
     """It names the constants, the best cell, what each axis does and that the axes do not visibly interact."""
-    told = grid(0, inner=-3.0).verdict("rmse")
-    assert told[0] == "4 cells, 5 seeds; differences are taken within each seed."
-    assert told[1] == "Constant weights, the baseline to beat: fixed."
-    assert told[2].startswith('"Not distinguishable" does not mean that there is no difference')
+    sentences = grid(0, inner=-3.0).verdict("rmse")
+    assert sentences[0] == "4 cells, 5 seeds; differences are taken within each seed."
+    assert sentences[1] == "Constant weights, the baseline to beat: fixed."
+    assert sentences[2].startswith('"No significant difference" does not mean no difference')
     best = (
         r"rmse \(lower is better\): (fixed|gaba) x huber has the best mean, [0-9.]+; it is better than fixed x mse, -3\.\d+ "
     )
-    assert re.match(best, told[3])
+    assert re.match(best, sentences[3])
     assert (
-        told[4] == "rmse, cells against fixed x mse: better: fixed x huber, gaba x huber; not distinguishable: gaba x mse."
+        sentences[4]
+        == "rmse, cells against fixed x mse: better: fixed x huber, gaba x huber; no significant difference: gaba x mse."
     )
-    assert told[5].startswith(
-        "rmse, outer axis against fixed: gaba is not distinguishable from fixed, averaged over mse, huber"
+    assert sentences[5].startswith(
+        "rmse, outer axis against fixed: gaba does not differ significantly from fixed, averaged over mse, huber"
     )
-    assert told[6].startswith("rmse, inner axis against mse: huber is better than mse, averaged over fixed, gaba: -")
-    assert "huber instead of mse under gaba is not distinguishable from that under fixed" in told[7] and len(told) == 8
+    assert sentences[6].startswith("rmse, inner axis against mse: huber is better than mse, averaged over fixed, gaba: -")
+    assert (
+        "huber instead of mse under gaba does not differ significantly from the effect under fixed" in sentences[7]
+        and len(sentences) == 8
+    )
 
 
 def test_the_verdict_of_an_interaction() -> None:
@@ -142,7 +145,7 @@ def test_the_verdict_of_an_interaction() -> None:
     (sentence,) = [sentence for sentence in grid(0, inner=-1.0, interaction=4.0).verdict() if "interact" in sentence]
     assert re.match(
         r"rmse, interactions with fixed and mse: the axes interact: the effect of huber instead of mse under gaba minus "
-        r"that under fixed is \+[34]\.",
+        r"the effect under fixed is \+[34]\.",
         sentence,
     )
 
@@ -171,19 +174,19 @@ def large(spread: float = 0.3, best: str = "rul times 10") -> Results:
     return Results(outer, ("mse", "huber"), (0, 1, 2, 3, 4), directions, ("fixed", "mse"), *made)
 
 
-def test_a_grid_of_real_size_is_told_in_what_can_be_read() -> None:
+def test_the_verdict_on_a_grid_of_real_size_can_be_read() -> None:
     """At most ten sentences for a metric, each below 350 letters, and the caution once, also of both metrics."""
     for spread in (0.3, 3.0):
         results = large(spread)
         for metric in results.metrics:
-            told = results.verdict(metric)
-            assert len(told) <= 10 and max(map(len, told)) < 350 and sum(map(len, told)) < 2_000
+            sentences = results.verdict(metric)
+            assert len(sentences) <= 10 and max(map(len, sentences)) < 350 and sum(map(len, sentences)) < 2_000
         both = results.verdict()
         assert len(both) <= 17 and sum("does not mean" in sentence for sentence in both) == 1
         assert len(set(both)) == len(both)
 
 
-def test_adaptive_weightings_are_told_against_the_best_constant_alone() -> None:
+def test_adaptive_weightings_are_compared_with_the_best_constant_alone() -> None:
     """That is the tuned constant for the metric that it was chosen by, and for others the best on the same seeds, which is
     said; and the constants where their own runs ended. Each is a family of its own."""
     results = large()
@@ -192,14 +195,14 @@ def test_adaptive_weightings_are_told_against_the_best_constant_alone() -> None:
     assert [(effect.label, effect.against, effect.family) for effect in best] == [(n, "rul times 10", 3) for n in ADAPTIVE]
     assert [(e.label, e.against, e.family) for e in ended] == [(n, f"constant where {n} ended", 3) for n in ADAPTIVE]
     assert len(results.against_constants("rmse")) == 27
-    told = "\n".join(results.verdict())
+    text = "\n".join(results.verdict())
     how = r"rmse, adaptive weightings against the best constant \(tuned constant, chosen for each seed on the others\): "
-    assert re.search(how + r"better: gaba -[01]\.\d+ \(.*\); worse: ", told)
+    assert re.search(how + r"better: gaba -[01]\.\d+ \(.*\); worse: ", text)
     how = (
         r"auc, adaptive weightings against the best constant \(rul times 10, chosen on these same seeds, which favours it\)"
     )
-    assert re.search(how + r": better: gaba \+0\.1\d+ \(.*\); worse: ", told)
-    assert "rmse, adaptive weightings against the constants where they ended: better: gaba -" in told
+    assert re.search(how + r": better: gaba \+0\.1\d+ \(.*\); worse: ", text)
+    assert "rmse, adaptive weightings against the constants where they ended: better: gaba -" in text
     with pytest.raises(OptionError, match='`which` should be "all", "best" or "ended"'):
         results.against_constants("rmse", "tuned")  # type: ignore[arg-type]
 
@@ -239,8 +242,10 @@ def test_a_mean_over_other_seeds_is_not_the_best() -> None:
     base = [10.0, 11.0, 30.0]
     cells = {cell: [value + 0.1 * place for value in base] for place, cell in enumerate(LEVELS)}
     cells["gaba", "huber"][2] = math.nan
-    told = study(cells).verdict()
-    assert any("fixed x mse has the best mean of the cells with a value for every seed, 17" in sentence for sentence in told)
+    sentences = study(cells).verdict()
+    assert any(
+        "fixed x mse has the best mean of the cells with a value for every seed, 17" in sentence for sentence in sentences
+    )
 
 
 def test_verdicts_over_cells_that_are_equal() -> None:
@@ -254,34 +259,38 @@ def test_verdicts_over_cells_that_are_equal() -> None:
     assert 0 < called <= 200 * (0.05 + 3 * 0.015)
 
 
-def test_one_axis_alone_is_told_once() -> None:
-    """With one level on an axis, cells are levels of the other, and are told once."""
+def test_one_axis_alone_is_described_once() -> None:
+    """With one level on an axis, cells are levels of the other, and are described once."""
     base = [10.0, 13.0, 16.0, 19.0, 22.0]
-    told = study({("fixed", "mse"): base, ("fixed", "huber"): [b - 1 + 0.1 * k for k, b in enumerate(base)]}).verdict()
-    assert len([sentence for sentence in told if "huber" in sentence]) == 1
+    sentences = study({("fixed", "mse"): base, ("fixed", "huber"): [b - 1 + 0.1 * k for k, b in enumerate(base)]}).verdict()
+    assert len([sentence for sentence in sentences if "huber" in sentence]) == 1
 
 
-def test_many_levels_are_told_in_few_words() -> None:
-    """Those that show are told with their size, and of the others how many there are and the clearest."""
+def test_many_levels_take_few_words() -> None:
+    """Significant effects have their size, and of the others the number and the clearest are named."""
     generator = np.random.default_rng(1)
     of_seed = 14 + 5 * generator.normal(size=6)
     outer, inner = ("fixed", *(f"w{k}" for k in range(7))), ("mse", *(f"s{k}" for k in range(7)))
     cells = {(o, i): list(of_seed - 9.0 * (i == "s3") + 0.3 * generator.normal(size=6)) for o in outer for i in inner}
-    told = study(cells).verdict()
+    sentences = study(cells).verdict()
     assert any(
-        re.search(r"axis against mse: better: s3 -\d.*; not distinguishable: 6 of 7, the clearest s", t) for t in told
+        re.search(r"axis against mse: better: s3 -\d.*; no significant difference: 6 of 7, the clearest s", t)
+        for t in sentences
     )
     assert any(
-        sentence.startswith("rmse, interactions with fixed and mse: not distinguishable: 49 of 49") for sentence in told
+        sentence.startswith("rmse, interactions with fixed and mse: no significant difference: 49 of 49")
+        for sentence in sentences
     )
-    assert any(sentence.startswith("rmse, outer axis against fixed: not distinguishable: 7 of 7, ") for sentence in told)
-    assert any("better: 8 cells; not distinguishable: 55 cells." in sentence for sentence in told)
-    assert len(told) <= 8
+    assert any(
+        sentence.startswith("rmse, outer axis against fixed: no significant difference: 7 of 7, ") for sentence in sentences
+    )
+    assert any("better: 8 cells; no significant difference: 55 cells." in sentence for sentence in sentences)
+    assert len(sentences) <= 8
 
 
-def test_differences_without_a_spread_are_told_apart() -> None:
-    """Levels with the same values, with a difference that never varies and with too few seeds are not among those that are
-    not distinguishable."""
+def test_differences_without_a_spread_are_distinguished() -> None:
+    """Levels with the same values, with a difference that never varies and with too few seeds are not among those without
+    a significant difference."""
     base = [10.0, 13.0, 17.0]
     cells = {
         ("fixed", "mse"): base,
@@ -292,28 +301,28 @@ def test_differences_without_a_spread_are_told_apart() -> None:
     }
     (sentence,) = [sentence for sentence in study(cells).verdict() if "outer axis" in sentence]
     assert re.fullmatch(
-        r"rmse, outer axis against fixed: not distinguishable: near \+0\.08 \(.*\), of a size that takes about [0-9,]+ "
-        r"seeds to show; without two seeds in common: gone; the same values: same; a difference that is the same with each "
-        r"seed \(does the training function use its seed\?\): stiff\.",
+        r"rmse, outer axis against fixed: no significant difference: near \+0\.08 \(.*\), which takes about [0-9,]+ seeds "
+        r"to detect; too few seeds in common: gone; the same values: same; the same difference with each seed "
+        r"\(does the training function use its seed\?\): stiff\.",
         sentence,
     )
 
 
 def test_what_is_missing_is_said() -> None:
-    """Runs that diverged, that failed and that are still to be made are in the verdict, and the first in the table."""
+    """Runs that diverged, that failed and that are still to be trained are in the verdict, and the first in the table."""
     cells = {("fixed", "mse"): [1.0, 2.0, 3.5], ("gaba", "mse"): [1.5, math.nan, math.inf]}
     results = study(cells, failures=(Run("gaba", "huber", 0, error="no"), Run("gaba", "huber", 1, error="no")))
     results = Results(
         ("fixed", "gaba"), ("mse", "huber"), (0, 1, 2), {"rmse": "min"}, ("fixed", "mse"), results.runs, results.failures
     )
-    told = results.verdict()
-    assert "2 runs failed and cannot be counted: 2 of gaba x huber." in told
-    assert "1 run of these cells is still to be made." in told
+    sentences = results.verdict()
+    assert "2 runs failed and are not counted: 2 of gaba x huber." in sentences
+    assert "1 run of these cells is still to be trained." in sentences
     assert any(
         sentence.startswith("rmse: 2 runs gave no finite value (diverged?): 2 of 3 of gaba x mse. Means")
-        for sentence in told
+        for sentence in sentences
     )
-    assert any("without two seeds in common: gaba x mse, gaba x huber" in sentence for sentence in told)
+    assert any("too few seeds in common: gaba x mse, gaba x huber" in sentence for sentence in sentences)
     table = results.table()
     assert re.search(r"gaba +mse +1\* +1\.5", table) and re.search(r"gaba +huber +0 +-", table)
     assert "* gaba x mse: 2 runs without a finite value left out" in table
@@ -326,7 +335,7 @@ def test_failures_of_many_cells_are_one_sentence() -> None:
         study(cells), reference=("w0", "mse"), failures=tuple(Run(f"w{k}", "huber", 0, error="no") for k in range(6))
     )
     results = replace(results, inner=("mse", "huber"))
-    assert "6 runs failed and cannot be counted: in 6 cells." in results.verdict()
+    assert "6 runs failed and are not counted: in 6 cells." in results.verdict()
 
 
 def test_the_table() -> None:

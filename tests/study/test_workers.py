@@ -19,8 +19,7 @@ from killed_study import study
 from killing import start
 
 from mtl_axes.errors import StudyError
-from mtl_axes.study import Study
-from mtl_axes.study.results import Results
+from mtl_axes.study import Results, Study
 
 SCRIPT = Path(__file__).parent / "killed_study.py"
 LIMIT = 120.0
@@ -46,7 +45,7 @@ def without_seconds(folder: Path) -> dict[str, dict[str, Any]]:
 @contextmanager
 def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """A study in a process of its own, killed when it is not needed any more."""
-    # A shell starts what it puts in the background deaf to interrupts, and so would be the study.
+    # A shell lets its background processes ignore interrupts, and the study would inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = start(SCRIPT, *map(str, arguments))
@@ -127,7 +126,7 @@ def test_an_interrupt_stops_the_workers_and_keeps_finished_runs(tmp_path: Path) 
 
 
 def test_a_worker_that_dies_is_a_failure_of_its_run_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The run beside it and those after it are trained; one that raises has its traceback; both are told at once."""
+    """The run beside it and those after it are trained; one that raises has its traceback; both are shown at once."""
     results = small(tmp_path, seeds=4).run(training.dying, workers=2)
     assert [run.seed for run in results.runs] == [0, 3]
     died, raised = results.failures
@@ -139,10 +138,10 @@ def test_a_worker_that_dies_is_a_failure_of_its_run_alone(tmp_path: Path, capsys
 
 
 def test_a_function_that_pickle_cannot_hand_over_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match=r"the training function should be such that pickle can .* or use workers=1"):
+    with pytest.raises(StudyError, match=r"pickle cannot send the training function to .* or use workers=1"):
         small(tmp_path).run(lambda criterion, seed: {"rmse": 1.0}, workers=2, progress=False)
     own = training.Own(how=lambda: None)
-    with pytest.raises(StudyError, match="the levels and options should be such that pickle can"):
+    with pytest.raises(StudyError, match="pickle cannot send the levels or options"):
         small(tmp_path, outer=[own]).run(training.train, workers=2, progress=False)
 
 
@@ -151,11 +150,11 @@ def test_a_function_that_another_process_cannot_load_is_named(tmp_path: Path, mo
     monkeypatch.setattr(training, "here_alone", lambda criterion, seed: {"rmse": 1.0}, raising=False)
     training.here_alone.__qualname__ = training.here_alone.__name__ = "here_alone"  # type: ignore[attr-defined]
     monkeypatch.setattr(training.here_alone, "__module__", "training")  # type: ignore[attr-defined]
-    with pytest.raises(StudyError, match=r"There it failed with AttributeError: .*here_alone.* or use workers=1"):
+    with pytest.raises(StudyError, match=r"cannot load the training .*: AttributeError: .*here_alone.* or use workers=1"):
         small(tmp_path).run(training.here_alone, workers=2, progress=False)  # type: ignore[attr-defined]
 
 
-def test_a_script_without_a_guard_is_told_what_it_lacks(tmp_path: Path) -> None:
+def test_the_error_of_a_script_without_a_guard_names_the_guard(tmp_path: Path) -> None:
     """Each worker begins by running the script, and would start workers itself."""
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
     script = tmp_path / "unguarded.py"

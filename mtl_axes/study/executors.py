@@ -1,4 +1,4 @@
-"""Runs of a study, one after the other or in processes of their own; each is kept on disk by whoever trained it."""
+"""Executors: they train the runs of a study one after the other, or in worker processes that save their own runs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,13 @@ from mtl_axes.study.jobs import End, Job, Train
 
 __all__ = ["Bar", "in_processes", "in_turn"]
 
-# Seconds: how often the bar's clock moves while nothing else does, and how long a worker may take to leave.
-_TICK = 1.0
-_LEAVE = 5.0
+_TICK = 1.0  # seconds between updates of the bar's clock
+_LEAVE = 5.0  # seconds that a worker may take to exit
 
 
 class Bar:
-    """Progress on stderr: a bar of runs with the remaining time, and lines above it. No bar where tqdm is missing.
-
-    Args:
-        total: runs that are to be trained.
-        shown: False for nothing at all.
-    """
+    """Progress on stderr: a bar of runs with the remaining time, and lines above it. No bar if tqdm is missing, and no
+    output at all unless ``shown``."""
 
     def __init__(self, total: int, shown: bool) -> None:
         self._bar: Any = None
@@ -45,7 +40,7 @@ class Bar:
                 self._bar = tqdm(total=total, unit="run", desc="study", smoothing=0.0, mininterval=0.0)
 
     def plan(self, left: int) -> None:
-        """Take note of how many runs are still to be trained."""
+        """Set how many runs are still to be trained."""
         if self._bar is not None:
             self._bar.total = self._bar.n + left
             self._bar.refresh()
@@ -63,7 +58,7 @@ class Bar:
             self._bar.set_postfix_str(job.title)
 
     def tick(self) -> None:
-        """Move the clock on a terminal; a log would get a line each time."""
+        """Update the clock on a terminal; a log would get a line each time."""
         if self._bar is not None and sys.stderr.isatty():
             self._bar.refresh()
 
@@ -99,10 +94,7 @@ def in_processes(
 ) -> Generator[tuple[Job, End], None, None]:
     """Train in spawned processes and yield each run as it ends. A process that dies is a failure of its run alone.
 
-    When the caller stops early, as by Ctrl-C, the processes are ended with their runs unfinished.
-
-    Raises:
-        StudyError: the training function or a level cannot be handed to another process.
+    If the caller stops early, for example at Ctrl-C, the processes end with their runs unfinished.
     """
     payload = _packed(jobs, train) if jobs else b""
     waiting = deque(range(len(jobs)))
@@ -134,14 +126,14 @@ def in_processes(
 
 
 class _Worker:
-    """A process that trains runs, as this one sees it."""
+    """A worker process, seen from the process that runs the study."""
 
     def __init__(self, payload: bytes, threads: int) -> None:
         # Spawned, not forked: a fork of a process whose torch threads already ran can hang.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, payload, threads))
-        with _deaf():
+        with _ignoring_sigint():
             self._process.start()
         theirs.close()
         self._job: int | None = None
@@ -150,20 +142,20 @@ class _Worker:
 
     @property
     def sources(self) -> tuple[Any, Any]:
-        """What there is to wait for: a message, and the end of the process."""
+        """What to wait for: a message, and the end of the process."""
         return self._connection, self._process.sentinel
 
     def give(self, job: int) -> None:
-        """Hand over the number of the next run."""
+        """Send the number of the next run."""
         self._job = job
-        with contextlib.suppress(OSError):  # dead already, which listen() will find
+        with contextlib.suppress(OSError):  # dead already, which listen() will notice
             self._connection.send(job)
 
     def listen(self) -> tuple[int | None, End | None]:
-        """Return the run that has ended and how; nothing where the worker has only begun to serve.
+        """Return the run that has ended and how; (None, None) if the worker has only started.
 
         Raises:
-            StudyError: it could not begin.
+            StudyError: it could not start.
         """
         job, self._job = self._job, None
         try:
@@ -172,8 +164,8 @@ class _Worker:
             message = None
         if isinstance(message, str):
             raise StudyError(
-                "With workers > 1 another process should be able to load the training function and the levels: define them "
-                f"at the top level of a module. There it failed with {message} Move them into a file, or use workers=1."
+                f"A worker process cannot load the training function or the levels: {message} Define them at the top level "
+                "of a module in a file, or use workers=1."
             )
         if message is None:
             self.alive = False
@@ -181,21 +173,21 @@ class _Worker:
             code = self._process.exitcode
             if not self._began:
                 raise StudyError(
-                    f"A worker process should start. Found one that ended with code {code}; its error is above. A script "
-                    'that runs a study with workers > 1 needs `if __name__ == "__main__":` around that call.'
+                    f"A worker process ended with code {code} before its first run; its error is above. A script that runs "
+                    'a study with workers > 1 needs `if __name__ == "__main__":` around that call.'
                 )
-            return job, None if job is None else End(f"its process died ({_ending(code)})", unkept=True)
+            return job, None if job is None else End(f"its process died ({_ending(code)})", unsaved=True)
         self._began, self.alive = True, self._process.is_alive()
         return job, message if job is not None else None
 
     def dismiss(self) -> None:
-        """Let it go, now that nothing is left to do."""
+        """Let the process exit, because no run is left."""
         self._connection.close()
         self._process.join(_LEAVE)
         self.stop()
 
     def stop(self) -> None:
-        """End it. Nothing is lost but the run that is under way: files of runs appear whole or not at all."""
+        """End the process. Only its current run is lost: files of runs are complete or do not exist."""
         self._process.terminate()
         self._process.join(_LEAVE)
         if self._process.is_alive():
@@ -204,7 +196,7 @@ class _Worker:
 
 
 def _serve(parent: Any, payload: bytes, threads: int) -> None:
-    """Train the runs whose numbers come, until the other end is closed."""
+    """Train the runs whose numbers arrive, until the other end is closed."""
     # Ctrl-C reaches the whole process group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
@@ -228,9 +220,9 @@ def _leave_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C from their first moment, so that none dies of it with a traceback."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does
+def _ignoring_sigint() -> Iterator[None]:
+    """Processes started within ignore Ctrl-C from the start, so that none dies of it with a traceback."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -241,13 +233,13 @@ def _deaf() -> Iterator[None]:
 
 
 def _packed(jobs: Sequence[Job], train: Train) -> bytes:
-    for what, value in (("the training function", train), ("the levels and options", [job.levels for job in jobs])):
+    for what, value in (("the training function", train), ("the levels or options", [job.levels for job in jobs])):
         try:
             pickle.dumps(value)
         except Exception as error:
             raise StudyError(
-                f"With workers > 1 {what} should be such that pickle can hand it to another process: defined at the top "
-                f"level of a module. Found {value!r:.200} ({error}). Move it there, or use workers=1."
+                f"pickle cannot send {what} to a worker process: {value!r:.200} ({error}). Define it at the top level of a "
+                "module, or use workers=1."
             ) from error
     return pickle.dumps((train, list(jobs)))
 
