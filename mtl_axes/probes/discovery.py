@@ -196,12 +196,13 @@ def _is_static_sink(node: Any) -> bool:
     return wrapper is not None and bool(wrapper.static_graph)
 
 
-def refuse_static_ddp(static: bool, advice: str = 'probe="lagged" measures in your own backward and serves it.') -> None:
+def refuse_static_ddp(static: bool) -> None:
     """Raise :class:`GraphError` where a gradient would be measured before the first backward of a static graph."""
     if static:
         raise GraphError(
             "DistributedDataParallel should have static_graph=False: a gradient that is measured before its first "
-            f"backward stops it from averaging gradients over ranks, without a word. Found static_graph=True. {advice}"
+            "backward stops it from averaging gradients over ranks, without a word. Found static_graph=True. "
+            'probe="lagged" measures in your own backward and serves it.'
         )
 
 

@@ -8,9 +8,8 @@ from torch import Tensor
 from mtl_axes.distributed import norms_over_ranks
 from mtl_axes.probes.base import Measurement, Tape
 from mtl_axes.probes.border import BorderProbe, Parts, border_of, norm_of_parts, others_measure, recorded
-from mtl_axes.probes.compiled import check_runs_twice
+from mtl_axes.probes.compiled import check_runs_twice, explained
 from mtl_axes.probes.discovery import Border, passes_float16
-from mtl_axes.probes.exact import explained
 from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
 from mtl_axes.signals import Need
 
@@ -25,17 +24,10 @@ class Representation(BorderProbe):
     direct one, with the tensors of r held independent. Cost: a backward through the private parts, beside the user's own.
 
     This is another quantity than the exact norm: the Jacobian of the shared part lies between the two, and treats tasks
-    differently. Norms can be off by a factor of 4 to 6 on some task; ``audit_every`` measures by how much.
+    differently. Norms can be off by a factor of 4 to 6 on some task.
 
-    Args:
-        audit_every: None, or measure the exact norms too in every n-th measured window, n >= 1, and report the error as
-            ``criterion.report.extra["audit_error"]`` and in ``explain()``.
-
-    Raises:
-        OptionError: ``audit_every`` is not a positive integer.
-
-    >>> Representation(audit_every=500)
-    Representation(audit_every=500)
+    >>> Representation()
+    Representation()
 
     References:
         O. Sener, V. Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018, which bounds its objective there.
@@ -63,9 +55,7 @@ class Representation(BorderProbe):
             lengths = norms_over_ranks(lengths)
         measured = tuple(tape.whole or loss is not None for loss in tape.losses)
         reached = tuple(tape.whole or (border is not None and task in border.reads) for task in range(len(tape.losses)))
-        measurement = Measurement(lengths, None, measured).unscaled(scales, reached)
-        self._audit.compare(self._audit.exact(tape), measurement.norms)
-        return measurement
+        return Measurement(lengths, None, measured).unscaled(scales, reached)
 
     def couple(self, tape: Tape, weights: Tensor, total: Tensor) -> Tensor:
         remember()
@@ -74,7 +64,7 @@ class Representation(BorderProbe):
     def describe(self) -> str:
         return (
             f"norms at the representation, {self._found}: one backward through each task's private part, beside your own; "
-            f"hooks there fire once more. Another quantity than the exact norms{self._audit.describe()}"
+            "hooks there fire once more. Another quantity than the exact norms"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from mtl_axes.errors import GraphError
 from mtl_axes.probes.discovery import Graph
+from mtl_axes.probes.leaves import Row
 from mtl_axes.probes.observers import Moment, is_hooked, now, retaining
 
 __all__ = ["Gradients", "hand_over", "why_not"]
-
-Row = Mapping[int, Tensor]
-Finish = Callable[[dict[int, Tensor]], Sequence[Tensor | None]]
 
 _HALF = (torch.float16, torch.bfloat16)
 # FSDP2 reduces gradients in a node on the inputs of a module, which a gradient that skips the module never reaches.
@@ -24,29 +22,25 @@ _FSDP = "RegisterPostBackwardFunctionBackward"
 
 
 class Gradients:
-    """Gradients of one call by task and site, and their weighted sum once the weights are known.
-
-    A site is a place where gradients are taken: a leaf, or a tensor from whose gradient those of leaves follow.
+    """Gradients of one call by task and leaf, and their weighted sum once the weights are known.
 
     Args:
         graph: that the gradients were taken on.
-        leaves: where the sum is handed over.
-        finish: turns the weighted sum by site into the gradients of the leaves.
+        leaves: where the gradients were taken, and the sum is handed over.
         weights: (K,) the weights, when they are known before the gradients: each gradient is then added up at once, and
             one buffer is all that is kept.
     """
 
-    def __init__(self, graph: Graph, leaves: tuple[Tensor, ...], finish: Finish, weights: Tensor | None = None) -> None:
+    def __init__(self, graph: Graph, leaves: tuple[Tensor, ...], weights: Tensor | None = None) -> None:
         self.leaves = leaves
         self._graph: Graph | None = graph
-        self._finish = finish
         self._settled: Moment | None = None
         self._known = None if weights is None else weights.detach().unbind()
         self._rows: dict[int, Row] = {}
         self._sum: dict[int, Tensor] | None = {} if weights is not None else None
 
     def add(self, task: int, row: Row) -> None:
-        """Add the gradients of a task by site."""
+        """Add the gradients of a task."""
         if self._known is not None and self._sum is not None:
             _add_weighted(self._sum, self._known[task], row)
         else:
@@ -90,12 +84,12 @@ class Gradients:
         if self._sum is not None and keep:
             _add_weighted(total, scale, self._sum)
         elif self._sum is not None:
-            total = {site: gradient.mul_(scale.to(gradient)) for site, gradient in self._sum.items()}
+            total = {position: gradient.mul_(scale.to(gradient)) for position, gradient in self._sum.items()}
         for task, row in self._rows.items():
             _add_weighted(total, self._known[task] * scale, row)
         if not keep:
             self._rows, self._sum, self._graph = {}, None, None
-        return self._finish(total)
+        return [total.get(position) for position in range(len(self.leaves))]
 
 
 def _add_weighted(total: dict[int, Tensor], coefficient: Tensor, row: Row) -> None:
