@@ -16,7 +16,6 @@ from mtl_axes.errors import DataError, GraphError
 from mtl_axes.inner import InnerShape
 from mtl_axes.probes import Shared, SharedPart, Tape
 from mtl_axes.probes.exact import Exact
-from mtl_axes.probes.observers import remember
 from mtl_axes.signals import Signals
 from mtl_axes.tasks import TaskLosses, TaskSet, sample_losses, valid_labels
 
@@ -230,7 +229,6 @@ def _measure(found: Observation, tape: Tape, probe: Exact) -> None:
             probe.check(tape)
         with torch.autocast(found.device.type, enabled=False):
             measurement = probe.measure(tape, "gramian")
-        remember()
     except GraphError as error:
         found.obstacle = str(error)
         found.gramians.append(None)

@@ -12,9 +12,9 @@ from mtl_axes.distributed import check_shared_alike
 from mtl_axes.errors import GraphError, OptionError
 from mtl_axes.probes.base import Measurement, Probe, Tape
 from mtl_axes.probes.compiled import check_runs_twice
-from mtl_axes.probes.discovery import Graph, refuse_static_ddp
+from mtl_axes.probes.discovery import refuse_static_ddp
+from mtl_axes.probes.hooks import FIRST_CALL, next_hook, remember
 from mtl_axes.probes.leaves import Leaves, Row, averaged, dense, gradients_at, norm_of
-from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
 from mtl_axes.probes.products import inner_products
 from mtl_axes.probes.reuse import Gradients, hand_over, why_not
 from mtl_axes.signals import Need, wide
@@ -27,7 +27,8 @@ class Exact(Probe):
 
     A task without a gradient on the shared part has the norm 0, which makes it inactive. Norms are summed in float32 or
     wider, each as soon as its gradient is there; a Gramian is added up parameter by parameter. Nothing is written to
-    ``.grad``. Hooks on activations fire once more per measurement.
+    ``.grad`` of a leaf, an output or a loss. Another activation on which ``retain_grad()`` was called also collects what is
+    measured. Hooks on activations fire once more per measurement.
 
     Args:
         rotate: measure one task per measured window, in turn, and complete its norm with the latest ones of the others. An
@@ -36,8 +37,9 @@ class Exact(Probe):
         reuse: take the K gradients at all leaves, and let the user's backward hand over their weighted sum instead of
             computing it again: one backward less, for the memory of K gradients, or of one where the weights are known
             before (``accumulate > 1``). ``.grad`` is the same up to rounding. Off by itself, with the reason in
-            ``explain()``, where hooks or retained gradients are on activations, where the graph is hidden, in half
-            precision, under FSDP2, and with ``rotate``.
+            ``explain()``, where a hook may sit on an activation, where an output or a loss retains its gradient, where the
+            graph is hidden, in half precision, under FSDP2, and with ``rotate``. A hook is ruled out only if none was
+            registered since the last call of the thread, so that the first call is not reused.
 
     Raises:
         OptionError: an option is not a bool.
@@ -76,10 +78,9 @@ class Exact(Probe):
             assert loss is not None
             check_runs_twice(loss, list(tape.graph().leaves))
         parameters = self._shared_parameters(tape, present)
-        if parameters and not tape.due and is_hooked(tape.graph()):
+        if parameters and not tape.due:
             # A hook may refuse a backward that is not the user's.
-            with unspoiled(retaining(tape.graph().masks, tape.graph().oldest)):
-                gradients_at(Leaves.of(tape.graph(), parameters, everywhere=False), tape, present[0])
+            gradients_at(Leaves.of(tape.graph(), parameters, everywhere=False), tape, present[0])
         if tape.whole and len(present) == len(tape.losses):
             self._layout = parameters
         return parameters is not None
@@ -95,19 +96,18 @@ class Exact(Probe):
             return None
         tasks = self._tasks(tape, present)
         graph = tape.graph()
-        retained = retaining(graph.masks, graph.oldest)
-        reused = self._reusable(graph, parameters, retained)
+        hook = next_hook()
+        reused = self._reusable(tape, parameters)
         leaves = Leaves.of(graph, parameters, everywhere=reused)
         # The weights of a sum that is known before it is measured let each gradient go as soon as it is added up; a
         # Gramian still has to see them all.
         known = tape.weights if need == "norms" else None
-        kept = Gradients(graph, leaves.tensors, known) if reused else None
+        kept = Gradients(tape, leaves.tensors, hook, known) if reused else None
         norms: dict[int, Tensor] = {}
         rows: dict[int, Row] = {}
         scales = tape.scales() if graph.float16 else None
         for task in tasks:
-            with unspoiled(retained):
-                row = gradients_at(leaves, tape, task, None if scales is None else scales[task])
+            row = gradients_at(leaves, tape, task, None if scales is None else scales[task])
             if kept is not None and any(gradient.is_sparse for gradient in row.values()):
                 kept, self._refusal = None, "a gradient is sparse"
             if kept is not None:
@@ -136,12 +136,14 @@ class Exact(Probe):
         remember()
         return total
 
-    def _reusable(self, graph: Graph, parameters: tuple[Tensor, ...], retained: list[Tensor]) -> bool:
+    def _reusable(self, tape: Tape, parameters: tuple[Tensor, ...]) -> bool:
         """Return whether the gradients of this call may stand for the user's backward, and remember why not."""
         if self.rotate or not self.reuse or not parameters:
             return False
-        self._refusal = "an activation retains its gradient" if retained else why_not(graph)
-        return self._refusal is None
+        reason = why_not(tape)
+        # The first call says nothing about the others.
+        self._refusal = None if reason == FIRST_CALL else reason
+        return reason is None
 
     def _tasks(self, tape: Tape, present: list[int]) -> list[int]:
         """Return the tasks to measure. For the whole batch all ranks take the same, whoever is present on them."""

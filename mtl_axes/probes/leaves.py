@@ -12,6 +12,7 @@ from mtl_axes.distributed import mean_over_ranks
 from mtl_axes.probes.base import Tape
 from mtl_axes.probes.compiled import explained
 from mtl_axes.probes.discovery import Graph
+from mtl_axes.probes.hooks import unspoiled
 from mtl_axes.signals import Need, wide
 
 __all__ = ["Leaves", "Row", "averaged", "dense", "gradients_at", "norm_of"]
@@ -58,7 +59,8 @@ def gradients_at(leaves: Leaves, tape: Tape, task: int, scale: Tensor | None = N
     try:
         inputs = [leaves.tensors[position] for position in reached]
         start = None if scale is None else scale.to(loss.dtype)
-        gradients = torch.autograd.grad(loss, inputs, start, retain_graph=True, allow_unused=True)
+        with unspoiled(tape.retained):
+            gradients = torch.autograd.grad(loss, inputs, start, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         raise explained(error, tape.names[task]) from error
     return {position: gradient for position, gradient in zip(reached, gradients, strict=True) if gradient is not None}

@@ -10,7 +10,7 @@ from mtl_axes.probes.base import Measurement, Tape
 from mtl_axes.probes.border import BorderProbe, Parts, border_of, norm_of_parts, others_measure, recorded
 from mtl_axes.probes.compiled import check_runs_twice, explained
 from mtl_axes.probes.discovery import Border, passes_float16
-from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
+from mtl_axes.probes.hooks import unspoiled
 from mtl_axes.signals import Need
 
 __all__ = ["Representation"]
@@ -39,10 +39,9 @@ class Representation(BorderProbe):
                 loss = tape.losses[task]
                 assert loss is not None
                 check_runs_twice(loss, [border.edges[position] for position in border.edges_of(task)])
-        if not tape.due and is_hooked(tape.graph()):
+        if not tape.due:
             # A hook may refuse a backward that is not the user's.
-            with unspoiled(retaining(border.nodes, border.oldest)):
-                _parts(tape, border, next(iter(border.reads)))
+            _parts(tape, border, next(iter(border.reads)))
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         border = border_of(tape)
@@ -56,10 +55,6 @@ class Representation(BorderProbe):
         measured = tuple(tape.whole or loss is not None for loss in tape.losses)
         reached = tuple(tape.whole or (border is not None and task in border.reads) for task in range(len(tape.losses)))
         return Measurement(lengths, None, measured).unscaled(scales, reached)
-
-    def couple(self, tape: Tape, weights: Tensor, total: Tensor) -> Tensor:
-        remember()
-        return total
 
     def describe(self) -> str:
         return (
@@ -77,14 +72,12 @@ def _unknown(tape: Tape) -> Tensor:
 def _norms(tape: Tape, border: Border, scales: Tensor | None) -> Tensor:
     """Return the norms (K,) of this rank's losses at the border, times their scales; 0 where a task reads nothing there."""
     like = next(loss for loss in tape.losses if loss is not None)
-    retained = retaining(border.nodes, border.oldest)
     norms = []
     for task, loss in enumerate(tape.losses):
         if loss is None or task not in border.reads:
             norms.append(norm_of_parts({}, like))
             continue
-        with unspoiled(retained):
-            parts = _parts(tape, border, task, None if scales is None else scales[task])
+        parts = _parts(tape, border, task, None if scales is None else scales[task])
         norms.append(norm_of_parts(parts, like))
     return torch.stack(norms)
 
@@ -94,7 +87,7 @@ def _parts(tape: Tape, border: Border, task: int, scale: Tensor | None = None) -
     loss = tape.losses[task]
     assert loss is not None
     edges = [border.edges[position] for position in border.edges_of(task)]
-    with recorded(border, task) as parts:
+    with recorded(border, task) as parts, unspoiled(tape.retained):
         try:
             start = None if scale is None else scale.to(loss.dtype)
             torch.autograd.grad(loss, edges, start, retain_graph=True, allow_unused=True)
