@@ -89,10 +89,9 @@ def _studies(quick: bool) -> list[tuple[Workload, list[Method], bool]]:
 
 def _memory(options: argparse.Namespace) -> Any:
     every = methods(scalarizers=False, rivals=("UPGrad",))
-    narrow = [method for method in every if not method.linear]
     if options.quick:
         return memory.run([(mlp(2, batch=32, width=64), every)])
-    return memory.run([*((mlp(count), every) for count in (2, 4, 8)), (cnn_bilstm(), narrow), (transformer(), narrow)])
+    return memory.run([*((mlp(count), every) for count in (2, 4, 8)), (cnn_bilstm(), every), (transformer(), every)])
 
 
 def _criterion(options: argparse.Namespace) -> Any:

@@ -70,7 +70,6 @@ class Method:
         build: makes the run on a workload.
         every: it measures in every n-th step; timings cover whole periods.
         extensive: True for a row of the first model only, to save time.
-        linear: True if it is meant for linear layers only.
         batched: True if it runs the trunk's backward under `torch.vmap`.
     """
 
@@ -81,7 +80,6 @@ class Method:
     build: Callable[[Workload], Run]
     every: int = 1
     extensive: bool = False
-    linear: bool = False
     batched: bool = False
 
 
@@ -213,7 +211,6 @@ def methods(*, scalarizers: bool = True, rivals: tuple[str, ...] = ("UPGrad", "M
         _gaba(f"rotate, every {EVERY}", lambda: Exact(rotate=True), every=EVERY),
         _gaba(f"exact, every {EVERY}", Exact, every=EVERY),
         _gaba("rotate", lambda: Exact(rotate=True)),
-        _gaba("ghost", lambda: Exact(ghost=True), extensive=True, linear=True),
         _gaba("exact", Exact),
         _gaba("exact, no reuse", lambda: Exact(reuse=False), extensive=True),
         Method("gaba: naive", "norms", "by hand", "gaba", Naive),
@@ -249,11 +246,9 @@ def _composed(
     return build
 
 
-def _gaba(
-    form: str, probe: Callable[[], Probe | str], *, every: int = 1, extensive: bool = False, linear: bool = False
-) -> Method:
+def _gaba(form: str, probe: Callable[[], Probe | str], *, every: int = 1, extensive: bool = False) -> Method:
     build = _composed({"name": "gaba", "warmup": 0, "floor": FLOOR}, probe, every=every)
-    return Method(f"gaba: {form}", "norms", "mtl_axes", "gaba", build, every, extensive, linear)
+    return Method(f"gaba: {form}", "norms", "mtl_axes", "gaba", build, every, extensive)
 
 
 def _scalarizer(name: str) -> Callable[[Workload], Run]:

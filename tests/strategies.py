@@ -36,7 +36,6 @@ SHAPED: dict[str, dict[str, Any]] = {
 PROBES: dict[str, dict[str, Any]] = {
     "exact": {"probe": "exact"},
     "no reuse": {"probe": {"name": "exact", "reuse": False}},
-    "ghost": {"probe": {"name": "exact", "ghost": True}},
     "rotate": {"probe": {"name": "exact", "rotate": True}},
     "every": {"probe": "exact", "every": 3},
     "representation": {"probe": "representation"},

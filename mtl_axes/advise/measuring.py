@@ -17,7 +17,6 @@ from mtl_axes.errors import DataError, GraphError
 from mtl_axes.inner import InnerShape
 from mtl_axes.probes import Shared, SharedPart, Tape
 from mtl_axes.probes.exact import Exact
-from mtl_axes.probes.observers import remember
 from mtl_axes.signals import Need, Signals
 from mtl_axes.tasks import TaskSet, sample_losses, valid_labels
 
@@ -225,7 +224,6 @@ def _gramian(observation: Observation, losses: tuple[Tensor | None, ...], shared
             probe.check(tape)
         with torch.autocast(observation.device.type, enabled=False):
             measurement = probe.measure(tape, "gramian")
-        remember()
     except GraphError as error:
         observation.obstacle = str(error)
         return nothing

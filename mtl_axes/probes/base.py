@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from mtl_axes._state import vector
 from mtl_axes.errors import GraphError
 from mtl_axes.options import constructor_repr, read_options
 from mtl_axes.probes.discovery import Graph, Shared, SharedPart, walk
+from mtl_axes.probes.hooks import retaining
 from mtl_axes.probes.scaling import fresh_exponents, scales_of, vote
 from mtl_axes.signals import Need
 
@@ -57,6 +59,7 @@ class Tape:
         losses: K scalar losses, None where the task is absent. Never stacked: indexing a stacked tensor would send zero
             gradients through every head.
         weights: (K,) weights of this call's sum where they are known before it is measured, else None.
+        outputs: tensors that the criterion was called with, whose retained gradients a measurement leaves as they are.
         exponents: (K,) of the scales that losses are measured with in float16, None before there was a measurement.
         turn: number of this window among those that are measured, counted from the first window of the run.
         due: whether this call is measured, or only checked.
@@ -71,6 +74,7 @@ class Tape:
         shared: Shared,
         *,
         weights: Tensor | None = None,
+        outputs: tuple[Tensor, ...] = (),
         exponents: Tensor | None = None,
         turn: int = 0,
         due: bool = True,
@@ -79,6 +83,7 @@ class Tape:
         self.names = names
         self.losses = losses
         self.weights = weights
+        self.outputs = outputs
         self.exponents = exponents
         self.turn = turn
         self.due = due
@@ -100,6 +105,11 @@ class Tape:
             device = next(loss.device for loss in self.losses if loss is not None)
             exponents = fresh_exponents(len(self.losses), device)
         return scales_of(exponents)
+
+    @cached_property
+    def retained(self) -> list[Tensor]:
+        """Outputs and losses that retain their gradient. On other activations this is not visible."""
+        return retaining((*self.outputs, *self.losses))
 
     def shared_part(self) -> SharedPart:
         """Return the shared parameters: those given by the user, or those found on this graph.

@@ -11,10 +11,10 @@ from torch.autograd.graph import GradientEdge
 
 from mtl_axes.errors import GraphError
 
-__all__ = ["check_runs_twice", "donated"]
+__all__ = ["check_runs_twice", "explained"]
 
 
-def donated() -> GraphError:
+def _donated() -> GraphError:
     """Return the error about a compiled backward that gives its buffers away."""
     return GraphError(
         "A compiled module should keep its buffers for a second backward, because gradients are measured before "
@@ -29,7 +29,7 @@ def check_runs_twice(loss: Tensor, inputs: Sequence[Tensor] | Sequence[GradientE
         GraphError: a compiled backward cannot run a second time, or gives another gradient when it does.
     """
     if getattr(functorch_config, "donated_buffer", False):
-        raise donated()
+        raise _donated()
     first, second = (torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True) for _ in range(2))
     pairs = zip(first, second, strict=True)
     # Far above what nondeterministic kernels differ by; the fault replaces whole buffers. Not finite: no verdict.
@@ -40,3 +40,24 @@ def check_runs_twice(loss: Tensor, inputs: Sequence[Tensor] | Sequence[GradientE
             "disk. Set it to False before torch.compile, and clear that cache (TORCHINDUCTOR_CACHE_DIR) or set "
             "TORCHINDUCTOR_FORCE_DISABLE_CACHES=1."
         )
+
+
+def explained(error: RuntimeError, task: str) -> RuntimeError:
+    """Return what to raise for an error of torch in the backward of a task: with advice where it is known."""
+    if "fabric.backward" in str(error):
+        return GraphError(
+            f"The graph of task {task!r} should admit a backward before yours, to be measured. Found a model that Fabric "
+            "has set up in a precision or strategy that admits fabric.backward(loss) only. Use "
+            'probe="lagged", which measures in there.'
+        )
+    if "use_reentrant" in str(error):
+        return GraphError(
+            f"The graph of task {task!r} should be free of reentrant activation checkpointing, which cannot be measured. "
+            "Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+        )
+    if "second time" in str(error):
+        return GraphError(
+            f"The graph of task {task!r} should still be there when its gradient is measured. Found it freed by an earlier "
+            "backward. Call the criterion before loss.backward(), once per forward pass."
+        )
+    return _donated() if "donated buffers" in str(error) else error

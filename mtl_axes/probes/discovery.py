@@ -129,7 +129,9 @@ class Graph:
         masks: bit mask of the tasks whose loss reaches a node, by node.
         leaves: the same for the leaves, in the order in which the walk met them.
         present: mask of the tasks that have a graph.
-        oldest: sequence number of the node that was made first.
+        oldest: smallest sequence number of a node that is no leaf.
+        newest: the largest one.
+        in_order: True if one thread may have given all these numbers: none is there twice, and none is above its user's.
         static_ddp: True when it comes from a DistributedDataParallel with static_graph, in its first iteration.
     """
 
@@ -137,6 +139,8 @@ class Graph:
     leaves: dict[Tensor, int]
     present: int
     oldest: int
+    newest: int
+    in_order: bool
     static_ddp: bool = False
 
     def kinds(self) -> set[str]:
@@ -196,12 +200,13 @@ def _is_static_sink(node: Any) -> bool:
     return wrapper is not None and bool(wrapper.static_graph)
 
 
-def refuse_static_ddp(static: bool, advice: str = 'probe="lagged" measures in your own backward and serves it.') -> None:
+def refuse_static_ddp(static: bool) -> None:
     """Raise :class:`GraphError` where a gradient would be measured before the first backward of a static graph."""
     if static:
         raise GraphError(
             "DistributedDataParallel should have static_graph=False: a gradient that is measured before its first "
-            f"backward stops it from averaging gradients over ranks, without a word. Found static_graph=True. {advice}"
+            "backward stops it from averaging gradients over ranks, without a word. Found static_graph=True. "
+            'probe="lagged" measures in your own backward and serves it.'
         )
 
 
@@ -221,8 +226,10 @@ def walk(losses: Losses) -> Graph:
         known = masks.get(node, 0)
         if mask | known != known:
             masks[node] = mask | known
-            ticket += 1
-            heapq.heappush(heap, (-node._sequence_nr(), ticket, node))
+            number = node._sequence_nr()
+            if number <= sys.maxsize:  # all leaves have a larger one, and lead nowhere
+                ticket += 1
+                heapq.heappush(heap, (-number, ticket, node))
 
     present = 0
     static = False
@@ -235,10 +242,15 @@ def walk(losses: Losses) -> Graph:
             reach(_through((loss.grad_fn, loss.output_nr))[0], 1 << index)
         else:  # the loss is itself a leaf
             leaves[loss] = leaves.get(loss, 0) | 1 << index
-    oldest = sys.maxsize
+    oldest, newest, in_order, last = sys.maxsize, -1, True, None
     while heap:
-        number, _, node = heapq.heappop(heap)
-        oldest = min(oldest, -number)
+        negative, _, node = heapq.heappop(heap)
+        if node is last:  # several tasks have reached it before it was visited
+            continue
+        last, number = node, -negative
+        # In one thread a node is newer than what it was computed from, so that numbers only fall here.
+        in_order = in_order and number < oldest
+        oldest, newest = min(oldest, number), max(newest, number)
         for edge in node.next_functions:
             static = static or _is_static_sink(edge[0])
             child = _through(edge)[0]
@@ -247,7 +259,7 @@ def walk(losses: Losses) -> Graph:
     for node, mask in masks.items():
         if type(node).__name__ == "AccumulateGrad":
             leaves[node.variable] = leaves.get(node.variable, 0) | mask
-    return Graph(masks, leaves, present, oldest, static)
+    return Graph(masks, leaves, present, oldest, newest, in_order, static)
 
 
 @dataclass
@@ -261,7 +273,6 @@ class Border:
         hidden: type of an opaque node that all tasks meet before they meet each other, else None.
         dependent: tasks whose loss is part of another task's.
         nodes: those that a backward down to the edges passes: of the private parts, and of the edges.
-        oldest: sequence number of the one of them that was made first.
         static_ddp: True when a DistributedDataParallel with static_graph, in its first iteration, is in between.
     """
 
@@ -271,7 +282,6 @@ class Border:
     hidden: str | None = None
     dependent: set[int] = field(default_factory=set)
     nodes: set[Any] = field(default_factory=set)
-    oldest: int = sys.maxsize
     static_ddp: bool = False
 
     @property
@@ -349,7 +359,6 @@ def _collect_reads(border: Border, masks: dict[Any, int], visited: dict[Any, Non
             position = positions.setdefault((child, output), len(positions))
             border.reads.setdefault(task, {})[node, slot] = position
             readers[child, output] = readers.get((child, output), 0) | mask
-    border.oldest = min((node._sequence_nr() for node in border.nodes), default=sys.maxsize)
     border.edges = [GradientEdge(node, output) for node, output in positions]
     # Each task reads an output of its own: a trunk that hides behind one node looks like that.
     kinds = {type(node).__name__ for node, _ in positions}

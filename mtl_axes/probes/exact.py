@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
-from mtl_axes.distributed import check_shared_alike, mean_over_ranks
+from mtl_axes.distributed import check_shared_alike
 from mtl_axes.errors import GraphError, OptionError
 from mtl_axes.probes.base import Measurement, Probe, Tape
-from mtl_axes.probes.compiled import check_runs_twice, donated
-from mtl_axes.probes.discovery import Graph, refuse_static_ddp
-from mtl_axes.probes.ghost import LinearSite, linear_sites, stacked
-from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
-from mtl_axes.probes.products import Products
-from mtl_axes.probes.reuse import Gradients, Row, hand_over, why_not
+from mtl_axes.probes.compiled import check_runs_twice
+from mtl_axes.probes.discovery import refuse_static_ddp
+from mtl_axes.probes.hooks import FIRST_CALL, next_hook, remember
+from mtl_axes.probes.leaves import Leaves, Row, averaged, dense, gradients_at, norm_of
+from mtl_axes.probes.products import inner_products
+from mtl_axes.probes.reuse import Gradients, hand_over, why_not
 from mtl_axes.signals import Need, wide
 
-__all__ = ["Exact", "explained"]
+__all__ = ["Exact"]
 
 
 class Exact(Probe):
@@ -28,7 +27,8 @@ class Exact(Probe):
 
     A task without a gradient on the shared part has the norm 0, which makes it inactive. Norms are summed in float32 or
     wider, each as soon as its gradient is there; a Gramian is added up parameter by parameter. Nothing is written to
-    ``.grad``. Hooks on activations fire once more per measurement.
+    ``.grad`` of a leaf, an output or a loss. Another activation on which ``retain_grad()`` was called also collects what is
+    measured. Hooks on activations fire once more per measurement.
 
     Args:
         rotate: measure one task per measured window, in turn, and complete its norm with the latest ones of the others. An
@@ -37,33 +37,26 @@ class Exact(Probe):
         reuse: take the K gradients at all leaves, and let the user's backward hand over their weighted sum instead of
             computing it again: one backward less, for the memory of K gradients, or of one where the weights are known
             before (``accumulate > 1``). ``.grad`` is the same up to rounding. Off by itself, with the reason in
-            ``explain()``, where hooks or retained gradients are on activations, where the graph is hidden, in half
-            precision, under FSDP2, and with ``rotate``.
-        ghost: take the norms and inner products of Linear layers from the gradients of their outputs, where that costs
-            less: in small batches. Each weight must occur once in the graph. Equal to the direct form up to rounding, which
-            grows where the gradients of the samples cancel each other.
+            ``explain()``, where a hook may sit on an activation, where an output or a loss retains its gradient, where the
+            graph is hidden, in half precision, under FSDP2, and with ``rotate``. A hook is ruled out only if none was
+            registered since the last call of the thread, so that the first call is not reused.
 
     Raises:
         OptionError: an option is not a bool.
 
     >>> Exact(rotate=True)
-    Exact(rotate=True, reuse=True, ghost=False)
-
-    References:
-        Ghost norms: I. Goodfellow, "Efficient Per-Example Gradient Computations", 2015; X. Li et al., "Large Language
-        Models Can Be Strong Differentially Private Learners", 2022. Here the inner products are those of task gradients.
+    Exact(rotate=True, reuse=True)
     """
 
     same_step: ClassVar[bool] = True
 
-    def __init__(self, *, rotate: bool = False, reuse: bool = True, ghost: bool = False) -> None:
+    def __init__(self, *, rotate: bool = False, reuse: bool = True) -> None:
         super().__init__()
-        for name, value in (("rotate", rotate), ("reuse", reuse), ("ghost", ghost)):
+        for name, value in (("rotate", rotate), ("reuse", reuse)):
             if not isinstance(value, bool):
                 raise OptionError(f"Option `{name}` of Exact should be True or False. Found {name}={value!r}.")
         self.rotate = rotate
         self.reuse = reuse
-        self.ghost = ghost
         self._refusal: str | None = None
         self._layout: tuple[Tensor, ...] | None = None
         self._alike = False
@@ -85,10 +78,9 @@ class Exact(Probe):
             assert loss is not None
             check_runs_twice(loss, list(tape.graph().leaves))
         parameters = self._shared_parameters(tape, present)
-        if parameters and not tape.due and is_hooked(tape.graph()):
+        if parameters and not tape.due:
             # A hook may refuse a backward that is not the user's.
-            with unspoiled(retaining(tape.graph().masks, tape.graph().oldest)):
-                Sites(tape.graph(), parameters, tasks=1, ghost=False, everything=False).gradients(tape, present[0])
+            gradients_at(Leaves.of(tape.graph(), parameters, everywhere=False), tape, present[0])
         if tape.whole and len(present) == len(tape.losses):
             self._layout = parameters
         return parameters is not None
@@ -104,38 +96,35 @@ class Exact(Probe):
             return None
         tasks = self._tasks(tape, present)
         graph = tape.graph()
-        retained = retaining(graph.masks, graph.oldest)
-        reused = self._reusable(graph, parameters, retained)
-        # A hook on a layer's output or weight may change what the ghost of its gradient would be taken from.
-        ghost = self.ghost and not tape.whole and (reused or not is_hooked(graph))
-        sites = Sites(graph, parameters, tasks=len(tasks), ghost=ghost, everything=reused)
+        hook = next_hook()
+        reused = self._reusable(tape, parameters)
+        leaves = Leaves.of(graph, parameters, everywhere=reused)
         # The weights of a sum that is known before it is measured let each gradient go as soon as it is added up; a
         # Gramian still has to see them all.
         known = tape.weights if need == "norms" else None
-        kept = Gradients(graph, sites.leaves, sites.finish, known) if reused else None
+        kept = Gradients(tape, leaves.tensors, hook, known) if reused else None
         norms: dict[int, Tensor] = {}
         rows: dict[int, Row] = {}
         scales = tape.scales() if graph.float16 else None
         for task in tasks:
-            with unspoiled(retained):
-                row = sites.gradients(tape, task, None if scales is None else scales[task])
+            row = gradients_at(leaves, tape, task, None if scales is None else scales[task])
             if kept is not None and any(gradient.is_sparse for gradient in row.values()):
                 kept, self._refusal = None, "a gradient is sparse"
             if kept is not None:
                 kept.add(task, row)
-            shared: Row = {site: row[site] for site in row if site < sites.shared}
+            shared: Row = {position: row[position] for position in row if position < leaves.shared}
             if tape.whole:
-                shared = sites.over_ranks(shared, parameters)
-            shared = {site: _dense(gradient, need) for site, gradient in shared.items()}
+                shared = averaged(shared, leaves, parameters)
+            shared = dense(shared, need)
             if shared and need == "gramian":
                 rows[task] = shared
             elif shared:
-                norms[task] = sites.norm(shared)
+                norms[task] = norm_of(shared)
             # Not one gradient more than needed while the next one is taken.
             del row, shared
         tape.kept = kept
         reached = norms.keys() | rows.keys()
-        measurement = _measurement(tape, tasks, sites, norms, rows, need)
+        measurement = _measurement(tape, tasks, norms, rows, need)
         return measurement.unscaled(scales, tuple(task in reached for task in range(len(tape.losses))))
 
     def couple(self, tape: Tape, weights: Tensor, total: Tensor) -> Tensor:
@@ -147,12 +136,14 @@ class Exact(Probe):
         remember()
         return total
 
-    def _reusable(self, graph: Graph, parameters: tuple[Tensor, ...], retained: list[Tensor]) -> bool:
+    def _reusable(self, tape: Tape, parameters: tuple[Tensor, ...]) -> bool:
         """Return whether the gradients of this call may stand for the user's backward, and remember why not."""
         if self.rotate or not self.reuse or not parameters:
             return False
-        self._refusal = "an activation retains its gradient" if retained else why_not(graph)
-        return self._refusal is None
+        reason = why_not(tape)
+        # The first call says nothing about the others.
+        self._refusal = None if reason == FIRST_CALL else reason
+        return reason is None
 
     def _tasks(self, tape: Tape, present: list[int]) -> list[int]:
         """Return the tasks to measure. For the whole batch all ranks take the same, whoever is present on them."""
@@ -236,124 +227,14 @@ class Exact(Probe):
         return how + "; hooks on activations fire once more for each"
 
 
-class Sites:
-    """Where the gradients of a call are taken: outputs of Linear layers, shared leaves, and other leaves, in this order.
-
-    Attributes:
-        shared: number of sites that belong to the shared part.
-        leaves: the leaves that the sites stand for.
-    """
-
-    def __init__(self, graph: Graph, parameters: tuple[Tensor, ...], *, tasks: int, ghost: bool, everything: bool) -> None:
-        self._kernels: dict[int, Tensor] = {}
-        self._linear: list[LinearSite] = linear_sites(graph, set(parameters), tasks, reused=everything) if ghost else []
-        covered = {leaf for site in self._linear for leaf in site.leaves}
-        direct = [leaf for leaf in parameters if leaf not in covered and leaf in graph.leaves]
-        self.shared = len(self._linear) + len(direct)
-        if everything:
-            own = {*parameters, *covered}
-            direct += [leaf for leaf in graph.leaves if leaf not in own]
-        self._keys: list[Tensor | GradientEdge] = [*(site.edge for site in self._linear), *direct]
-        self.leaves = (*(leaf for site in self._linear for leaf in site.leaves), *direct)
-        self._masks = [graph.masks[site.edge.node] for site in self._linear] + [graph.leaves[leaf] for leaf in direct]
-
-    def gradients(self, tape: Tape, task: int, scale: Tensor | None = None) -> Row:
-        """Return the gradients of a task by site, times a 0-dim scale; sites that it does not reach are left out.
-
-        Raises:
-            GraphError: the graph of the task cannot be walked backward.
-        """
-        sites = [site for site, mask in enumerate(self._masks) if mask >> task & 1]
-        loss = tape.losses[task]
-        if loss is None or not sites:
-            return {}
-        try:
-            keys: Any = [self._keys[site] for site in sites]  # typed as all tensors or all edges, though a mixture is fine
-            start = None if scale is None else scale.to(loss.dtype)
-            gradients = torch.autograd.grad(loss, keys, start, retain_graph=True, allow_unused=True)
-        except RuntimeError as error:
-            raise explained(error, tape.names[task]) from error
-        return {site: gradient for site, gradient in zip(sites, gradients, strict=True) if gradient is not None}
-
-    def over_ranks(self, row: Row, parameters: tuple[Tensor, ...]) -> Row:
-        """Return the means over all ranks of a task's gradients at the shared parameters, by their position."""
-        here = {leaf: row.get(site) for site, leaf in enumerate(self.leaves[: self.shared])}
-        return dict(enumerate(mean_over_ranks([here.get(parameter) for parameter in parameters], parameters)))
-
-    def finish(self, total: dict[int, Tensor]) -> Sequence[Tensor | None]:
-        """Return the gradients of the leaves from those of the sites."""
-        found: list[Tensor | None] = []
-        for site, linear in enumerate(self._linear):
-            gradient = total.pop(site, None)
-            found += [None] * len(linear.leaves) if gradient is None else linear.gradients(gradient)
-        found += [total.pop(site, None) for site in range(len(self._linear), len(self._keys))]
-        return found
-
-    def norm(self, row: Row) -> Tensor:
-        """Return the norm of a task's gradient over the shared sites."""
-        direct = [row[site] for site in row if site >= len(self._linear)]
-        first = next(iter(row.values()))
-        dtype = wide(first.dtype)
-        parts = list(torch._foreach_norm(direct, 2, dtype)) if direct else []
-        for site in row:
-            if site < len(self._linear):
-                parts.append(self._linear[site].square(row[site], self._kernel(site)).clamp_min(0).sqrt().to(dtype))
-        length: Tensor = torch.linalg.vector_norm(torch.stack([part.to(first.device) for part in parts]))
-        return length
-
-    def gramian(self, rows: Mapping[int, Row], tasks: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return the inner products (K, K) of the tasks' gradients over the shared sites."""
-        products = Products(tasks, dtype, device)
-        for site in sorted({site for row in rows.values() for site in row}):
-            gradients = {task: row[site] for task, row in rows.items() if site in row}
-            if gradients and site < len(self._linear):
-                products.add(self._linear[site].products(stacked(gradients, tasks), self._kernel(site)))
-            elif gradients:
-                products.add_rows({task: gradient.reshape(-1) for task, gradient in gradients.items()})
-        return products.total()
-
-    def _kernel(self, site: int) -> Tensor:
-        if site not in self._kernels:
-            self._kernels[site] = self._linear[site].kernel()
-        return self._kernels[site]
-
-
 def _measurement(
-    tape: Tape, tasks: list[int], sites: Sites, norms: Mapping[int, Tensor], rows: Mapping[int, Row], need: Need
+    tape: Tape, tasks: list[int], norms: Mapping[int, Tensor], rows: Mapping[int, Row], need: Need
 ) -> Measurement:
     first = next(loss for loss in tape.losses if loss is not None)
     dtype, count = wide(first.dtype), len(tape.losses)
     measured = tuple(index in tasks for index in range(count))
     if need == "gramian":
-        gramian = sites.gramian(rows, count, dtype, first.device)
+        gramian = inner_products(rows, count, dtype, first.device)
         return Measurement(gramian.diagonal().clamp_min(0).sqrt(), gramian, measured)
     zero = torch.zeros((), dtype=dtype, device=first.device)
     return Measurement(torch.stack([norms.get(index, zero).to(zero) for index in range(count)]), None, measured)
-
-
-def explained(error: RuntimeError, task: str) -> RuntimeError:
-    """Return what to raise for an error of torch in the backward of a task: with advice where it is known."""
-    if "fabric.backward" in str(error):
-        return GraphError(
-            f"The graph of task {task!r} should admit a backward before yours, to be measured. Found a model that Fabric "
-            "has set up in a precision or strategy that admits fabric.backward(loss) only. Use "
-            'probe="lagged", which measures in there.'
-        )
-    if "use_reentrant" in str(error):
-        return GraphError(
-            f"The graph of task {task!r} should be free of reentrant activation checkpointing, which cannot be measured. "
-            "Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
-        )
-    if "second time" in str(error):
-        return GraphError(
-            f"The graph of task {task!r} should still be there when its gradient is measured. Found it freed by an earlier "
-            "backward. Call the criterion before loss.backward(), once per forward pass."
-        )
-    return donated() if "donated buffers" in str(error) else error
-
-
-def _dense(gradient: Tensor, need: Need) -> Tensor:
-    """The entries of a sparse embedding gradient: their norm is the gradient's, but inner products need positions."""
-    if not gradient.is_sparse:
-        return gradient
-    return gradient.to_dense() if need == "gramian" else gradient.coalesce().values()

@@ -27,31 +27,23 @@ class Lagged(BorderProbe):
     No backward: nothing is recorded. A second backward of a call replaces what the first one recorded. A task whose weight
     is 0, or whose loss scale is 0 or not finite, is inactive.
 
-    Args:
-        audit_every: None, or measure the exact norms too in every n-th measured window, n >= 1, and report the error as
-            ``criterion.report.extra["audit_error"]`` and in ``explain()``.
-
-    Raises:
-        OptionError: ``audit_every`` is not a positive integer.
-
     >>> Lagged()
-    Lagged(audit_every=None)
+    Lagged()
     """
 
     same_step: ClassVar[bool] = False
 
-    def __init__(self, *, audit_every: int | None = None) -> None:
-        super().__init__(audit_every=audit_every)
+    def __init__(self) -> None:
+        super().__init__()
         self._records: list[_Record] = []
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         border = border_of(tape)
         if border is None and not others_measure(tape):
             return None
-        # Audited before the hooks are there, which would take its backwards for the user's.
         like = next(loss for loss in tape.losses if loss is not None)
         nothing = torch.zeros(len(tape.losses), dtype=wide(like.dtype), device=like.device)
-        call = _Record(nothing, self._audit.exact(tape), whole=tape.whole)
+        call = _Record(nothing, whole=tape.whole)
         for task, loss in enumerate(tape.losses):
             if loss is not None and border is None:
                 call.leave_unknown(task, loss)
@@ -64,22 +56,17 @@ class Lagged(BorderProbe):
 
     def collect(self) -> Measurement | None:
         records, self._records = self._records, []
-        kept = [(each, row) for each in records if (row := each.close()) is not None]
-        if not kept:
+        rows = [row for each in records if (row := each.close()) is not None]
+        if not rows:
             return None
-        rows = [row for _, row in kept]
         norms = torch.stack([norms for norms, _ in rows])
-        if kept[0][0].whole:
+        if any(each.whole for each in records):
             norms = norms_over_ranks(norms)
-        for (each, _), row in zip(kept, norms, strict=True):
-            self._audit.compare(each.exact, row)
         # A norm that is not finite has to stay visible, NaN included, to be counted as dropped.
         here = norms != 0
         mean = torch.where(here, norms, 0.0).sum(0) / here.sum(0).clamp_min(1)
-        votes = [each.exact.votes for each in records if each.exact is not None and each.exact.votes is not None]
         measured = tuple(map(any, zip(*(flags for _, flags in rows), strict=True)))
-        # The user's own loss scale is none of ours; what votes is the audit, which measures beforehand.
-        return Measurement(mean, None, measured, torch.stack(votes).sum(0) if votes else None)
+        return Measurement(mean, None, measured)
 
     def discard(self) -> None:
         for each in self._records:
@@ -100,7 +87,7 @@ class Lagged(BorderProbe):
     def describe(self) -> str:
         return (
             f"lagged: norms at the representation, {self._found}, recorded in your own backward. Another quantity than the "
-            f"exact norms{self._audit.describe()}"
+            "exact norms"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,12 +101,10 @@ class _Record:
 
     Args:
         nothing: (K,) zeros.
-        exact: exact norms, to compare with; None when the call is not audited.
         whole: True when every rank adds its part, also one that recorded nothing.
     """
 
-    def __init__(self, nothing: Tensor, exact: Measurement | None, *, whole: bool) -> None:
-        self.exact = exact
+    def __init__(self, nothing: Tensor, *, whole: bool) -> None:
         self.whole = whole
         self._norms: dict[int, Tensor] = {}
         self._parts: dict[int, Parts] = {}
@@ -132,7 +117,7 @@ class _Record:
     @classmethod
     def restored(cls, norms: Tensor, flags: tuple[bool, ...], whole: bool) -> _Record:
         """Return a record of an earlier process, which nothing is added to."""
-        call = cls(torch.zeros_like(norms), None, whole=whole)
+        call = cls(torch.zeros_like(norms), whole=whole)
         call._norms = {task: norm for task, (norm, flag) in enumerate(zip(norms.unbind(), flags, strict=True)) if flag}
         return call
 

@@ -8,10 +8,9 @@ from torch import Tensor
 from mtl_axes.distributed import norms_over_ranks
 from mtl_axes.probes.base import Measurement, Tape
 from mtl_axes.probes.border import BorderProbe, Parts, border_of, norm_of_parts, others_measure, recorded
-from mtl_axes.probes.compiled import check_runs_twice
+from mtl_axes.probes.compiled import check_runs_twice, explained
 from mtl_axes.probes.discovery import Border, passes_float16
-from mtl_axes.probes.exact import explained
-from mtl_axes.probes.observers import is_hooked, remember, retaining, unspoiled
+from mtl_axes.probes.hooks import unspoiled
 from mtl_axes.signals import Need
 
 __all__ = ["Representation"]
@@ -25,17 +24,10 @@ class Representation(BorderProbe):
     direct one, with the tensors of r held independent. Cost: a backward through the private parts, beside the user's own.
 
     This is another quantity than the exact norm: the Jacobian of the shared part lies between the two, and treats tasks
-    differently. Norms can be off by a factor of 4 to 6 on some task; ``audit_every`` measures by how much.
+    differently. Norms can be off by a factor of 4 to 6 on some task.
 
-    Args:
-        audit_every: None, or measure the exact norms too in every n-th measured window, n >= 1, and report the error as
-            ``criterion.report.extra["audit_error"]`` and in ``explain()``.
-
-    Raises:
-        OptionError: ``audit_every`` is not a positive integer.
-
-    >>> Representation(audit_every=500)
-    Representation(audit_every=500)
+    >>> Representation()
+    Representation()
 
     References:
         O. Sener, V. Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018, which bounds its objective there.
@@ -47,10 +39,9 @@ class Representation(BorderProbe):
                 loss = tape.losses[task]
                 assert loss is not None
                 check_runs_twice(loss, [border.edges[position] for position in border.edges_of(task)])
-        if not tape.due and is_hooked(tape.graph()):
+        if not tape.due:
             # A hook may refuse a backward that is not the user's.
-            with unspoiled(retaining(border.nodes, border.oldest)):
-                _parts(tape, border, next(iter(border.reads)))
+            _parts(tape, border, next(iter(border.reads)))
 
     def measure(self, tape: Tape, need: Need) -> Measurement | None:
         border = border_of(tape)
@@ -63,18 +54,12 @@ class Representation(BorderProbe):
             lengths = norms_over_ranks(lengths)
         measured = tuple(tape.whole or loss is not None for loss in tape.losses)
         reached = tuple(tape.whole or (border is not None and task in border.reads) for task in range(len(tape.losses)))
-        measurement = Measurement(lengths, None, measured).unscaled(scales, reached)
-        self._audit.compare(self._audit.exact(tape), measurement.norms)
-        return measurement
-
-    def couple(self, tape: Tape, weights: Tensor, total: Tensor) -> Tensor:
-        remember()
-        return total
+        return Measurement(lengths, None, measured).unscaled(scales, reached)
 
     def describe(self) -> str:
         return (
             f"norms at the representation, {self._found}: one backward through each task's private part, beside your own; "
-            f"hooks there fire once more. Another quantity than the exact norms{self._audit.describe()}"
+            "hooks there fire once more. Another quantity than the exact norms"
         )
 
 
@@ -87,14 +72,12 @@ def _unknown(tape: Tape) -> Tensor:
 def _norms(tape: Tape, border: Border, scales: Tensor | None) -> Tensor:
     """Return the norms (K,) of this rank's losses at the border, times their scales; 0 where a task reads nothing there."""
     like = next(loss for loss in tape.losses if loss is not None)
-    retained = retaining(border.nodes, border.oldest)
     norms = []
     for task, loss in enumerate(tape.losses):
         if loss is None or task not in border.reads:
             norms.append(norm_of_parts({}, like))
             continue
-        with unspoiled(retained):
-            parts = _parts(tape, border, task, None if scales is None else scales[task])
+        parts = _parts(tape, border, task, None if scales is None else scales[task])
         norms.append(norm_of_parts(parts, like))
     return torch.stack(norms)
 
@@ -104,7 +87,7 @@ def _parts(tape: Tape, border: Border, task: int, scale: Tensor | None = None) -
     loss = tape.losses[task]
     assert loss is not None
     edges = [border.edges[position] for position in border.edges_of(task)]
-    with recorded(border, task) as parts:
+    with recorded(border, task) as parts, unspoiled(tape.retained):
         try:
             start = None if scale is None else scale.to(loss.dtype)
             torch.autograd.grad(loss, edges, start, retain_graph=True, allow_unused=True)

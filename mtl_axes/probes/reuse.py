@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from mtl_axes.errors import GraphError
+from mtl_axes.probes.base import Tape
 from mtl_axes.probes.discovery import Graph
-from mtl_axes.probes.observers import Moment, is_hooked, now, retaining
+from mtl_axes.probes.hooks import next_hook, retaining, why_hooked
+from mtl_axes.probes.leaves import Row
 
 __all__ = ["Gradients", "hand_over", "why_not"]
-
-Row = Mapping[int, Tensor]
-Finish = Callable[[dict[int, Tensor]], Sequence[Tensor | None]]
 
 _HALF = (torch.float16, torch.bfloat16)
 # FSDP2 reduces gradients in a node on the inputs of a module, which a gradient that skips the module never reaches.
@@ -24,39 +23,36 @@ _FSDP = "RegisterPostBackwardFunctionBackward"
 
 
 class Gradients:
-    """Gradients of one call by task and site, and their weighted sum once the weights are known.
-
-    A site is a place where gradients are taken: a leaf, or a tensor from whose gradient those of leaves follow.
+    """Gradients of one call by task and leaf, and their weighted sum once the weights are known.
 
     Args:
-        graph: that the gradients were taken on.
-        leaves: where the sum is handed over.
-        finish: turns the weighted sum by site into the gradients of the leaves.
+        tape: of the call.
+        leaves: where the gradients were taken, and the sum is handed over.
+        hook: number of the next hook, read before hooks on the graph were ruled out.
         weights: (K,) the weights, when they are known before the gradients: each gradient is then added up at once, and
             one buffer is all that is kept.
     """
 
-    def __init__(self, graph: Graph, leaves: tuple[Tensor, ...], finish: Finish, weights: Tensor | None = None) -> None:
+    def __init__(self, tape: Tape, leaves: tuple[Tensor, ...], hook: int, weights: Tensor | None = None) -> None:
         self.leaves = leaves
-        self._graph: Graph | None = graph
-        self._finish = finish
-        self._settled: Moment | None = None
+        self._graph: Graph | None = tape.graph()
+        self._watched: tuple[Tensor | None, ...] = (*tape.outputs, *tape.losses)
+        self._hook = hook
         self._known = None if weights is None else weights.detach().unbind()
         self._rows: dict[int, Row] = {}
         self._sum: dict[int, Tensor] | None = {} if weights is not None else None
 
     def add(self, task: int, row: Row) -> None:
-        """Add the gradients of a task by site."""
+        """Add the gradients of a task."""
         if self._known is not None and self._sum is not None:
             _add_weighted(self._sum, self._known[task], row)
         else:
             self._rows[task] = row
 
     def settle(self, weights: Tensor) -> None:
-        """Take note of the weights (K,) that multiply the losses, and of the moment, as the last thing in a call."""
+        """Set the weights (K,) that multiply the losses, unless they were known before."""
         if self._known is None:
             self._known = weights.detach().unbind()
-        self._settled = now()
 
     @property
     def linked(self) -> bool:
@@ -67,12 +63,15 @@ class Gradients:
         return self._graph is not None and not self._graph.has_python_nodes
 
     def observed(self) -> bool:
-        """Return whether a latecomer, or this backward itself, waits for a gradient inside the graph."""
-        graph, settled = self._graph, self._settled
-        if graph is None or settled is None:
+        """Return whether a hook that came after the call, or the present backward, needs the gradients inside the graph."""
+        if self._graph is None:
             return False
-        late = now().hook != settled.hook or bool(retaining(graph.masks, graph.oldest, settled))
-        return late or not graph.runs_to_all_leaves()
+        late = next_hook() != self._hook or bool(retaining(self._watched))
+        return late or not self._graph.runs_to_all_leaves()
+
+    def release(self) -> None:
+        """Free everything, after the last backward."""
+        self._rows, self._sum, self._graph, self._watched = {}, None, None, ()
 
     def take(self, scale: Tensor, *, keep: bool) -> Sequence[Tensor | None]:
         """Return the gradients of the leaves, times the scale that arrives from behind the loss.
@@ -90,12 +89,12 @@ class Gradients:
         if self._sum is not None and keep:
             _add_weighted(total, scale, self._sum)
         elif self._sum is not None:
-            total = {site: gradient.mul_(scale.to(gradient)) for site, gradient in self._sum.items()}
+            total = {position: gradient.mul_(scale.to(gradient)) for position, gradient in self._sum.items()}
         for task, row in self._rows.items():
             _add_weighted(total, self._known[task] * scale, row)
         if not keep:
-            self._rows, self._sum, self._graph = {}, None, None
-        return self._finish(total)
+            self.release()
+        return [total.get(position) for position in range(len(self.leaves))]
 
 
 def _add_weighted(total: dict[int, Tensor], coefficient: Tensor, row: Row) -> None:
@@ -152,10 +151,12 @@ class _HandOver(torch.autograd.Function):
                 "A backward through reused gradients should be a first and last one. Found create_graph=True, and measured "
                 "gradients have no graph behind them. Use probe=Exact(reuse=False)."
             )
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
         if gradients.linked and gradients.observed():
             # The graph is still there: the gradient takes the ordinary way, past whoever waits for it.
+            if not keep:
+                gradients.release()
             return (scale, None, *(None for _ in gradients.leaves))
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
         return (None, None, *gradients.take(scale, keep=keep))
 
 
@@ -165,15 +166,17 @@ def hand_over(total: Tensor, gradients: Gradients) -> Tensor:
     return result
 
 
-def why_not(graph: Graph) -> str | None:
-    """Return why measured gradients cannot stand for the user's backward on this graph, or None when they can."""
+def why_not(tape: Tape) -> str | None:
+    """Return why measured gradients cannot stand for the user's backward in this call, or None when they can."""
     if not hasattr(torch._C._autograd, "_get_current_graph_task_keep_graph"):
         return f"torch {torch.__version__} does not say whether a backward is the last one"
-    kinds = graph.kinds()
+    if tape.retained:
+        return "an output or a loss retains its gradient"
+    graph = tape.graph()
     opaque = graph.opaque()
     if opaque is not None:
         return f"the graph passes through {opaque[0]} ({opaque[1]})"
-    if _FSDP in kinds:
+    if _FSDP in graph.kinds():
         return "FSDP2 shards parameters, and would never reduce what is handed over"
     for leaf in graph.leaves:
         reason = _unfit(leaf)
@@ -181,7 +184,7 @@ def why_not(graph: Graph) -> str | None:
             return reason
     if graph.float16:
         return "gradients pass through float16, where they underflow before a loss scale arrives"
-    return "a hook was registered since the last call, which may sit on an activation" if is_hooked(graph) else None
+    return why_hooked(graph)
 
 
 def _unfit(leaf: Tensor) -> str | None:

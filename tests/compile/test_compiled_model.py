@@ -110,8 +110,6 @@ REFUSED = [
     ("exact", "trunk", False, False, r"visible on the autograd graph.*a compiled module.*Pass shared="),
     ("exact", "whole", False, False, r"visible on the autograd graph.*a compiled module.*Pass shared="),
     ("representation", "heads", True, True, DONATED),
-    ({"name": "representation", "audit_every": 2}, "trunk", True, True, DONATED),
-    ({"name": "lagged", "audit_every": 2}, "trunk", True, True, DONATED),
     ("representation", "whole", False, True, HIDDEN),
     ("lagged", "whole", True, True, HIDDEN),
 ]

@@ -24,7 +24,6 @@ KINDS = {"a": "regression", "b": "regression", "c": "multiclass"}
 RANKS, STEPS = 2, 4
 PROBES: dict[str, Any] = {
     "exact": "exact",
-    "ghost": {"name": "exact", "ghost": True},
     "rotate": {"name": "exact", "rotate": True},
     "representation": "representation",
     "lagged": "lagged",
@@ -61,7 +60,7 @@ def train(rank: int, probe: Any, reshard: bool | None, sync: str, accumulate: in
     found: dict[str, list[Any]] = {"norms": [], "expected norms": [], "weights": [], "expected weights": [], "error": []}
     criteria = [
         compose(GABA, tasks=list(KINDS), sync=sync, probe=each, accumulate=accumulate)
-        for each in (probe, {**probe, "reuse": False, "ghost": False} if isinstance(probe, dict) else probe)
+        for each in (probe, {**probe, "reuse": False} if isinstance(probe, dict) else probe)
     ]
     optimizers = [torch.optim.SGD(module.parameters(), lr=0.05) for module in (model, plain)]
     for step in range(STEPS):

@@ -33,7 +33,6 @@ CASES: dict[str, dict[str, Any]] = {
     "gaba": {"outer": "gaba"},
     "gaba rotate": {"outer": "gaba", "probe": {"name": "exact", "rotate": True}},
     "gaba no reuse": {"outer": "gaba", "probe": {"name": "exact", "reuse": False}},
-    "gaba ghost": {"outer": "gaba", "probe": {"name": "exact", "ghost": True}},
     "gaba representation": {"outer": "gaba", "probe": "representation"},
     "gaba lagged": {"outer": "gaba", "probe": "lagged"},
     "gaba every": {"outer": "gaba", "every": 3},

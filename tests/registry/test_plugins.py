@@ -159,7 +159,7 @@ def test_a_plugin_works_by_name(found: dict[str, Any]) -> None:
     assert "good_weighting" in found["outer"] and "good_shape" in found["inner"]
     assert found["total"] == 60.0
     assert found["gradient"] == [-7.5] * 4
-    probe = "Exact(rotate=False, reuse=True, ghost=False)"
+    probe = "Exact(rotate=False, reuse=True)"
     assert found["repr"] == f"MultiTaskCriterion(outer=Weighting(), inner={{'a': Shape(factor=3.0)}}, probe={probe})"
     assert found["config"]["outer"] == {"name": "good_weighting"}
     assert found["config"]["inner"] == {"name": "good_shape", "factor": 3.0}
