@@ -6,11 +6,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import limits
 import pytest
 import torch
 from killing import start
 from lives import TRAININGS
 from strategies import equal
+
+pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).resolve().parent
 TRAINERS = ("loop", "huggingface", "lightning", "accelerate")
@@ -23,7 +26,7 @@ def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp(request.param)
     process = start(HERE / f"killed_{request.param}.py", str(folder), str(SEED))
     try:
-        print(process.communicate(timeout=120)[0])
+        print(process.communicate(timeout=limits.PROCESS)[0])
     finally:
         process.kill()
     assert process.returncode == 0

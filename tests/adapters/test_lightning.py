@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import limits
 import pytest
 import torch
 from spawning import on_ranks
@@ -447,7 +448,7 @@ def test_the_tuner_puts_the_criterion_back() -> None:
 def test_the_import_names_the_extra() -> None:
     """Without Lightning the import says what to install."""
     script = "import sys; sys.modules['lightning'] = None; import mtl_axes.adapters.lightning"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=limits.PROCESS)
     assert 'pip install "mtl_axes[lightning]"' in done.stderr
 
 

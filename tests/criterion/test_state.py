@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import limits
 import pytest
 import torch
 from strategies import PROBES, REPRESENTATIVE, batch_for, crossed, equal, measurable, model_for, quick, same, snapshot
@@ -126,11 +127,12 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-W", "error", "-c", f"import test_state; test_state.resume_all({str(folder)!r})"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         check=True,
-        timeout=240,
+        timeout=limits.PROCESS,
     )
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("outer", "case"), RESUMED)
 def test_a_run_resumed_in_a_fresh_process_is_the_uninterrupted_run(resumed: Path, outer: str, case: str) -> None:
     """Parameters, weights of every later call, criterion and optimizer state agree bit for bit."""

@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtl_axes import MultiTaskCriterion, OuterWeighting, Signals, compose
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"a": "regression", "b": "regression", "c": "multiclass"}
 STEPS, CALLS, SIZE = 20, 2, 12
 
