@@ -12,8 +12,8 @@ from hypothesis import settings
 # No doctests there: collected as modules, two conftest would share a name.
 collect_ignore_glob = ["*conftest.py"]
 
-settings.register_profile("local", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("local", deadline=None, max_examples=40)
+settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 torch.set_num_threads(1)

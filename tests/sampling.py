@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations, product
 from typing import Any
 
+import pytest
+
 Case = tuple[Any, ...]
 
 
@@ -37,6 +39,11 @@ def covering(cases: Iterable[Case], *, strength: int = 1, times: int = 1) -> lis
         chosen.append(best)
         missing -= Counter(parts[best])
     return [everything[index] for index in sorted(chosen)]
+
+
+def slowly(cases: Iterable[Case]) -> list[Any]:
+    """The cases as parameters that run in the slow tier alone."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
 def _parts(case: Sequence[Any], strength: int) -> list[tuple[tuple[int, Any], ...]]:
