@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import limits
 import torch
 
 TESTS = Path(__file__).resolve().parent
@@ -36,9 +37,7 @@ def start(script: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def train_through_kills(
-    script: Path, folder: Path, *arguments: str, kills: int, steps: int, seed: int = 0, timeout: float = 120.0
-) -> None:
+def train_through_kills(script: Path, folder: Path, *arguments: str, kills: int, steps: int, seed: int = 0) -> None:
     """Run a script to its end, killing it with SIGKILL in its first lives.
 
     Args:
@@ -48,12 +47,11 @@ def train_through_kills(
         kills: number of lives that end early.
         steps: lines that the script prints when nothing kills it.
         seed: of the moments: after which line of a life, and how long after it. They are printed.
-        timeout: seconds that one life may take.
     """
     moments = random.Random(seed)
     for life in range(kills + 1):
         process = start(script, str(folder), *arguments)
-        watchdog = threading.Timer(timeout, process.kill)
+        watchdog = threading.Timer(limits.PROCESS, process.kill)
         watchdog.start()
         last, delay = moments.randint(1, max(1, steps // (kills + 2))), moments.uniform(0.0, 0.05)
         killed = False

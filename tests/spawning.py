@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import limits
 import torch
 from torch import distributed, multiprocessing
-
-LIMIT = 240.0
 
 
 def _rank(rank: int, body: Callable[..., Any], folder: str, count: int, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=count,
+        timeout=timedelta(seconds=limits.PROCESS),
+    )
     result = body(rank, *arguments)
     torch.save(result, f"{folder}/{rank}.pt")
     distributed.barrier()
@@ -29,7 +35,8 @@ def on_ranks(body: Callable[..., Any], folder: Path, count: int, *arguments: Any
     assert context is not None
     try:
         # join() returns True once all have ended, and False whenever one of them has.
-        assert any(context.join(timeout=LIMIT) for _ in range(count + 1)), f"{count} ranks should end in {LIMIT:.0f} s"
+        ended = any(context.join(timeout=limits.PROCESS) for _ in range(count + 1))
+        assert ended, f"{count} ranks should end in {limits.PROCESS:.0f} s"
     finally:
         for process in context.processes:
             if process.is_alive():

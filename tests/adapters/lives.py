@@ -30,6 +30,9 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 TRAININGS = {**{outer: (outer, "exact") for outer in REPRESENTATIVE}, "gaba, lagged": ("gaba", "lagged")}
 """Weighting and probe, by the name of the training."""
 
+# Weights that are learned, of epochs, of norms, that want the losses after a step, and that lag: what a trainer can spoil.
+SOME = ("uncertainty", "dwa", "gaba", "famo", "gaba, lagged")
+
 Kill = Callable[[MultiTaskCriterion, Callable[[], int]], None]
 """Told the criterion and how to ask for the optimizer steps so far, it prepares the end of the process, if there is one."""
 
@@ -55,13 +58,15 @@ def final(model: nn.Module, criterion: MultiTaskCriterion, optimizer: Any) -> di
 def main(train: Train) -> None:
     """Run every training once through, and once with its process killed; the body of a script.
 
-    The arguments of the script are a folder and a seed. Every life is a process forked from this one, so that what takes
-    seconds to import is imported once. The final states go to ``final.pt`` in the folder, by name, as pairs.
+    The arguments of the script are a folder, a seed and the names of trainings. Every life is a process forked from this
+    one, so that what takes seconds to import is imported once. The final states go to ``final.pt`` in the folder, by name,
+    as pairs.
     """
-    folder, seed = Path(sys.argv[1]), sys.argv[2]
+    folder, seed, names = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
     torch.set_num_threads(1)
     pairs = {}
-    for name, (outer, probe) in TRAININGS.items():
+    for name in names:
+        outer, probe = TRAININGS[name]
         numbers = random.Random(f"{seed} {name}")
         # Not before there is a checkpoint, and not in the last step, which has one call only.
         deaths = [(step, numbers.randint(1, 2)) for step in sorted(numbers.sample(range(SAVED_EVERY, STEPS - 1), KILLS))]

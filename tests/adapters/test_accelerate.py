@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import GeneralTracker, on_main_process
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from mtl_axes.adapters.accelerate import attach
+from sampling import covering, pairwise
 from spawning import on_ranks
 from strategies import batch_for, equal, model_for, quick, snapshot
 from torch import nn
@@ -140,9 +142,7 @@ def by_hand(outer: str, epochs: int, steps: int, *, over_epochs: bool = False, *
     }
 
 
-@pytest.mark.parametrize("outer", OUTERS)
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize(("outer", "steps", "probe"), pairwise(OUTERS, [1, 3], PROBES))
 def test_the_loop_equals_one_by_hand(outer: str, steps: int, probe: str) -> None:
     """Model, criterion, optimizer and scheduler agree bit for bit, the last window of each epoch being shorter."""
     run = Run(outer, probe=probe, accelerator={"gradient_accumulation_steps": steps})
@@ -215,8 +215,9 @@ def test_bf16_keeps_a_wide_state_and_the_weights(outer: str, probe: str) -> None
     torch.testing.assert_close(*weights, rtol=0.05, atol=0.02)
 
 
-@pytest.mark.parametrize("outer", OUTERS)
-@pytest.mark.parametrize(("steps", "stop"), [(1, 3), (2, 4), (2, 3)])
+@pytest.mark.parametrize(
+    ("outer", "steps", "stop"), [(outer, *at) for outer, at in covering(product(OUTERS, [(1, 3), (2, 4), (2, 3)]))]
+)
 def test_a_resumed_run_is_the_uninterrupted_run(outer: str, steps: int, stop: int, tmp_path: Path) -> None:
     """Saved in the second epoch and loaded before the first call, it goes on bit for bit, also from within a window.
 
@@ -415,6 +416,7 @@ def without_own_counts(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "criterion": {k: v for k, v in state["criterion"].items() if not k.endswith("dropped")}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("outer", "probe"), RANKED)
 @pytest.mark.parametrize("unused", [False, True])
 def test_two_ranks_hold_the_same(ranks: tuple[Path, list[dict[str, Any]]], outer: str, probe: str, unused: bool) -> None:
@@ -435,6 +437,7 @@ def test_two_ranks_resume(ranks: tuple[Path, list[dict[str, Any]]], outer: str, 
         assert equal(run["resumed"], run["through"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", OUTERS)
 def test_one_rank_takes_over_from_two(ranks: tuple[Path, list[dict[str, Any]]], outer: str) -> None:
     """A checkpoint of two ranks loads into one, before its first call."""

@@ -17,6 +17,7 @@ import torch._functorch.config as functorch_config
 from accelerate.state import AcceleratorState
 from hf_models import CLASSES, TASKS, bert, images, texts, trainer_of, vit
 from mtl_axes.adapters.huggingface import FILE_NAME, MultiTaskMixin, TaskCollator, attach
+from sampling import slowly
 from strategies import equal, quick, same, snapshot
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -143,10 +144,11 @@ def by_hand(outer: str, probe: str, accumulate: int, epochs: int) -> tuple[nn.Mo
 @pytest.mark.parametrize(
     ("outer", "probe", "accumulate"),
     [
-        *((outer, "exact", 1) for outer in MOVING),
+        ("gaba", "exact", 4),
         ("gaba", "lagged", 1),
-        *(("gaba", probe, 4) for probe in ("exact", "representation", "lagged")),
-        ("dwa", "exact", 4),
+        *slowly((outer, "exact", 1) for outer in MOVING),
+        *slowly(("gaba", probe, 4) for probe in ("representation", "lagged")),
+        *slowly([("dwa", "exact", 4)]),
     ],
 )
 def test_the_trainer_equals_the_loop_written_by_hand(outer: str, probe: str, accumulate: int, tmp_path: Path) -> None:
@@ -310,6 +312,7 @@ def test_tensorboard_shows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 # Evaluation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", MOVING)
 def test_evaluation_leaves_the_state_alone(outer: str, tmp_path: Path) -> None:
     """Evaluating and predicting between and after the steps changes not one bit of model or criterion."""
@@ -465,6 +468,7 @@ def everything(trainer: Any) -> tuple[dict[str, Any], ...]:
     return trainer.model.state_dict(), snapshot(trainer.criterion), moments, rates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("outer", "probe"), [*((outer, "exact") for outer in MOVING), ("gaba", "lagged")])
 @pytest.mark.parametrize("stop", [5, 8])
 def test_a_resumed_training_equals_the_uninterrupted_one(outer: str, probe: str, stop: int, tmp_path: Path) -> None:
@@ -497,6 +501,7 @@ def test_a_resumed_training_equals_the_uninterrupted_one(outer: str, probe: str,
     assert [row["mtl/loss/score"] for row in train_logs(resumed)][-len(newer) :] == [row["mtl/loss/score"] for row in newer]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_rare_task_resumes_bit_for_bit(workers: int, tmp_path: Path) -> None:
     """Whether a batch has a task follows from its rows, and not from what a collator, or a worker's copy of it, has seen."""
@@ -666,6 +671,7 @@ def test_a_subclass_of_your_own(tmp_path: Path) -> None:
         assert left["mtl/weight/score"] == right["mtl/weight/score"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("outer", "probe"), [("dwa", "exact"), ("gaba", "exact"), ("gaba", "representation"), ("gaba", "lagged")]
 )
@@ -694,6 +700,7 @@ def checkpointed(tmp_path: Path, probe: str, reentrant: bool, *, outer: str = "g
     return attach(trainer, composed(outer, probe=probe, shared=model.trunk if shared else None))
 
 
+@pytest.mark.slow
 def test_activation_checkpointing(tmp_path: Path) -> None:
     """Without reentrance the norms are those of a plain run; with it only the lagged probe and the representation serve."""
     plain = attach(trainer_of(tmp_path, bert(), texts(), max_steps=3), composed())

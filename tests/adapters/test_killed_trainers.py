@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import limits
 import pytest
 import torch
 from killing import start
-from lives import TRAININGS
+from lives import SOME, TRAININGS
 from strategies import equal
 
 HERE = Path(__file__).resolve().parent
-TRAINERS = ("loop", "huggingface", "lightning", "accelerate")
+# Every weighting in the plain loop, and some in the trainers.
+TRAINERS = {"loop": tuple(TRAININGS), "huggingface": SOME, "lightning": SOME, "accelerate": SOME}
 SEED = 4
 
 
-@pytest.fixture(scope="module", params=TRAINERS)
-def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+def killed_in(trainer: str, folder: Path, *names: str) -> dict[str, list[dict[str, Any]]]:
     """Final states by training: of the undisturbed one, and of the one that was killed twice."""
-    folder = tmp_path_factory.mktemp(request.param)
-    process = start(HERE / f"killed_{request.param}.py", str(folder), str(SEED))
+    process = start(HERE / f"killed_{trainer}.py", str(folder), str(SEED), *names)
     try:
-        print(process.communicate(timeout=120)[0])
+        print(process.communicate(timeout=limits.PROCESS)[0])
     finally:
         process.kill()
     assert process.returncode == 0
@@ -31,15 +33,34 @@ def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return result
 
 
-@pytest.mark.parametrize("name", TRAININGS)
-def test_a_killed_training_ends_as_the_undisturbed_one(pairs: dict[str, list[dict[str, Any]]], name: str) -> None:
+def assert_undisturbed(through: dict[str, Any], killed: dict[str, Any]) -> None:
     """Model, criterion and optimizer agree bit for bit."""
-    through, killed = pairs[name]
     for part in through:
         assert equal(through[part], killed[part]), part
 
 
-def test_the_trainings_could_differ(pairs: dict[str, list[dict[str, Any]]]) -> None:
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, list[dict[str, Any]]]]:
+    """All trainings of a trainer, which run once."""
+    return functools.cache(lambda trainer: killed_in(trainer, tmp_path_factory.mktemp(trainer), *TRAINERS[trainer]))
+
+
+def test_one_killed_training_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
+    """The one of the default tier: GABA in the plain loop."""
+    assert_undisturbed(*killed_in("loop", tmp_path, "gaba")["gaba"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("trainer", "name"), [(trainer, name) for trainer, names in TRAINERS.items() for name in names])
+def test_a_killed_training_ends_as_the_undisturbed_one(trainings: Any, trainer: str, name: str) -> None:
+    """Whatever the trainer and the mechanism of the weighting."""
+    assert_undisturbed(*trainings(trainer)[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_the_trainings_could_differ(trainings: Any, trainer: str) -> None:
     """Under any two weightings the models end differently, so that the state of the criterion matters."""
+    pairs = trainings(trainer)
     models = {name: through["model"] for name, (through, _) in pairs.items()}
     assert not [pair for pair in combinations(models, 2) if equal(models[pair[0]], models[pair[1]])]

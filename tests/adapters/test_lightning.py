@@ -8,11 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import limits
 import pytest
 import torch
+from sampling import covering, pairwise
 from spawning import on_ranks
 from strategies import batch_for, equal, model_for, quick, same, snapshot
 from torch import Tensor, nn
@@ -181,8 +184,9 @@ def moved(criterion: MultiTaskCriterion) -> bool:
     return bool((weights[0] - weights[1]).abs() > 1e-3)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize(("outer", "probe"), CRITERIA)
+@pytest.mark.parametrize(
+    ("outer", "probe", "accumulate"), [(*criterion, steps) for criterion, steps in covering(product(CRITERIA, [1, 2]))]
+)
 def test_a_run_is_that_of_a_plain_loop(outer: str, probe: str, accumulate: int) -> None:
     """Parameters and state equal those of a plain loop: validation moves nothing, the short last window commits."""
     module, reference = (Net(criterion_for(outer, probe=probe)) for _ in range(2))
@@ -219,9 +223,9 @@ def test_a_closure_that_is_evaluated_again_is_recorded_once(probe: str) -> None:
     assert len(distinct) == len(BATCHES)
 
 
-@pytest.mark.parametrize("probe", PROBES)
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("precision", "probe", "accumulate"), pairwise(["bf16-mixed", "bf16-true", "64-true"], PROBES, [1, 2])
+)
 def test_precisions(precision: str, probe: str, accumulate: int) -> None:
     """Every probe measures in every precision; the weights are near those of float32, the state is float32 or wider."""
     module, reference = Net(criterion_for("gaba", probe=probe)), Net(criterion_for("gaba", probe=probe))
@@ -274,8 +278,7 @@ WHEN = {
 }
 
 
-@pytest.mark.parametrize("when", WHEN)
-@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.parametrize(("outer", "when"), covering(product(OUTERS, WHEN), times=2))
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path: Path, outer: str, when: str) -> None:
     """Resumed from its first checkpoint, before the first call and with weights_only=True, a run ends bit for bit alike."""
     through = Net(criterion_for(outer))
@@ -447,7 +450,7 @@ def test_the_tuner_puts_the_criterion_back() -> None:
 def test_the_import_names_the_extra() -> None:
     """Without Lightning the import says what to install."""
     script = "import sys; sys.modules['lightning'] = None; import mtl_axes.adapters.lightning"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=limits.PROCESS)
     assert 'pip install "mtl_axes[lightning]"' in done.stderr
 
 
@@ -590,6 +593,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return on_ranks(rank_of_two, tmp_path_factory.mktemp("ranks"), RANKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_two_ranks_agree(ranks: list[dict[str, Any]], run: str) -> None:
     """Weights of every call, parameters and state are equal on both ranks, whose data differ."""

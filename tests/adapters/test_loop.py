@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from mtl_axes.adapters.loop import Loop
+from sampling import pairwise
 from strategies import REPRESENTATIVE, batch_for, equal, model_for, quick, snapshot
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
@@ -64,9 +65,9 @@ def by_hand(outer: str, epochs: int, *, accumulate: int = 1, clip: float | None 
     return model, criterion, optimizer
 
 
-@pytest.mark.parametrize("outer", REPRESENTATIVE)
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize(("clip", "scheduled"), [(None, False), (0.05, False), (None, True), (0.05, True)])
+@pytest.mark.parametrize(
+    ("outer", "accumulate", "clip", "scheduled"), pairwise(REPRESENTATIVE, [1, 3], [None, 0.05], [False, True])
+)
 def test_loop_equals_a_handwritten_loop(outer: str, accumulate: int, clip: float | None, scheduled: bool) -> None:
     """Parameters, criterion and optimizer agree bit for bit after three epochs, the last window of each being shorter."""
     model, criterion = parts(outer, accumulate)

@@ -26,6 +26,8 @@ from benchmarks.models import Workload, cnn_bilstm, large_transformer, mlp, tran
 from benchmarks.profiling import peak_bytes
 from benchmarks.timing import Block, Spread, ratios
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"batch": 16, "width": 16, "depth": 2}
 
 

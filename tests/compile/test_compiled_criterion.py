@@ -22,6 +22,7 @@ from mtl_axes.compiling import TRACES_STATE
 
 # Of torch, which looks at the gradient of every input of a graph.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
     pytest.mark.skipif(not TRACES_STATE, reason="this torch does not trace the state of a weighting"),
 ]

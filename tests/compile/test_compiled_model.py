@@ -17,6 +17,7 @@ from mtl_axes.errors import GraphError
 from mtl_axes.probes.compiled import check_runs_twice
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not hasattr(functorch_config, "donated_buffer"), reason="this torch does not donate buffers"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
 ]

@@ -7,10 +7,12 @@ import pickle
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import product
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from sampling import covering
 from strategies import OUTERS, batch_for, equal, model_for, quick, same, snapshot
 from torch import Tensor, nn
 
@@ -140,8 +142,9 @@ def test_nothing_but_the_weighting_moves() -> None:
     assert run.criterion.log_dict() == {}
 
 
-@pytest.mark.parametrize("outer", [name for name in OUTERS if not quick(name).wants_after_step])
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize(
+    ("outer", "accumulate"), covering(product([name for name in OUTERS if not quick(name).wants_after_step], [1, 3]))
+)
 def test_for_other_weightings_the_block_does_nothing(outer: str, accumulate: int) -> None:
     """With gradients and without, in the middle of a window or not: the value, and not a bit of the state."""
     run = Run(quick(outer), accumulate=accumulate)

@@ -10,11 +10,13 @@ and, because a live weighting reads the shaped gradient, the lambda of C and D d
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sampling import covering
 from strategies import (
     INNER_KINDS,
     REPRESENTATIVE,
@@ -202,9 +204,8 @@ def combined(gradients: dict[str, Any], factor: dict[str, float], name: str) -> 
     return sum(factor[task] * gradients[task][1][name] for task in factor)
 
 
-every_pair = pytest.mark.parametrize(
-    ("outer", "inner", "kind"), [(outer, inner, kind) for outer in REPRESENTATIVE for inner, kind in BY_HAND]
-)
+PAIRS = covering(product(REPRESENTATIVE, BY_HAND), times=3)
+every_pair = pytest.mark.parametrize(("outer", "inner", "kind"), [(outer, *shape) for outer, shape in PAIRS])
 
 
 @every_pair

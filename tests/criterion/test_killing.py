@@ -11,6 +11,8 @@ import torch
 from killing import train_through_kills
 from strategies import equal
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(killed_training.__file__)
 NAMES = tuple(killed_training.runs())
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from mtl_axes.adapters.loop import Loop
+from sampling import covering
 from strategies import PROBES, Heads, batch_for, crossed, equal, measurable, quick, same, snapshot
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -300,7 +301,9 @@ def assert_went_on(model: nn.Module, criterion: MultiTaskCriterion, scaler: Grad
     assert overflows == len(BAD) or (same_call and type(criterion.outer).__name__ not in STEADY)
 
 
-@pytest.mark.parametrize(("outer", "probe", "accumulate"), measurable(["exact", "representation", "lagged"], [1, 2]))
+@pytest.mark.parametrize(
+    ("outer", "probe", "accumulate"), covering(measurable(["exact", "representation", "lagged"], [1, 2]), strength=2)
+)
 def test_an_overflow_drops_a_window_and_not_the_run(outer: str, probe: str, accumulate: int) -> None:
     """A handwritten loop with autocast and a GradScaler, and criterion.step() told what the scaler did."""
     model = model_of()
@@ -329,7 +332,7 @@ def test_an_overflow_drops_a_window_and_not_the_run(outer: str, probe: str, accu
         assert (reports[-1].dropped - reports[1 + first].dropped).tolist() == [len(BAD), 0, 0]
 
 
-@pytest.mark.parametrize(("outer", "probe", "accumulate"), measurable(["exact", "lagged"], [1, 2]))
+@pytest.mark.parametrize(("outer", "probe", "accumulate"), covering(measurable(["exact", "lagged"], [1, 2]), strength=2))
 def test_an_overflow_in_the_plain_loop(outer: str, probe: str, accumulate: int) -> None:
     """The same in mtl_axes.adapters.loop."""
     model = model_of()
@@ -355,7 +358,7 @@ def test_an_overflow_in_the_plain_loop(outer: str, probe: str, accumulate: int) 
 HALF = ("autocast", "half", "autocast bfloat16", "bfloat16")
 
 
-@pytest.mark.parametrize(("outer", "probe", "how"), measurable(PROBES, HALF))
+@pytest.mark.parametrize(("outer", "probe", "how"), covering(measurable(PROBES, HALF), strength=2))
 def test_every_weighting_trains_in_half_precision(outer: str, probe: str, how: str) -> None:
     """Norms are within 1 % of those in float64, weights follow, and the state is float32 to the last buffer."""
     model = cast(how, model_of())
@@ -386,7 +389,7 @@ def test_every_weighting_trains_in_half_precision(outer: str, probe: str, how: s
     assert (criterion.outer.needs == "losses") == (criterion.report.norms is None)
 
 
-@pytest.mark.parametrize(("outer", "how", "calls"), crossed(["half", "bfloat16"], [3, 0]))
+@pytest.mark.parametrize(("outer", "how", "calls"), covering(crossed(["half", "bfloat16"], [3, 0]), strength=2))
 def test_a_criterion_in_a_module_that_is_cast_trains_as_one_outside(outer: str, how: str, calls: int) -> None:
     """A cast before the first call or after some leaves state and learnable parameters in float32, their gradients too."""
     models = [model_of(), model_of()]

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import limits
 import pytest
 import torch
+from sampling import covering, pairwise
 from strategies import PROBES, REPRESENTATIVE, batch_for, crossed, equal, measurable, model_for, quick, same, snapshot
 from torch import Tensor, nn
 
@@ -36,7 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "manual": ({"accumulate": "manual"}, 8),
 }
 CALLS = 26
-RESUMED = crossed(sorted(CASES, key=lambda case: case != "in mid-window"))
+RESUMED = covering(crossed(sorted(CASES, key=lambda case: case != "in mid-window")), times=3)
 
 
 class Training:
@@ -126,11 +128,12 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-W", "error", "-c", f"import test_state; test_state.resume_all({str(folder)!r})"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         check=True,
-        timeout=240,
+        timeout=limits.PROCESS,
     )
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("outer", "case"), RESUMED)
 def test_a_run_resumed_in_a_fresh_process_is_the_uninterrupted_run(resumed: Path, outer: str, case: str) -> None:
     """Parameters, weights of every later call, criterion and optimizer state agree bit for bit."""
@@ -167,7 +170,7 @@ class Lightning(nn.Module):
         return self.criterion(self.net(inputs), targets)
 
 
-@pytest.mark.parametrize(("outer", "dtype", "loaded"), crossed([torch.float32, f64], [False, True]))
+@pytest.mark.parametrize(("outer", "dtype", "loaded"), covering(crossed([torch.float32, f64], [False, True]), strength=2))
 def test_a_sanity_check_in_inference_mode_comes_first(outer: str, dtype: torch.dtype, loaded: bool) -> None:
     """The first call in eval and inference mode allocates state that can be trained, also in float64 and after loading."""
     module, plain = Lightning(outer, dtype), Lightning(outer, dtype)
@@ -208,7 +211,7 @@ def test_a_criterion_within_a_module_is_saved_with_it(outer: str) -> None:
     assert equal(fresh.state_dict(), module.state_dict())
 
 
-@pytest.mark.parametrize(("outer", "narrow", "accumulate"), crossed(["half", "bfloat16"], [3, 1]))
+@pytest.mark.parametrize(("outer", "narrow", "accumulate"), covering(crossed(["half", "bfloat16"], [3, 1]), strength=2))
 def test_narrowing_the_module_narrows_no_state(outer: str, narrow: str, accumulate: int) -> None:
     """A cast of the module around a criterion leaves its state, the pending window included, exactly as it was."""
     model = model_for(KINDS)
@@ -238,10 +241,10 @@ def measures(criterion: MultiTaskCriterion, model: nn.Module) -> bool:
 JOINT = {"deepcopy": copy.deepcopy, "pickle": lambda both: pickle.loads(pickle.dumps(both))}
 
 
-@pytest.mark.parametrize("outer", REPRESENTATIVE)
-@pytest.mark.parametrize("how", JOINT)
-@pytest.mark.parametrize("given", ["module", "parameters", "found"])
-@pytest.mark.parametrize("order", ["model first", "criterion first"])
+@pytest.mark.parametrize(
+    ("outer", "how", "given", "order"),
+    pairwise(REPRESENTATIVE, JOINT, ["module", "parameters", "found"], ["model first", "criterion first"]),
+)
 def test_a_joint_copy_measures_its_own_model(outer: str, how: str, given: str, order: str) -> None:
     """Copied together, the criterion of the copy measures the copy's trunk, and both go on like the originals."""
     model = model_for(KINDS)
@@ -365,16 +368,16 @@ def assert_refused(state: dict[str, Any], message: str, *, within: bool, strict:
 
 # Nothing at all, within a module, is another test's; missing sums are another error before the first call.
 HOW_CRIPPLED = [
-    (crippled, within, called_before)
+    (crippled, strict, within, called_before)
     for crippled in CRIPPLED
+    for strict in (True, False)
     for within in (False, True)
     for called_before in (False, True)
     if not (crippled == "nothing" and within) and (called_before or crippled != "the sums are missing")
 ]
 
 
-@pytest.mark.parametrize(("crippled", "within", "called_before"), HOW_CRIPPLED)
-@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(("crippled", "strict", "within", "called_before"), covering(HOW_CRIPPLED, strength=2))
 def test_a_crippled_state_is_refused_as_a_whole(crippled: str, strict: bool, within: bool, called_before: bool) -> None:
     """A state with anything missing, too much or of another shape is an error, and strict=False loads no part of it."""
     cripple, message = CRIPPLED[crippled]
@@ -406,7 +409,7 @@ def test_a_module_that_is_loaded_without_its_criterion() -> None:
     assert same(snapshot(whole["criterion"]), before)
 
 
-@pytest.mark.parametrize(("outer", "probe", "accumulate"), measurable(PROBES, [2, 1]))
+@pytest.mark.parametrize(("outer", "probe", "accumulate"), covering(measurable(PROBES, [2, 1]), strength=2))
 def test_any_state_is_read_with_weights_only(outer: str, probe: str, accumulate: int) -> None:
     """torch.load(weights_only=True) reads the state of every weighting, probe and pending window, and nothing is lost."""
     model, build = model_for(KINDS), lambda: compose(quick(outer), tasks=list(KINDS), accumulate=accumulate, **PROBES[probe])
@@ -435,9 +438,7 @@ def test_loading_takes_no_part_of_the_given_state_over() -> None:
     assert equal(state, kept)
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("within", [False, True])
-@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(("wrong", "within", "strict"), pairwise(WRONG, [False, True], [True, False]))
 def test_a_wrong_state_is_refused_as_a_whole(wrong: str, within: bool, strict: bool) -> None:
     """A state of other tasks, another weighting or from before the first call is a StateError and loads nothing."""
     make, message = WRONG[wrong]

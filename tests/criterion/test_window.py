@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from sampling import pairwise
 from strategies import OUTERS, REPRESENTATIVE, batch_for, equal, model_for, quick, same, snapshot
 from torch import Tensor
 
@@ -595,9 +596,7 @@ def test_a_weighting_that_does_not_move_is_only_read(accumulate: Any) -> None:
     assert stirred.outer.current.tolist() == [0.5 + stirred._window.step] * 2
 
 
-@pytest.mark.parametrize("outer", REPRESENTATIVE)
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("outer", "bad", "accumulate"), pairwise(REPRESENTATIVE, [torch.nan, torch.inf], [1, 2]))
 def test_a_non_finite_loss_reaches_the_user_and_never_the_state(outer: str, bad: float, accumulate: int) -> None:
     """The total is not finite, the state stays finite and as if the task had been absent, and the report counts it."""
     run, absent = (Run(quick(outer), accumulate=accumulate) for _ in range(2))

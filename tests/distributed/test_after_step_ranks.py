@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtl_axes import MultiTaskCriterion, compose
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"a": "regression", "b": "regression", "c": "multiclass"}
 SYNCS = ("norms", "gradients")
 RANKS, STEPS, SIZE = 2, 4, 8

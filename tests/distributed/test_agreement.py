@@ -18,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mtl_axes import compose
 from mtl_axes.errors import MtlAxesError
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"a": "regression", "b": "regression", "c": "multiclass"}
 OUTERS = ("gaba", "gradnorm", "dwa", "uncertainty")
 SYNCS = ("norms", "gradients")

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from spawning import on_ranks
 from strategies import PROBES, batch_for, equal, model_for, quick
 
 from mtl_axes import compose
+
+pytestmark = pytest.mark.slow
 
 KINDS = {"a": "regression", "b": "regression", "c": "multiclass"}
 CASES = [

@@ -15,6 +15,8 @@ from torch import Tensor, distributed, nn
 from mtl_axes import compose
 from mtl_axes.errors import MtlAxesError
 
+pytestmark = pytest.mark.slow
+
 try:
     from torch.distributed.fsdp import fully_shard
 except ImportError:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import limits
 import pytest
 import torch
 from hf_models import TASKS, bert, texts
@@ -16,6 +17,8 @@ from hf_ranks import EVALUATED, OUTERS, RESUMES
 from mtl_axes.adapters.huggingface import TaskCollator
 from strategies import equal
 from torch.nn import functional as F
+
+pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 
@@ -28,7 +31,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     command = [*launch, str(HERE / "hf_ranks.py"), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limits.PROCESS, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 

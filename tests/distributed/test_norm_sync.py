@@ -11,6 +11,8 @@ from strategies import batch_for, equal, model_for, quick
 
 from mtl_axes import compose
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"a": "regression", "b": "regression", "c": "multiclass"}
 OUTERS = ("gaba", "gradnorm", "dwa")
 SYNCS = ("norms", None)

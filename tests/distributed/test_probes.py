@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mtl_axes import compose
 from mtl_axes.errors import GraphError
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"a": "regression", "b": "regression", "c": "regression"}
 PROBES: dict[str, Any] = {
     "exact": "exact",

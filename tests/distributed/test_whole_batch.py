@@ -14,8 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtl_axes import MultiTaskCriterion, OuterWeighting, Signals, compose
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"a": "regression", "b": "regression", "c": "multiclass"}
-STEPS, CALLS, SIZE = 20, 2, 12
+STEPS, CALLS, SIZE = 10, 2, 12
 
 
 class GramWeights(OuterWeighting):
@@ -137,7 +139,7 @@ def difference(left: Any, right: Any) -> float:
 def test_ranks_do_what_one_process_does(
     runs: dict[int, list[dict[str, Any]]], ranks: int, case: str, dtype: str, absent: bool
 ) -> None:
-    """Weights, losses, norms, gradients in each of 20 steps, then parameters and state, are those of the whole batch."""
+    """Weights, losses, norms, gradients in each of 10 steps, then parameters and state, are those of the whole batch."""
     found = runs[ranks]
     alone = train(case, getattr(torch, dtype), ranks, None, absent=absent)
     bound = 1e-6 if dtype == "float32" else 1e-12

@@ -12,6 +12,8 @@ matplotlib = pytest.importorskip("matplotlib", reason="the pictures need matplot
 import numpy as np  # noqa: E402
 from matplotlib import image  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 DOCS = building.DOCS
 # Mean difference of the pixels, of 1: lettering that another version of a font draws; a curve that moves gives more.
 LETTERING = 0.004

@@ -10,6 +10,8 @@ from types import ModuleType
 import building
 import pytest
 
+pytestmark = pytest.mark.slow
+
 DOCS = building.DOCS
 
 

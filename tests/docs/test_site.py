@@ -12,6 +12,8 @@ from urllib.parse import unquote
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("sphinx", reason="the site needs sphinx")
 for name in ("myst_parser", "furo", "sphinx_copybutton", "transformers", "lightning", "accelerate", "torchjd"):
     pytest.importorskip(name, reason=f"the site needs {name}")

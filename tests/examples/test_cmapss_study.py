@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import limits
 import pytest
 import torch
 
@@ -27,6 +28,8 @@ from cmapss.windows import CHANNELS
 
 from mtl_axes.study import Results
 from mtl_axes.study import Run as KeptRun
+
+pytestmark = pytest.mark.slow
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cmapss_grace.py"
 HEADER = "cell,outer,inner,subset,seed,rmse,nasa,health_accuracy,lambda_rul,lambda_health,seconds"
@@ -73,7 +76,7 @@ def test_two_workers_in_spawned_processes_give_the_same_results(whole: Path, tmp
         [sys.executable, str(EXAMPLE), *TINY, "--workers", "2", "--out", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=limits.PROCESS,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -114,12 +117,12 @@ def test_an_interrupt_keeps_finished_runs_and_says_how_to_go_on(tmp_path: Path) 
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     finally:
         signal.signal(signal.SIGINT, before)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + limits.PROCESS
     while not list(tmp_path.glob("runs/*.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=limits.PROCESS)
     assert process.returncode == 130
     assert "interrupted: finished runs are kept" in said and "Traceback" not in said
     assert 1 <= len(Results.load(tmp_path).runs) < 5

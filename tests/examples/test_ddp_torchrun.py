@@ -8,6 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import limits
+import pytest
+
+pytestmark = pytest.mark.slow
+
 EXAMPLE = str(Path(__file__).resolve().parents[2] / "examples" / "ddp_torchrun.py")
 TWO_RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -18,7 +23,7 @@ ABORTED_AT_EXIT = "terminate called without an active exception"
 def printed(*arguments: str) -> list[str]:
     """The lines that a run prints on its standard output."""
     done = subprocess.run(
-        [sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=180, check=False
+        [sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=limits.PROCESS, check=False
     )
     assert done.returncode == 0 or ABORTED_AT_EXIT in done.stderr, done.stderr
     return done.stdout.splitlines()

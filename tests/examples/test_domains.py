@@ -16,6 +16,8 @@ import torch
 
 from mtl_axes import Results
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "domains"
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "common")
 # What a few steps are enough for: a metric in which the best cell beats the trivial predictions.

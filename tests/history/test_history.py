@@ -344,6 +344,7 @@ def recorded_on(rank: int, outer: Any) -> dict[str, Columns]:
     return found
 
 
+@pytest.mark.slow
 def test_ranks_record_one_weight_and_their_own_losses(tmp_path: Path) -> None:
     """On two ranks the weights and floors are the same and the losses are each rank's own, with sync="gradients" losses and
     norms are those of both ranks' samples; attaching and reading ask no one, so that one rank may do it alone."""

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampling import pairwise
 from strategies import losses, norms
 from torch import Tensor
 
@@ -99,9 +100,9 @@ def test_gaba_as_a_composition_equals_its_specification_bit_for_bit(
     assert weighting.weights().dtype == dtype
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("form", ["complement", "inverse"])
-@pytest.mark.parametrize("count", [2, 3, 6])
+@pytest.mark.parametrize(
+    ("count", "form", "dtype"), pairwise([2, 3, 6], ["complement", "inverse"], [torch.float32, torch.float64])
+)
 def test_gaba_stays_on_its_specification_over_a_long_run(count: int, form: str, dtype: torch.dtype) -> None:
     """After 600 windows of norms that drift over six orders of magnitude, with tasks coming and going, no bit differs."""
     generator = torch.Generator().manual_seed(count)

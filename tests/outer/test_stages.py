@@ -651,6 +651,7 @@ class TestEveryStage:
         torch.testing.assert_close(after, before, rtol=1e-14, atol=0)
         assert float(after[2]) > 0
 
+    @pytest.mark.slow
     def test_a_compiled_call_moves_it_as_any_call_does(self) -> None:
         """Around a weighting of losses, stages are a part of one graph, warm-up and absent tasks included."""
         kinds = {"a": "regression", "b": "regression"}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from probing import PROBES, REUSES, Net, Skip, Spread, Tied, f32, f64, names, reused, same_gradients, weighted
+from sampling import covering
 from strategies import quick
 from torch import Tensor, nn
 
@@ -160,11 +162,13 @@ class Training:
         return len(set(self.weights)) > 2 and max(self.weights[-1]) > 1e3 * min(self.weights[-1])
 
 
+SIZES = [*((f64, count) for count in range(1, 9)), (f32, 1), (f32, 4), (f32, 8)]
+
+
 @costly
 @pytest.mark.parametrize(
-    ("dtype", "count"), [*((f64, count) for count in range(1, 9)), (f32, 1), (f32, 4), (f32, 8)], ids=str
+    ("probe", "dtype", "count"), [(probe, *size) for probe, size in covering(product(PROBES, SIZES), times=3)], ids=str
 )
-@every_probe
 def test_gradients_are_those_of_the_plain_weighted_sum(probe: str, dtype: torch.dtype, count: int) -> None:
     """For 1 to 8 tasks with live weights from 0 to 80 every .grad in every step is the plain weighted sum's."""
     training = Training(probe, count, dtype, PLAIN).run(max(7, count + 2))

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from probing import PROBES, Net, Recorder, names
+from sampling import covering
 from strategies import equal, same, snapshot
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -34,7 +35,7 @@ RUNS = [
     if schedule == "each call" or probe in ("exact", "rotate", "lagged")
 ]
 STATEFUL = [run for run in RUNS if run[0] in ("exact", "rotate", "lagged")]
-every_run = pytest.mark.parametrize(("probe", "schedule"), RUNS)
+every_run = pytest.mark.parametrize(("probe", "schedule"), covering(RUNS))
 every_probe = pytest.mark.parametrize("probe", PROBES)
 late = pytest.mark.parametrize("window", [1, 2])
 
@@ -145,8 +146,10 @@ def copied(training: Training, how: str) -> Training:
     return twin
 
 
-@pytest.mark.parametrize("how", COPIES)
-@pytest.mark.parametrize(("probe", "schedule"), [run for run in STATEFUL if run[1] != "manual"])
+@pytest.mark.parametrize(
+    ("probe", "schedule", "how"),
+    covering([(*run, how) for run in STATEFUL if run[1] != "manual" for how in COPIES], strength=2),
+)
 def test_a_copy_goes_on_like_the_original(probe: str, schedule: str, how: str) -> None:
     """Model, criterion and optimizer copied together after a step go on bit for bit, whatever the original does."""
     copies, through = uninterrupted(probe, schedule, lambda training: copied(training, how), 9)
@@ -498,7 +501,7 @@ def started(outer: Any, **options: Any) -> tuple[Net, MultiTaskCriterion]:
 WAITING = [
     *(("fake", probe, "each call") for probe in ("exact", "rotate", "lagged")),
     ("fake", "lagged", "accumulate"),
-    *(("meta", probe, schedule) for probe, schedule in RUNS),
+    *(("meta", probe, schedule) for probe, schedule in covering(RUNS)),
 ]
 
 

@@ -91,6 +91,8 @@ def test_median_is_half_the_absolute_error(pair: Pair) -> None:
 @given(pairs())
 def test_huber_with_a_large_delta_is_half_the_squared_error(pair: Pair) -> None:
     """Where delta exceeds every error, huber is mse / 2."""
+    error = (pair[0] - pair[1]).abs()
+    assume(bool(((error == 0) | (error > 1e-150)).all()))  # half of a subnormal square is rounded
     assert torch.equal(create("inner", "huber", delta=1e5)(*pair), create("inner", "mse")(*pair) / 2)
 
 

@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import limits
 import pytest
 import simulated
 
 from mtl_axes.report import write_report
+
+pytestmark = pytest.mark.slow
 
 Open = Callable[..., Any]
 
@@ -81,6 +84,7 @@ def open_report(browser: Any, reports: dict[str, Path]) -> Iterator[Callable[...
             viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce", **options
         )
         contexts.append(context)
+        context.set_default_timeout(1000 * limits.PAGE)
         page = context.new_page()
         address = reports[name].as_uri()
         page.on("console", lambda message: messages.append(f"console: {message.type}: {message.text}"))
@@ -104,10 +108,23 @@ def cell(page: Any, outer: int, inner: int) -> Any:
 
 def until(page: Any, condition: str) -> None:
     """Wait until a condition holds. Playwright's own wait evaluates a text on the page, which its policy forbids."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + limits.PAGE
     while not page.evaluate(condition):
         assert time.monotonic() < end, condition
         page.wait_for_timeout(20)
+
+
+def show_tooltip(page: Any, plot: str) -> None:
+    """Hover over the last mark of a plot until its tooltip shows: scrolling, which may still go on, hides it."""
+    page.locator(plot).scroll_into_view_if_needed()
+    end = time.monotonic() + limits.PAGE
+    while True:
+        page.mouse.move(0, 0)
+        page.locator(f"{plot} svg g.mark-symbol path").last.hover()
+        page.wait_for_timeout(100)
+        if page.locator("#tooltip").is_visible():
+            return
+        assert time.monotonic() < end, plot
 
 
 def overflow(page: Any) -> int:
@@ -339,11 +356,7 @@ def test_names_stay_text(open_report: Open) -> None:
     assert page.locator(".scatters .kind").first.inner_text() == name
     page.wait_for_selector("#differences svg")
     assert name in page.locator("#differences svg").text_content()
-    # Scrolling hides a tooltip, so that it ends before the mouse comes.
-    page.locator("#differences").scroll_into_view_if_needed()
-    page.wait_for_timeout(100)
-    page.locator("#differences svg g.mark-symbol path").last.hover()
-    page.wait_for_selector("#tooltip:visible")
+    show_tooltip(page, "#differences")
     assert name in page.locator("#tooltip").inner_text() or "</script><b>" in page.locator("#tooltip").inner_text()
     cell(page, 0, 1).click()
     page.get_by_role("button", name="Same outer").click()
@@ -357,10 +370,7 @@ def test_names_that_no_expression_may_hold(open_report: Open) -> None:
     page = open_report("awkward")
     for plot, says in (("#differences", "difference"), ("#pareto", "means")):
         page.wait_for_selector(f"{plot} svg")
-        page.locator(plot).scroll_into_view_if_needed()
-        page.wait_for_timeout(100)
-        page.locator(f"{plot} svg g.mark-symbol path").last.hover()
-        page.wait_for_selector("#tooltip:visible")
+        show_tooltip(page, plot)
         assert says in page.locator("#tooltip").inner_text()
 
 

@@ -93,6 +93,15 @@ def test_power_and_seeds_are_statsmodels(effect: float) -> None:
         assert statistics.seeds_needed(effect, chance=chance) == statistics.seeds_needed(-effect, chance=chance) == needed
 
 
+@pytest.mark.parametrize("effect", [0.1, 0.5, 2.0])
+def test_a_low_chance_takes_few_seeds(effect: float) -> None:
+    """For a chance below one half, whose normal quantile is negative, the number is the first whose power reaches it."""
+    for chance in (0.3, 0.4):
+        n = statistics.seeds_needed(effect, chance=chance)
+        assert n is not None and statistics.power(effect, n) >= chance
+        assert n == 2 or statistics.power(effect, n - 1) < chance
+
+
 @pytest.mark.parametrize("effect", [2e-3, 0.005, 0.1, 0.7, 4.0, 40.0])
 def test_fewer_seeds_would_not_do(effect: float) -> None:
     """The number of seeds has the power that was asked for and the one below it has not, also where the number is so large

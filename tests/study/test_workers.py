@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import limits
 import pytest
 import training
 from killed_study import study
@@ -21,8 +22,9 @@ from killing import start
 from mtl_axes.errors import StudyError
 from mtl_axes.study import Results, Study
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parent / "killed_study.py"
-LIMIT = 120.0
 
 
 def small(out: Path, **options: Any) -> Study:
@@ -59,7 +61,7 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for_runs(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + limits.PROCESS
     while len(list(folder.glob("runs/*.json"))) < count:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
@@ -82,7 +84,7 @@ def test_the_results_are_the_same_for_any_number_of_workers(in_turn: Path, tmp_p
 
 def test_a_killed_study_goes_on_where_it_stopped(in_turn: Path, tmp_path: Path) -> None:
     """Finished runs are not touched again, nothing half-written counts, and the end is the same as without a kill."""
-    with started(tmp_path, 1, "train") as process:
+    with started(tmp_path, 1, "stopping") as process:
         wait_for_runs(tmp_path, 2, process)
         process.kill()
         process.wait()
@@ -99,7 +101,7 @@ def test_two_processes_on_one_folder_do_not_disturb_each_other(in_turn: Path, tm
     with started(tmp_path, 1, "slow") as other:
         wait_for_runs(tmp_path, 1, other)
         results = study(tmp_path).run(training.slow, progress=False)
-        assert other.wait(LIMIT) == 0
+        assert other.wait(limits.PROCESS) == 0
     assert [run.seed for run in results.runs] == [0, 0, 1, 1, 2, 2] and not results.failures
     assert len(whole_files(tmp_path)) == 6
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
@@ -110,7 +112,7 @@ def test_workers_do_not_outlive_a_killed_study(tmp_path: Path) -> None:
     with started(tmp_path, 2, "endless") as process:
         wait_for_runs(tmp_path, 1, process)
         process.kill()
-        process.communicate(timeout=LIMIT)  # the runs that were under way would take ten minutes
+        process.communicate(timeout=limits.PROCESS)  # the runs that were under way would take longer
 
 
 def test_an_interrupt_stops_the_workers_and_keeps_finished_runs(tmp_path: Path) -> None:
@@ -119,7 +121,7 @@ def test_an_interrupt_stops_the_workers_and_keeps_finished_runs(tmp_path: Path) 
         wait_for_runs(tmp_path, 2, process)
         time.sleep(0.3)  # the next runs have begun
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=LIMIT)
+        process.communicate(timeout=limits.PROCESS)
         assert process.returncode == -signal.SIGINT
     results = Results.load(tmp_path)
     assert [run.seed for run in results.runs] == [0, 0] and not results.failures
@@ -156,7 +158,7 @@ def test_a_function_that_another_process_cannot_load_is_named(tmp_path: Path, mo
 
 def test_the_error_of_a_script_without_a_guard_names_the_guard(tmp_path: Path) -> None:
     """Each worker begins by running the script, and would start workers itself."""
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), str(SCRIPT.parents[1])])}
     script = tmp_path / "unguarded.py"
     script.write_text(
         "import training\n"
@@ -164,7 +166,7 @@ def test_the_error_of_a_script_without_a_guard_names_the_guard(tmp_path: Path) -
         f"Study(['fixed'], ['mse'], 2, {str(tmp_path / 'out')!r}).run(training.train, workers=2)\n"
     )
     done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=LIMIT, env=environment, check=False
+        [sys.executable, script], capture_output=True, text=True, timeout=limits.PROCESS, env=environment, check=False
     )
     assert done.returncode == 1
     assert done.stderr.count('needs `if __name__ == "__main__":` around that call') == 1
