@@ -11,7 +11,15 @@ from torch import nn
 
 from mtl_axes.errors import OptionError
 
-__all__ = ["check_choice", "check_number", "constructor_options", "constructor_repr", "read_options", "steady_repr"]
+__all__ = [
+    "check_bool",
+    "check_choice",
+    "check_number",
+    "constructor_options",
+    "constructor_repr",
+    "read_options",
+    "steady_repr",
+]
 
 
 def check_number(
@@ -40,6 +48,13 @@ def check_number(
         raise OptionError(f"Option `{name}` should be {kind} in {left}{low}, {high}{right}. Found {name}={value!r}.")
     # A numpy float passes for a float, but its repr is no literal and a config with it is not plain.
     return value if type(value) in (int, float) else float(value)
+
+
+def check_bool(name: str, value: bool) -> bool:
+    """Return ``value`` when it is True or False, else raise :class:`OptionError`."""
+    if not isinstance(value, bool):
+        raise OptionError(f"Option `{name}` should be True or False. Found {name}={value!r}.")
+    return value
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
