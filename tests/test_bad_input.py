@@ -73,9 +73,9 @@ class NormsOnly(Probe):
         ({"reduction": "sum"}, r"`reduction` should be one of 'mean', 'weighted_mean'\. Found reduction='sum'\."),
         ({"missing": "drop"}, r"Option `missing` should be one of 'error', 'ignore'\. Found missing='drop'\."),
         ({"sync": "all"}, r"Option `sync` should be 'norms', 'gradients' or None\. Found sync='all'\."),
-        ({"shared": []}, r"Option `shared` should have parameters, frozen or not\. Found none\."),
-        ({"shared": nn.ReLU()}, r"Option `shared` should have parameters, frozen or not\. Found none\."),
-        ({"shared": torch.ones(2)}, r"Option `shared` should have parameters, frozen or not\. Found none\."),
+        ({"shared": []}, r"Option `shared` has no parameters\. Pass parameters or a module with some"),
+        ({"shared": nn.ReLU()}, r"Option `shared` has no parameters\. Pass parameters or a module with some"),
+        ({"shared": torch.ones(2)}, r"Option `shared` has no parameters\. Pass parameters or a module with some"),
         ({"shared": 3}, r"Option `shared` should be a module or parameters\. Found int\."),
         ({"shared": "trunk"}, r"Option `shared` should be a module or parameters\. Found str\."),
         ({"probe": "nope"}, r"Option `probe` should be one of 'exact'.* or a Probe\. Found 'nope'\."),
@@ -621,7 +621,7 @@ def test_tasks_that_share_nothing() -> None:
     criterion = built()
     before = state_of(criterion)
     with pytest.raises(
-        GraphError, match=r"Two of the tasks \['rul', 'health'\] should reach a common parameter\. Found none.*shared="
+        GraphError, match=r"No parameter on the graph is reached by two of the tasks \['rul', 'health'\].*shared="
     ):
         criterion({name: model(inputs)[name] for name, model in models.items()}, targets)
     assert equal(state_of(criterion), before)
@@ -634,7 +634,7 @@ def test_an_output_without_a_graph(accumulate: int) -> None:
     criterion, twin = built(accumulate=accumulate), built(accumulate=accumulate)
     model = model_for(KINDS)
     inputs, targets = batch_for(KINDS)
-    message = r"The loss of task 'health' should have a graph.*Found a loss that does not require a gradient.*target as None"
+    message = r"The loss of task 'health' does not require a gradient.*target as None"
     for seed in range(4):
         before = state_of(criterion)
         outputs = model(inputs)
@@ -660,13 +660,13 @@ def test_a_graph_that_cannot_be_measured_shows_in_the_first_call(outer: str) -> 
     """The default warm-up does not postpone the errors of the graph: detached outputs, and models that share nothing."""
     inputs, targets = batch_for(KINDS)
     one, other = model_for(KINDS)(inputs), model_for(KINDS)(inputs)
-    with pytest.raises(GraphError, match="'health' should have a graph"):
+    with pytest.raises(GraphError, match="'health' does not require a gradient"):
         compose(outer)({**one, "health": one["health"].detach()}, targets)
-    with pytest.raises(GraphError, match="should reach a common parameter"):
+    with pytest.raises(GraphError, match="No parameter on the graph is reached by two"):
         compose(outer)({**one, "health": other["health"]}, targets)
     late = compose(outer)
     late(one, {"rul": targets["rul"], "health": None})  # one task alone does not tell what is shared
-    with pytest.raises(GraphError, match="should reach a common parameter"):
+    with pytest.raises(GraphError, match="No parameter on the graph is reached by two"):
         late({**one, "health": other["health"]}, targets)
 
 
@@ -687,9 +687,7 @@ def test_a_graph_that_was_freed() -> None:
     outputs = model(inputs)
     criterion(outputs, targets).backward()
     before = state_of(criterion)
-    with pytest.raises(
-        GraphError, match=r"graph of task 'rul' should still be there.*freed by an earlier backward\. Call the criterion"
-    ):
+    with pytest.raises(GraphError, match=r"graph of task 'rul' was freed by an earlier backward.*Call the criterion"):
         criterion(outputs, targets)
     assert equal(state_of(criterion), before)
 

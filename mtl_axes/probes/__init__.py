@@ -7,10 +7,10 @@ from typing import Any
 
 from mtl_axes.errors import MtlAxesError, OptionError
 from mtl_axes.probes.base import Measurement, Probe, Tape
-from mtl_axes.probes.discovery import Shared, SharedPart
 from mtl_axes.probes.exact import Exact
 from mtl_axes.probes.lagged import Lagged
 from mtl_axes.probes.representation import Representation
+from mtl_axes.probes.shared import Shared, SharedPart
 
 __all__ = [
     "Exact",

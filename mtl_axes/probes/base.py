@@ -1,4 +1,4 @@
-"""The contract of a probe: how the gradients that an outer weighting needs are measured, and at what cost."""
+"""The contract of a probe, which measures the gradients that an outer weighting needs, and what it measures on."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from mtl_axes._state import vector
 from mtl_axes.errors import GraphError
 from mtl_axes.options import constructor_repr, read_options
-from mtl_axes.probes.discovery import Graph, Shared, SharedPart, walk
+from mtl_axes.probes.graph import Graph, walk
 from mtl_axes.probes.hooks import retaining
 from mtl_axes.probes.scaling import fresh_exponents, scales_of, vote
+from mtl_axes.probes.shared import Shared, SharedPart
 from mtl_axes.signals import Need
 
 __all__ = ["Measurement", "Probe", "Tape"]
@@ -29,7 +30,7 @@ class Measurement:
         norms: (K,) L2 norms in float32 or wider; 0 for a task that was not measured.
         gramian: (K, K) inner products, or None when only norms were needed.
         measured: K host bools, True where the task was measured.
-        votes: (K,) which way the tasks' loss scales should go, 1, 0 or -1, or None when the losses were not scaled.
+        votes: (K,) which way the tasks' loss scales should change, 1, 0 or -1, or None when the losses were not scaled.
     """
 
     norms: Tensor
@@ -38,11 +39,11 @@ class Measurement:
     votes: Tensor | None = None
 
     def unscaled(self, scales: Tensor | None, reached: tuple[bool, ...]) -> Measurement:
-        """Return what the measurement would be of losses that were not scaled.
+        """Return the measurement of the losses without their scales.
 
         Args:
             scales: (K,) float32 scales of the losses, or None when there were none.
-            reached: K host bools, True where the task had a gradient; the scale of another one has nothing to go by.
+            reached: K host bools, True if the task had a gradient; without one its scale stays.
         """
         if scales is None:
             return self
@@ -58,9 +59,9 @@ class Tape:
         names: names of the K tasks.
         losses: K scalar losses, None where the task is absent. Never stacked: indexing a stacked tensor would send zero
             gradients through every head.
-        weights: (K,) weights of this call's sum where they are known before it is measured, else None.
+        weights: (K,) weights of this call's sum if they are known before it is measured, else None.
         outputs: tensors that the criterion was called with, whose retained gradients a measurement leaves as they are.
-        exponents: (K,) of the scales that losses are measured with in float16, None before there was a measurement.
+        exponents: (K,) exponents of the scales that losses are measured with in float16, None before the first measurement.
         turn: number of this window among those that are measured, counted from the first window of the run.
         due: whether this call is measured, or only checked.
         whole: True when the gradients of the whole batch are measured: of the mean over ranks of these losses.
@@ -134,14 +135,13 @@ class Tape:
             loss = self.losses[index]
             if loss is not None and not loss.requires_grad:
                 raise GraphError(
-                    f"The loss of task {self.names[index]!r} should have a graph, because gradients are measured. Found a "
-                    "loss that does not require a gradient. Was its output detached, or its model frozen? Pass its target "
-                    "as None to leave the task out."
+                    f"The loss of task {self.names[index]!r} does not require a gradient, so none can be measured. Was its "
+                    "output detached, or its model frozen? Pass its target as None to leave the task out."
                 )
         return present
 
     def shared_is_known(self) -> bool:
-        """Return whether the shared part does not depend on which tasks are here."""
+        """Return whether the shared part was given, so that it does not depend on which tasks take part."""
         return self._shared.given
 
     def give_up_shared(self) -> bool:
@@ -150,10 +150,10 @@ class Tape:
 
 
 class Probe(nn.Module):
-    """Measures task gradients. The weighting says what it needs, the window when; the probe knows how.
+    """Measures task gradients: the weighting decides what, the window when, and the probe how.
 
     Attributes:
-        provides: what it can deliver, of ``"norms"`` and ``"gramian"``.
+        provides: what it can deliver: ``"norms"``, ``"gramian"``.
         same_step: True when ``measure`` returns the statistics of its own call. A lagged probe returns None there and
             delivers in :meth:`collect`, after the user's backward.
     """
@@ -163,7 +163,7 @@ class Probe(nn.Module):
 
     @property
     def partial(self) -> bool:
-        """True when a window measures some of the tasks only; it is then completed with the latest norms of the others."""
+        """True when a window measures only some tasks. The latest norms of the others then complete it."""
         return False
 
     def options(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Probe(nn.Module):
         return read_options(self)
 
     def check(self, tape: Tape) -> bool:
-        """Check in the first training calls, long before a warm-up ends, that this graph can be measured.
+        """Check that this graph can be measured. Called in the first training calls, long before a warm-up ends.
 
         Returns:
             True when all was checked, False to be asked again in the next call.
@@ -186,22 +186,22 @@ class Probe(nn.Module):
         raise NotImplementedError
 
     def couple(self, tape: Tape, weights: Tensor, total: Tensor) -> Tensor:
-        """Return the scalar that the user's ``backward`` starts from; the weighted sum itself unless the probe hooks in."""
+        """Return the scalar that the user's ``backward`` starts from: the weighted sum, unless the probe replaces it."""
         return total
 
     def collect(self) -> Measurement | None:
-        """Return what arrived since the last commit, for a probe that measures during the user's backward."""
+        """Return what was measured since the last commit, for a probe that measures during the user's backward."""
         return None
 
     def discard(self) -> None:
-        """Forget what arrived since the last commit.
+        """Drop what was measured since the last commit.
 
-        A rank may come here alone: override it where ``collect`` talks to the other ranks.
+        One rank may call it alone: override it if ``collect`` communicates with the other ranks.
         """
         self.collect()
 
     def cost(self, tasks: int) -> float:
-        """Return the expected time of a measured step over that of a plain one, where the shared part takes all of it."""
+        """Return the expected ratio of a measured step's time to a plain one's, if the shared part takes all the time."""
         return 1.0
 
     def diagnostics(self) -> Mapping[str, Tensor]:

@@ -1,25 +1,125 @@
-"""Recording gradients where the private parts of the graph end: what the representation and the lagged probe share."""
+"""The border of the graph, where the private parts of the tasks read what they share, and recording gradients there."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.utils.hooks import RemovableHandle
 
 from mtl_axes.errors import GraphError
 from mtl_axes.probes.base import Probe, Tape
-from mtl_axes.probes.discovery import Border, find_border, refuse_static_ddp
+from mtl_axes.probes.graph import COMPILED, OPAQUE, Losses, Walk, follow, is_leaf, is_several, refuse_static_ddp
 from mtl_axes.probes.hooks import remember
 from mtl_axes.signals import wide
 
-__all__ = ["BorderProbe", "border_of", "describe_border", "norm_of_parts", "others_measure", "record", "recorded"]
+__all__ = [
+    "Border",
+    "BorderProbe",
+    "Parts",
+    "add_part",
+    "border_of",
+    "find_border",
+    "norm_of_parts",
+    "others_measure",
+    "record",
+    "recorded",
+]
 
 Parts = dict[int, Tensor]
+
+
+@dataclass
+class Border:
+    """Where the private parts of the graph read what two or more tasks reach: the representation.
+
+    Attributes:
+        edges: the tensors that are read, as edges of the graph.
+        reads: by task, (private node, slot) -> position in ``edges`` of what it reads there.
+        skips: True when one of the edges depends on another, as behind a skip path.
+        hidden: type of an opaque node that all tasks meet before they meet each other, else None.
+        dependent: tasks whose loss is part of another task's.
+        nodes: those that a backward down to the edges passes: of the private parts, and of the edges.
+        static_ddp: True when a DistributedDataParallel with static_graph, in its first iteration, is in between.
+    """
+
+    edges: list[GradientEdge] = field(default_factory=list)
+    reads: dict[int, dict[tuple[Any, int], int]] = field(default_factory=dict)
+    skips: bool = False
+    hidden: str | None = None
+    dependent: set[int] = field(default_factory=set)
+    nodes: set[Any] = field(default_factory=set)
+    static_ddp: bool = False
+
+    @property
+    def compiled(self) -> bool:
+        """True when a private part is, or holds, a compiled module; what lies below the edges does not count."""
+        below = {edge.node for edge in self.edges}
+        return any(type(node).__name__ == COMPILED and node not in below for node in self.nodes)
+
+    def edges_of(self, task: int) -> list[int]:
+        """Return the positions of the edges that a task reads."""
+        return sorted(set(self.reads.get(task, {}).values()))
+
+
+class _BorderWalk(Walk):
+    """A walk that knows which of the waiting nodes one task alone has reached so far."""
+
+    def __init__(self, losses: Losses) -> None:
+        self.alone: set[Any] = set()
+        super().__init__(losses)
+
+    def reach(self, node: Any, mask: int) -> bool:
+        grown = super().reach(node, mask)
+        if grown and not is_leaf(node):
+            (self.alone.discard if is_several(self.masks[node]) else self.alone.add)(node)
+        return grown
+
+
+def find_border(losses: Losses) -> Border:
+    """Find the representation: walk from the losses until only nodes that several tasks reach are left."""
+    steps = _BorderWalk(losses)
+    visited: dict[Any, None] = {}  # in the order of the walk, on which the rounding of norms depends
+    # A skip path reaches past the first common node, so that common nodes are visited too until no private one waits.
+    while steps.alone:
+        node = steps.visit()
+        steps.alone.discard(node)
+        visited[node] = None
+    dependent = {task for task, root in steps.roots if is_several(steps.masks[root])}
+    border = Border(dependent=dependent, static_ddp=steps.static_ddp)
+    _collect_reads(border, steps.masks, visited)
+    return border
+
+
+def _collect_reads(border: Border, masks: dict[Any, int], visited: dict[Any, None]) -> None:
+    positions: dict[tuple[Any, int], int] = {}
+    readers: dict[Any, int] = {}
+    for node in visited:
+        mask = masks[node]
+        if is_several(mask):
+            border.skips = True
+            continue
+        border.nodes.add(node)
+        task = mask.bit_length() - 1
+        for slot, (child, output) in enumerate(map(follow, node.next_functions)):
+            # A parameter, as with tied weights or an input per task, is no representation.
+            if child is None or not is_several(masks[child]) or is_leaf(child):
+                continue
+            border.nodes.add(child)
+            position = positions.setdefault((child, output), len(positions))
+            border.reads.setdefault(task, {})[node, slot] = position
+            readers[child, output] = readers.get((child, output), 0) | mask
+    border.edges = [GradientEdge(node, output) for node, output in positions]
+    # If each task reads an output of its own, all of one node, then a trunk may hide behind that node.
+    kinds = {type(node).__name__ for node, _ in positions}
+    if len(kinds) == 1 and kinds <= OPAQUE.keys() and not any(map(is_several, readers.values())):
+        border.hidden = kinds.pop()
 
 
 class BorderProbe(Probe):
@@ -27,13 +127,13 @@ class BorderProbe(Probe):
 
     def __init__(self) -> None:
         super().__init__()
-        self._found = "not looked up yet"
+        self._described = "not looked up yet"
 
     def check(self, tape: Tape) -> bool:
         border = None if len(tape.names) == 1 else border_of(tape)
         if border is not None:
             refuse_static_ddp(border.static_ddp and self.same_step)
-            self._found = describe_border(border, tape.names)
+            self._described = _describe_border(border, tape.names)
             self.check_border(tape, border)
         return border is not None or len(tape.names) == 1
 
@@ -41,13 +141,13 @@ class BorderProbe(Probe):
         """Check that what will be done at the border can be done, for a probe that does it before the user's backward."""
 
     def couple(self, tape: Tape, weights: Tensor, total: Tensor) -> Tensor:
-        # For the exact probe of another criterion, which would take the hooks of this call for somebody else's.
+        # Otherwise the exact probe of another criterion would take the hooks of this call for hooks on its own graph.
         remember()
         return total
 
 
 def border_of(tape: Tape) -> Border | None:
-    """Return where the private parts of a call's graph read the shared one; None when a lone task does not tell.
+    """Return the border of a call's graph, or None if a lone task, or a frozen shared part, does not show it.
 
     Raises:
         GraphError: there is no representation that could be measured.
@@ -58,38 +158,38 @@ def border_of(tape: Tape) -> Border | None:
     border = find_border(tape.losses)
     names = list(tape.names)
     if border.dependent:
-        inside = [names[task] for task in sorted(border.dependent)]
+        inside = ", ".join(repr(names[task]) for task in sorted(border.dependent))
         raise GraphError(
-            f"Each of the tasks {names} should have a part of the graph of its own, to measure at its border. Found that "
-            f'the loss of {", ".join(map(repr, inside))} is part of another task\'s. Use probe="exact".'
+            f"The loss of {inside} is part of the loss of another task of {names}, so it has no private part at whose "
+            'border norms could be measured. Use probe="exact".'
         )
     if border.hidden is not None:
         raise GraphError(
-            f"Two of the tasks {names} should read a common tensor, the representation. Found {border.hidden}, which hides "
-            'it: each task reads an output of its own. Use probe="exact" with shared=, or keep the heads out of that module.'
+            f"{border.hidden} hides the representation, a tensor that two of the tasks {names} read: each reads another "
+            'output of that node. Use probe="exact" with shared=, or keep the heads out of that module.'
         )
     if not border.edges:
         raise GraphError(
-            f"Two of the tasks {names} should read a common tensor, the representation. Found that they have at most "
-            'parameters in common, as with an input per task. Use probe="exact".'
+            f"No two of the tasks {names} read a common tensor, the representation: they have at most parameters in common, "
+            'as with an input per task. Use probe="exact".'
         )
     return border
 
 
 def others_measure(tape: Tape) -> bool:
-    """Return whether other ranks wait for the norms of this call, though this one sees no border."""
+    """Return whether other ranks wait for the norms of this call, even if this rank sees no border."""
     return tape.whole and len(tape.names) > 1 and not _is_frozen(tape)
 
 
 def _is_frozen(tape: Tape) -> bool:
-    # A given trunk that is frozen for a while is no fault: the graph then shows no representation, and the weights hold.
+    # A given trunk may be frozen for a while: the graph then shows no representation, and the weights stay as they are.
     return tape.shared_is_known() and not tape.shared_part().parameters
 
 
 def record(border: Border, task: int, receive: Callable[[Any, Parts], None]) -> list[RemovableHandle]:
     """Call ``receive(node, parts)`` whenever a backward passes a border node of a task, with its gradients by edge.
 
-    What a node sends to an edge is the direct derivative: what reaches the edge through other edges is not in it.
+    A node sends the direct derivative to an edge, without the part that reaches the edge through other edges.
     """
     slots: dict[Any, list[tuple[int, int]]] = {}
     for (node, slot), position in border.reads.get(task, {}).items():
@@ -144,7 +244,7 @@ def norm_of_parts(parts: Mapping[int, Tensor], like: Tensor) -> Tensor:
     return length.to(dtype)
 
 
-def describe_border(border: Border, names: tuple[str, ...]) -> str:
+def _describe_border(border: Border, names: tuple[str, ...]) -> str:
     """Return what the representation is, for ``explain()``."""
     readers: dict[int, list[str]] = {}
     for task, reads in border.reads.items():

@@ -17,8 +17,8 @@ __all__ = ["check_runs_twice", "explained"]
 def _donated() -> GraphError:
     """Return the error about a compiled backward that gives its buffers away."""
     return GraphError(
-        "A compiled module should keep its buffers for a second backward, because gradients are measured before "
-        "yours. Found torch._functorch.config.donated_buffer = True. Set it to False before torch.compile."
+        "A compiled module gives its buffers away in the first backward (torch._functorch.config.donated_buffer = True), "
+        "but gradients are measured before yours. Set it to False before torch.compile."
     )
 
 
@@ -35,8 +35,8 @@ def check_runs_twice(loss: Tensor, inputs: Sequence[Tensor] | Sequence[GradientE
     # Far above what nondeterministic kernels differ by; the fault replaces whole buffers. Not finite: no verdict.
     if any(one is not None and bool((one - other).norm() > 0.01 * one.norm()) for one, other in pairs):
         raise GraphError(
-            "A compiled backward should give the same gradient twice. Found another the second time: it was compiled "
-            "with torch._functorch.config.donated_buffer = True, now or in an earlier run that filled torch's cache on "
+            "A compiled backward gave another gradient the second time: it was compiled with "
+            "torch._functorch.config.donated_buffer = True, now or in an earlier run that filled torch's cache on "
             "disk. Set it to False before torch.compile, and clear that cache (TORCHINDUCTOR_CACHE_DIR) or set "
             "TORCHINDUCTOR_FORCE_DISABLE_CACHES=1."
         )
@@ -46,18 +46,17 @@ def explained(error: RuntimeError, task: str) -> RuntimeError:
     """Return what to raise for an error of torch in the backward of a task: with advice where it is known."""
     if "fabric.backward" in str(error):
         return GraphError(
-            f"The graph of task {task!r} should admit a backward before yours, to be measured. Found a model that Fabric "
-            "has set up in a precision or strategy that admits fabric.backward(loss) only. Use "
-            'probe="lagged", which measures in there.'
+            f"The gradient of task {task!r} cannot be measured before your backward: Fabric has set up the model in a "
+            'precision or strategy that allows fabric.backward(loss) alone. Use probe="lagged", which measures in there.'
         )
     if "use_reentrant" in str(error):
         return GraphError(
-            f"The graph of task {task!r} should be free of reentrant activation checkpointing, which cannot be measured. "
-            "Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
+            f"The gradient of task {task!r} cannot be measured through reentrant activation checkpointing. Use "
+            "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
         )
     if "second time" in str(error):
         return GraphError(
-            f"The graph of task {task!r} should still be there when its gradient is measured. Found it freed by an earlier "
-            "backward. Call the criterion before loss.backward(), once per forward pass."
+            f"The graph of task {task!r} was freed by an earlier backward, so its gradient cannot be measured. "
+            "Call the criterion before loss.backward(), once per forward pass."
         )
     return _donated() if "donated buffers" in str(error) else error

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from mtl_axes.probes.discovery import Graph
+from mtl_axes.probes.graph import Graph
 
 __all__ = ["FIRST_CALL", "next_hook", "remember", "retaining", "unspoiled", "why_hooked"]
 
-FIRST_CALL = "no call was measured in this thread before, so a hook on an activation cannot be ruled out"
+FIRST_CALL = "nothing is known about earlier hooks in the first call of a thread"
 _OTHER_THREAD = "part of the graph was built in another thread, where a hook on an activation cannot be ruled out"
-_TOO_OLD = "the graph was begun before the last measured calls, or in another thread: a hook cannot be ruled out"
-_REGISTERED = "a hook was registered since the last measured call, and may sit on an activation"
+_TOO_OLD = "the graph was begun before the last calls, or in another thread, so a hook on an activation cannot be ruled out"
+_REGISTERED = "a hook was registered since the last call, and may sit on an activation"
 _ON_MODULE = "a module has a backward hook"
 
 _MODULE_HOOK = "BackwardHookFunctionBackward"
@@ -43,10 +43,10 @@ class _Moment(NamedTuple):
 
 
 class _Moments(threading.local):
-    """The ends of the last measured calls of any criterion in a thread."""
+    """The last moments of a thread: ends of the calls of any criterion, and what came before the first of them."""
 
     def __init__(self) -> None:
-        self.ends: deque[_Moment] = deque(maxlen=_REMEMBERED)
+        self.past: deque[_Moment] = deque(maxlen=_REMEMBERED)
 
 
 _moments = _Moments()
@@ -63,18 +63,18 @@ def _next_node() -> int:
 
 def remember() -> None:
     """Remember the present moment, which graphs that are begun later in this thread are compared with."""
-    _moments.ends.append(_Moment(_next_node(), next_hook()))
+    _moments.past.append(_Moment(_next_node(), next_hook()))
 
 
 def why_hooked(graph: Graph) -> str | None:
     """Return why a hook may sit on an activation of the graph, or None where that is ruled out."""
-    if _MODULE_HOOK in graph.kinds():
+    if _MODULE_HOOK in graph.kinds:
         return _ON_MODULE
-    if not _moments.ends:
+    if not _moments.past:
         return FIRST_CALL
     if not graph.in_order or graph.newest >= _next_node():
         return _OTHER_THREAD
-    before = next((end for end in reversed(_moments.ends) if end.node <= graph.oldest), None)
+    before = next((moment for moment in reversed(_moments.past) if moment.node <= graph.oldest), None)
     if before is None:
         return _TOO_OLD
     return _REGISTERED if before.hook != next_hook() else None

@@ -1,4 +1,4 @@
-"""The lagged probe: norms at the representation, recorded while the user's own backward passes by."""
+"""The lagged probe: norms at the representation, recorded during the user's own backward."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Lagged"]
 
 
 class Lagged(BorderProbe):
-    """Norms of dL_i / dr at the representation r, as :class:`Representation` has them, without any backward of its own.
+    """Norms of dL_i / dr at the representation r, as with :class:`Representation`, without an additional backward.
 
     Hooks on the graph of a call record the gradient that the user's backward sends over the border of each task's private
-    part, and divide it by the gradient that arrives at the task's loss, so that weights, loss scale and accumulation drop
-    out. The norms are there after that backward: the weights of a window come from the windows before it. What else was
-    added to the loss through a task's private part counts as that task's.
+    part, and divide it by the gradient that arrives at the task's loss, so that weights, loss scale and accumulation cancel.
+    The norms are known after that backward, so the weights of a window come from the windows before it. A term that was
+    added to the loss through a task's private part counts as a part of that task.
 
-    No backward: nothing is recorded. A second backward of a call replaces what the first one recorded. A task whose weight
-    is 0, or whose loss scale is 0 or not finite, is inactive.
+    Without a backward nothing is recorded. A second backward of a call replaces what the first one recorded. A task whose
+    weight is 0, or whose loss scale is 0 or not finite, is inactive.
 
     >>> Lagged()
     Lagged()
@@ -63,8 +63,8 @@ class Lagged(BorderProbe):
         if any(each.whole for each in records):
             norms = norms_over_ranks(norms)
         # A norm that is not finite has to stay visible, NaN included, to be counted as dropped.
-        here = norms != 0
-        mean = torch.where(here, norms, 0.0).sum(0) / here.sum(0).clamp_min(1)
+        recorded = norms != 0
+        mean = torch.where(recorded, norms, 0.0).sum(0) / recorded.sum(0).clamp_min(1)
         measured = tuple(map(any, zip(*(flags for _, flags in rows), strict=True)))
         return Measurement(mean, None, measured)
 
@@ -80,14 +80,14 @@ class Lagged(BorderProbe):
         return {"norms": list(norms), "measured": [list(flags) for flags in measured], "whole": list(whole)}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what was recorded in the pending window."""
+        """Load what was recorded in the pending window."""
         rows = zip(state["norms"], state["measured"], state["whole"], strict=True)
         self._records = [_Record.restored(norms, tuple(flags), whole) for norms, flags, whole in rows]
 
     def describe(self) -> str:
         return (
-            f"lagged: norms at the representation, {self._found}, recorded in your own backward. Another quantity than the "
-            "exact norms"
+            f"lagged: norms at the representation, {self._described}, recorded in your own backward. Another quantity than "
+            "the exact norms"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,11 +97,11 @@ class Lagged(BorderProbe):
 
 
 class _Record:
-    """What backwards show of one call. Holds no part of its graph: the graph holds the record, through its hooks.
+    """The norms that backwards record of one call. It holds no part of the graph: the graph's hooks hold the record.
 
     Args:
         nothing: (K,) zeros.
-        whole: True when every rank adds its part, also one that recorded nothing.
+        whole: True when every rank adds its part, even a rank that recorded nothing.
     """
 
     def __init__(self, nothing: Tensor, *, whole: bool) -> None:
@@ -116,17 +116,17 @@ class _Record:
 
     @classmethod
     def restored(cls, norms: Tensor, flags: tuple[bool, ...], whole: bool) -> _Record:
-        """Return a record of an earlier process, which nothing is added to."""
+        """Return a record that was saved, to which nothing is added."""
         call = cls(torch.zeros_like(norms), whole=whole)
         call._norms = {task: norm for task, (norm, flag) in enumerate(zip(norms.unbind(), flags, strict=True)) if flag}
         return call
 
     def leave_unknown(self, task: int, loss: Tensor) -> None:
-        """Note that the norm of a task cannot be known, and so not on any rank."""
+        """Set the norm of a task to NaN: this rank cannot know it, and so no rank does."""
         self._norms[task] = torch.full_like(loss.detach(), torch.nan)
 
     def opener(self, task: int, nodes: int) -> Callable[[Tensor], None]:
-        """Return the hook of a task's loss: a backward begins, and forgets what an earlier one recorded."""
+        """Return the hook of a task's loss, which drops what an earlier backward recorded."""
 
         def hook(gradient: Tensor) -> None:
             if self._closed:
@@ -139,11 +139,11 @@ class _Record:
         return hook
 
     def receiver(self, task: int, like: Tensor) -> Callable[[int, Parts], None]:
-        """Return what takes the gradients that pass the border of a task."""
+        """Return the function that is called with the gradients that pass the border of a task."""
 
         def receive(number: int, parts: Parts) -> None:
             waiting = self._waiting.get(task)
-            # Other losses may go the same way, in a backward of their own that did not begin at this task's loss.
+            # The backward of another loss may pass here too, without having begun at this task's loss.
             if self._closed or not waiting or self._backward[task] != torch._C._current_graph_task_id():
                 return
             for position, gradient in parts.items():
@@ -165,6 +165,6 @@ class _Record:
         return torch.stack(norms), tuple(self.whole or task in self._norms for task in range(len(zeros)))
 
     def close(self) -> tuple[Tensor, tuple[bool, ...]] | None:
-        """Return the row for the last time; what arrives later is ignored."""
+        """Return the row, and ignore what is recorded later."""
         self._closed = True
         return self.row()

@@ -11,7 +11,7 @@ from torch import Tensor
 from mtl_axes.distributed import mean_over_ranks
 from mtl_axes.probes.base import Tape
 from mtl_axes.probes.compiled import explained
-from mtl_axes.probes.discovery import Graph
+from mtl_axes.probes.graph import Graph
 from mtl_axes.probes.hooks import unspoiled
 from mtl_axes.signals import Need, wide
 

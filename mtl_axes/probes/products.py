@@ -1,4 +1,4 @@
-"""Inner products of the tasks' gradients, added up leaf by leaf: the (K, P) Jacobian is never put together."""
+"""Inner products of the tasks' gradients, added up leaf by leaf, without ever building the (K, P) Jacobian."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The representation probe: norms at what the tasks read in common, which spare the backward through the shared part."""
+"""The representation probe: norms at the tensors that the tasks read in common, by backwards that stop there."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 from mtl_axes.distributed import norms_over_ranks
 from mtl_axes.probes.base import Measurement, Tape
-from mtl_axes.probes.border import BorderProbe, Parts, border_of, norm_of_parts, others_measure, recorded
+from mtl_axes.probes.border import Border, BorderProbe, Parts, border_of, norm_of_parts, others_measure, recorded
 from mtl_axes.probes.compiled import check_runs_twice, explained
-from mtl_axes.probes.discovery import Border, passes_float16
+from mtl_axes.probes.graph import passes_float16
 from mtl_axes.probes.hooks import unspoiled
 from mtl_axes.signals import Need
 
@@ -17,14 +17,14 @@ __all__ = ["Representation"]
 
 
 class Representation(BorderProbe):
-    """Norms of dL_i / dr at the representation r: the tensors that the private part of a task reads from the shared one.
+    """Norms of dL_i / dr at the representation r: the tensors that the private part of a task reads from the shared part.
 
-    r is found on the graph: the first tensors below the losses that two or more tasks reach. Where a private part also
-    reads an earlier tensor (a skip path, heads at several depths), that belongs to its r too, and the derivative is the
-    direct one, with the tensors of r held independent. Cost: a backward through the private parts, beside the user's own.
+    r is found on the graph: the first tensors below the losses that two or more tasks reach. If a private part also reads an
+    earlier tensor (a skip path, heads at several depths), that tensor belongs to its r too, and the derivative is the direct
+    one, with the tensors of r held independent. Cost: a backward through the private parts, beside the user's own.
 
-    This is another quantity than the exact norm: the Jacobian of the shared part lies between the two, and treats tasks
-    differently. Norms can be off by a factor of 4 to 6 on some task.
+    This is another quantity than the exact norm: the Jacobian of the shared part lies between the two, and differs from task
+    to task. Norms can be off by a factor of 4 to 6 on some task.
 
     >>> Representation()
     Representation()
@@ -58,13 +58,13 @@ class Representation(BorderProbe):
 
     def describe(self) -> str:
         return (
-            f"norms at the representation, {self._found}: one backward through each task's private part, beside your own; "
-            "hooks there fire once more. Another quantity than the exact norms"
+            f"norms at the representation, {self._described}: one backward through each task's private part, beside your "
+            "own; hooks there fire once more. Another quantity than the exact norms"
         )
 
 
 def _unknown(tape: Tape) -> Tensor:
-    """Return NaN for a task that is alone on this rank and does not show what it shares: its norm is not known on any."""
+    """Return NaN for a task that is alone on this rank, so that the graph does not show what it shares: no rank knows it."""
     like = next(loss.detach() for loss in tape.losses if loss is not None)
     return torch.stack([torch.full_like(like, 0.0 if loss is None else torch.nan) for loss in tape.losses])
 

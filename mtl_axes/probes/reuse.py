@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from mtl_axes.errors import GraphError
 from mtl_axes.probes.base import Tape
-from mtl_axes.probes.discovery import Graph
+from mtl_axes.probes.graph import Graph
 from mtl_axes.probes.hooks import next_hook, retaining, why_hooked
 from mtl_axes.probes.leaves import Row
 
@@ -38,21 +38,21 @@ class Gradients:
         self._graph: Graph | None = tape.graph()
         self._watched: tuple[Tensor | None, ...] = (*tape.outputs, *tape.losses)
         self._hook = hook
-        self._known = None if weights is None else weights.detach().unbind()
+        self._weights = None if weights is None else weights.detach().unbind()
         self._rows: dict[int, Row] = {}
         self._sum: dict[int, Tensor] | None = {} if weights is not None else None
 
     def add(self, task: int, row: Row) -> None:
         """Add the gradients of a task."""
-        if self._known is not None and self._sum is not None:
-            _add_weighted(self._sum, self._known[task], row)
+        if self._weights is not None and self._sum is not None:
+            _add_weighted(self._sum, self._weights[task], row)
         else:
             self._rows[task] = row
 
-    def settle(self, weights: Tensor) -> None:
+    def set_weights(self, weights: Tensor) -> None:
         """Set the weights (K,) that multiply the losses, unless they were known before."""
-        if self._known is None:
-            self._known = weights.detach().unbind()
+        if self._weights is None:
+            self._weights = weights.detach().unbind()
 
     @property
     def linked(self) -> bool:
@@ -80,7 +80,7 @@ class Gradients:
             scale: 0-dim.
             keep: True when another backward may follow; otherwise nothing is left behind.
         """
-        if self._known is None or (self._sum is None and not self._rows):
+        if self._weights is None or (self._sum is None and not self._rows):
             raise GraphError(
                 "Trying to backward through the graph a second time, after the measured gradients have been handed over. "
                 "Specify retain_graph=True in the first backward, or call the criterion again."
@@ -91,7 +91,7 @@ class Gradients:
         elif self._sum is not None:
             total = {position: gradient.mul_(scale.to(gradient)) for position, gradient in self._sum.items()}
         for task, row in self._rows.items():
-            _add_weighted(total, self._known[task] * scale, row)
+            _add_weighted(total, self._weights[task] * scale, row)
         if not keep:
             self.release()
         return [total.get(position) for position in range(len(self.leaves))]
@@ -102,30 +102,28 @@ def _add_weighted(total: dict[int, Tensor], coefficient: Tensor, row: Row) -> No
 
     The gradients themselves are never changed: autograd may return one tensor for two inputs.
     """
-    casts: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-    for gradient in row.values():
-        place = gradient.dtype, gradient.device
-        if place not in casts:
-            casts[place] = coefficient.to(device=gradient.device, dtype=gradient.dtype)
-    for (dtype, device), factor in casts.items():
-        here = [site for site, gradient in row.items() if (gradient.dtype, gradient.device) == (dtype, device)]
-        fresh = [site for site in here if site not in total]
-        known = [site for site in here if site in total]
+    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for position, gradient in row.items():
+        groups.setdefault((gradient.dtype, gradient.device), []).append(position)
+    for (dtype, device), positions in groups.items():
+        factor = coefficient.to(device=device, dtype=dtype)
         if device.type == "cpu" and not isinstance(factor, FakeTensor):
-            # One pass over memory, where the form below takes three; and reading a value waits for nothing here.
-            silent = bool(factor == 0)
-            for site in known if not silent else ():
-                total[site].addcmul_(row[site], factor)
-            for site in fresh:
-                total[site] = torch.zeros_like(row[site]) if silent else row[site] * factor
+            # One pass over memory instead of three; and on a CPU reading a value waits for nothing.
+            zero = bool(factor == 0)
+            for position in positions:
+                if position not in total:
+                    total[position] = torch.zeros_like(row[position]) if zero else row[position] * factor
+                elif not zero:
+                    total[position].addcmul_(row[position], factor)
             continue
-        # The product of 0 and a gradient that overflowed is NaN, where the plain sum has 0.
-        scaled = [torch.where(factor == 0, 0.0, each) for each in torch._foreach_mul([row[site] for site in here], factor)]
-        for site, gradient in zip(here, scaled, strict=True):
-            if site in total:
-                total[site].add_(gradient)
+        products = torch._foreach_mul([row[position] for position in positions], factor)
+        for position, product in zip(positions, products, strict=True):
+            # 0 times a gradient that overflowed is NaN; the plain sum has 0 there.
+            product = torch.where(factor == 0, 0.0, product)
+            if position in total:
+                total[position].add_(product)
             else:
-                total[site] = gradient
+                total[position] = product
 
 
 class _HandOver(torch.autograd.Function):
@@ -148,12 +146,12 @@ class _HandOver(torch.autograd.Function):
             return (None, None, *(None for _ in gradients.leaves))
         if torch.is_grad_enabled():
             raise GraphError(
-                "A backward through reused gradients should be a first and last one. Found create_graph=True, and measured "
-                "gradients have no graph behind them. Use probe=Exact(reuse=False)."
+                "create_graph=True does not work with reused gradients, which have no graph behind them. "
+                "Use probe=Exact(reuse=False)."
             )
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         if gradients.linked and gradients.observed():
-            # The graph is still there: the gradient takes the ordinary way, past whoever waits for it.
+            # The graph is still there, so the gradient takes the ordinary way through it.
             if not keep:
                 gradients.release()
             return (scale, None, *(None for _ in gradients.leaves))
@@ -176,7 +174,7 @@ def why_not(tape: Tape) -> str | None:
     opaque = graph.opaque()
     if opaque is not None:
         return f"the graph passes through {opaque[0]} ({opaque[1]})"
-    if _FSDP in graph.kinds():
+    if _FSDP in graph.kinds:
         return "FSDP2 shards parameters, and would never reduce what is handed over"
     for leaf in graph.leaves:
         reason = _unfit(leaf)

@@ -1,8 +1,8 @@
 """Loss scales for gradients that pass through float16: a power of two per task, adapted on the device, never read.
 
-float16 holds 6e-8 to 65504. One scale for all tasks overflows for one of them where it saves another from vanishing, so
-each task's loss has its own while it is measured, and the norms are divided by it in float32. The exponents of the scales
-are integers, which no cast of the model can narrow.
+float16 holds 6e-8 to 65504. A scale that saves the gradient of one task from vanishing may overflow for another, so each
+task's loss has a scale of its own while it is measured, and the norms are divided by it in float32. The exponents are
+integers, which no cast of the model can narrow.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from torch import Tensor
 
 __all__ = ["fresh_exponents", "moved_exponents", "scales_of", "vote"]
 
-# As high as GradScaler begins: too high costs the first measurements of a task, too low would make them wrong.
+# As high as GradScaler begins: a scale that is too high costs the first measurements, one that is too low makes them wrong.
 _START = 16
-# The exponents of a scaled norm with which its scale stays. The upper one is near the largest number that there is,
-# because an overflow shows itself and an underflow does not; the step leads well into the range from either side.
+# A scale stays while the exponent of the scaled norm is between these. The upper one is near the largest number of float16,
+# because an overflow is visible and an underflow is not; the step leads well into the range from either side.
 _LOW, _HIGH = -2, 14
 _STEP = 8
 _LIMIT = 32
@@ -32,10 +32,10 @@ def scales_of(exponents: Tensor) -> Tensor:
 
 
 def vote(norms: Tensor) -> Tensor:
-    """Return by norm of a scaled gradient which way its scale should go: 1 up, -1 down, 0 where it is.
+    """Return which way the scale of a gradient should change: 1 up, -1 down, 0 not at all.
 
     Args:
-        norms: (K,) with infinity or NaN after an overflow, which votes for down; 0 votes for up.
+        norms: (K,) norms of the scaled gradients. Infinity or NaN, after an overflow, votes for down; 0 votes for up.
     """
     exponents = (norms.to(torch.float32).view(torch.int32) >> 23 & 0xFF) - 127
     return (exponents < _LOW).to(torch.int32) - (exponents >= _HIGH).to(torch.int32)

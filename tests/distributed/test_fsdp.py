@@ -140,5 +140,5 @@ def test_a_sharded_model_is_weighted_as_a_whole_one(ranks: list[dict[str, Any]],
 def test_given_parameters_that_are_sharded(ranks: list[dict[str, Any]]) -> None:
     """They are on no graph: the call says so, searches, and measures what is found."""
     for rank in ranks:
-        assert "reached by the losses; they are searched on the graph instead. Under FSDP2" in rank["given"]["message"]
+        assert "so the shared parameters are searched on the graph instead. Under FSDP2" in rank["given"]["message"]
         torch.testing.assert_close(rank["given"]["norms"], rank["given"]["expected"])

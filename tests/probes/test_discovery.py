@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mtl_axes import compose
 from mtl_axes.errors import GraphError
-from mtl_axes.probes.discovery import find_border, walk
+from mtl_axes.probes.border import find_border
+from mtl_axes.probes.graph import walk
 
 GABA = {"name": "gaba", "warmup": 0}
 # What an older torch lets be seen and done.
@@ -119,13 +120,13 @@ def test_the_border_of_every_form(forward: Callable[[Net], dict[str, Tensor]], r
 class TestRefusals:
     def test_an_input_per_task_has_no_representation(self, probe: str) -> None:
         """Tasks with an input of their own have parameters in common, and no tensor."""
-        with pytest.raises(GraphError, match=r"should read a common tensor, the representation.*an input per task.*exact"):
+        with pytest.raises(GraphError, match=r"read a common tensor, the representation.*an input per task.*exact"):
             compose(GABA, probe=probe).combine(inputs(Net()))
 
     def test_a_loss_inside_another_has_no_part_of_its_own(self, probe: str) -> None:
         """A loss that is a term of another task's is named."""
         losses = plain(Net())
-        with pytest.raises(GraphError, match=r"the loss of 'a' is part of another task's"):
+        with pytest.raises(GraphError, match=r"The loss of 'a' is part of the loss of another task"):
             compose(GABA, probe=probe).combine({"a": losses["a"], "b": losses["a"] + losses["b"]})
 
     @pytest.mark.skipif(not hasattr(functorch_config, "donated_buffer"), reason="this torch does not donate buffers")
@@ -134,7 +135,7 @@ class TestRefusals:
         torch._dynamo.reset()
         net = Net()
         model = torch.compile(lambda x: (net.a(net.trunk(x)[2]), net.b(net.trunk(x)[2])), backend="aot_eager")
-        with functorch_config.patch(donated_buffer=False), pytest.raises(GraphError, match="Found CompiledFunctionBackward"):
+        with functorch_config.patch(donated_buffer=False), pytest.raises(GraphError, match="CompiledFunctionBackward hides"):
             a, b = model(torch.randn(5, 4))
             compose(GABA, probe=probe).combine({"a": a.square().mean(), "b": b.square().mean()})
 

@@ -65,7 +65,7 @@ def test_bad_probes_are_named(given: Any, message: str) -> None:
 @pytest.mark.parametrize("name", ["rotate", "reuse"])
 def test_switches_are_bools(name: str) -> None:
     """The options of Exact are True or False; 1 is neither."""
-    with pytest.raises(OptionError, match=f"Option `{name}` of Exact should be True or False. Found {name}=1"):
+    with pytest.raises(OptionError, match=f"Option `{name}` should be True or False. Found {name}=1"):
         probes.Exact(**{name: 1})
 
 
