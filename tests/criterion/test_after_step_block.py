@@ -79,7 +79,7 @@ class Run:
         for seed in seeds:
             inputs, labels = batch_for(KINDS, seed=seed, dtype=torch.float64)
             with torch.no_grad():
-                found.append(self.criterion._tasks.losses(self.model(inputs), labels, None, None, None).values())
+                found.append(self.criterion._tasks.losses(self.model(inputs), labels, None, None, None).values)
         return torch.stack(found).mean(0)
 
 

@@ -477,8 +477,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
 def test_a_broken_weighting_fails(what: str) -> None:
     """Each broken weighting fails with the sentence of its claim, which names the class and shows the input."""
     broken, sentence = BROKEN[what]
+    # The search for weights that are not finite takes most of the time, and comes before most of what is broken here.
+    skip = () if what.startswith("finite") else ("finite",)
     with pytest.raises(ContractError, match=f"^{broken.__name__} .*{sentence}") as caught:
-        check_outer(broken)
+        check_outer(broken, skip=skip)
     text = str(caught.value)
     assert text.endswith(".") and "\n" not in text
     assert isinstance(caught.value, AssertionError)
