@@ -95,7 +95,10 @@ def _coverage(
     for test_file in files_of(options.tests, "test_*.py"):
         digest = hashlib.sha256(b"".join((ROOT / file).read_bytes() for file in [test_file, *files])).hexdigest()
         if covered.get(test_file, {}).get("digest") != digest:
-            covered[test_file] = {"digest": digest, **tree.run(cover, test_file, files)}
+            outcome = tree.run(cover, test_file, files)
+            if isinstance(outcome, str):
+                raise SystemExit(f"error: {test_file} ended with a {outcome}:\n{(tree.folder / 'output.txt').read_text()}")
+            covered[test_file] = {"digest": digest, **outcome}
             map_file.write_text(json.dumps(covered))
             print(f"{test_file}: {sum(covered[test_file]['seconds'].values()):.0f} s", flush=True)
         _preload(covered[test_file]["imported"])

@@ -19,7 +19,7 @@ import pytest
 from benchmarks.mutants.faults import ROOT
 
 PATIENCE = float(os.environ.get("MTL_AXES_TEST_PATIENCE", "1"))
-_OPTIONS = ["-q", "-p", "no:cacheprovider", "-p", "no:cov", "-p", "no:xdist"]
+_OPTIONS = "-q -p no:cacheprovider -p no:cov -p no:xdist -W ignore::pytest.PytestAssertRewriteWarning".split()
 
 
 class Tree:
@@ -65,9 +65,9 @@ class Tree:
         os.chdir(self.folder)
         os.environ.update(CI="true", PYTHONPATH=str(self.folder), OMP_NUM_THREADS="1")
         sys.path[:] = [str(self.folder), *(path for path in sys.path if path not in ("", str(ROOT)))]
-        with open(os.devnull, "w") as nothing:
+        with (self.folder / "output.txt").open("w") as output:
             for stream in (1, 2):
-                os.dup2(nothing.fileno(), stream)
+                os.dup2(output.fileno(), stream)
         sender.send(function(*arguments))
 
 
