@@ -5,8 +5,8 @@ python -m benchmarks.mutants --out build/mutants.json --survivors     runs those
 python -m benchmarks.mutants --out build/gaba.json --count 40 --modules gaba=mtl_axes/outer/gaba.py
 
 mutmut makes the faults. Each runs in a process of its own against the tests that cover its line, the most specific first.
-One run of the tests under coverage says which these are. What it says is kept beside the results, as ``*.map.json``; delete
-that file when tests have changed. Survivors that no test can kill are listed in ``equivalent.json``, with the reason.
+One run of each file of tests under coverage says which these are; it is kept beside the results, as ``*.map.json``, until
+the file or a module changes. Survivors that no test can find are listed in ``equivalent.json``, with the reason.
 ``MTL_AXES_TEST_PATIENCE`` multiplies the limits on time. Needs ``pip install -e '.[dev]'`` and a system that can fork.
 """
 
@@ -18,18 +18,16 @@ import hashlib
 import importlib
 import json
 import tempfile
-import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import chain, zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.mutants.faults import ROOT, Mutant, files_of, lines_of, sample
-from benchmarks.mutants.forks import Tree, cover, first_failure, judge, start
+from benchmarks.mutants.faults import ROOT, files_of, lines_of, sample
+from benchmarks.mutants.forks import Tree, first_failure, judge, run_file, start
 
 STRATA = {
     "criterion": ["mtl_axes/criterion.py"],
@@ -43,25 +41,14 @@ STRATA = {
 }
 # What covers these modules in one process. Tests that start processes, compile, draw or build pages are left out.
 TESTS = [
-    "mtl_axes/criterion.py",
-    "mtl_axes/outer/dwa.py",
-    "mtl_axes/outer/gaba.py",
-    "mtl_axes/outer/gradnorm.py",
-    "mtl_axes/study/statistics.py",
-    "tests/study/test_statistics.py",
-    "tests/oracles/test_outer.py",
-    "tests/oracles/test_outer_losses.py",
-    "tests/oracles/test_outer_norms.py",
-    "tests/outer",
-    "tests/tasks",
-    "tests/test_bad_input.py",
-    "tests/criterion",
-    "tests/probes",
-    "tests/contracts/test_outer_contracts.py",
-    "tests/history/test_history.py",
-    "tests/history/test_history_state.py",
+    *(f"mtl_axes/{module}.py" for module in ("criterion", "outer/dwa", "outer/gaba", "outer/gradnorm", "study/statistics")),
+    *(f"tests/oracles/test_outer{part}.py" for part in ("", "_losses", "_norms")),
+    *(f"tests/{path}" for path in ("criterion", "history", "outer", "probes", "tasks", "test_bad_input.py")),
+    *("tests/contracts/test_outer_contracts.py", "tests/study/test_statistics.py"),
 ]
+EQUIVALENT = Path(__file__).with_name("equivalent.json")
 _FIRST = 8  # tests that run before the others are collected
+_ALIVE = ("survived", "uncovered")
 
 
 def main() -> None:
@@ -70,14 +57,26 @@ def main() -> None:
     strata = {name: paths.split(",") for name, _, paths in (pair.partition("=") for pair in options.modules)} or STRATA
     mutants = {_key(mutant._asdict()): mutant for mutant in sample(strata, options.count, options.seed)}
     earlier = json.loads(options.out.read_text()) if options.out.exists() else []
-    results = {_key(one): one for one in earlier if _key(one) in mutants}
-    again = {key for key, one in results.items() if options.survivors and one["status"] in ("survived", "uncovered")}
-    todo = [mutant for key, mutant in mutants.items() if key not in results or key in again]
+    results = {_key(one): one for one in earlier if not (options.survivors and one["status"] in _ALIVE)}
+    todo = {key: mutant for key, mutant in mutants.items() if key not in results}
     with tempfile.TemporaryDirectory() as folder:
-        lines, seconds = _coverage(options, files_of([*chain.from_iterable(strata.values())]), Tree(Path(folder, "whole")))
-        for mutant, result in _run(todo, lines, seconds, options, folder):
-            results[_key(mutant._asdict())] = {**mutant._asdict(), "code": "", **result}
-            options.out.write_text(json.dumps([results[key] for key in mutants if key in results], indent=1))
+        covered, seconds = _coverage(options, files_of([*chain.from_iterable(strata.values())]), folder)
+        breadth = Counter(chain.from_iterable(covered.values()))
+        jobs = {}
+        with ProcessPoolExecutor(options.workers, get_context("fork"), start, (folder,)) as pool:
+            for key, mutant in todo.items():
+                lines = lines_of((ROOT / mutant.path).read_text(), mutant.line)
+                tests = set().union(*(covered[mutant.path, line] for line in lines))
+                chosen = _spread(sorted(tests, key=lambda test: (breadth[test], test)))[: options.limit]
+                parts = [sorted(part, key=seconds.__getitem__) for part in (chosen[:_FIRST], chosen[_FIRST:]) if part]
+                timed = [(part, sum(seconds[test] for test in part)) for part in parts]
+                jobs[pool.submit(judge, mutant.path, mutant.code, timed)] = key, len(chosen)
+            for done, job in enumerate(as_completed(jobs), 1):
+                key, count = jobs[job]
+                status, by = job.result()
+                results[key] = {**todo[key]._asdict(), "code": "", "status": status, "by": by, "tests": count}
+                options.out.write_text(json.dumps([results[key] for key in mutants if key in results], indent=1))
+                print(f"{done}/{len(jobs)} {todo[key].path}:{todo[key].line} {status}", flush=True)
         killers = sorted({one["by"] for one in results.values() if "::" in one["by"]})
         wrong = Tree(Path(folder, "unbroken")).run(first_failure, killers) if todo else None
     print(report([results[key] for key in mutants]))
@@ -86,53 +85,32 @@ def main() -> None:
 
 
 def _coverage(
-    options: argparse.Namespace, files: list[str], tree: Tree
+    options: argparse.Namespace, files: list[str], folder: str
 ) -> tuple[dict[tuple[str, int], set[str]], dict[str, float]]:
-    """Return the tests that cover each line, and what each test takes. Only files of tests that changed are run again."""
+    """Return the tests that cover each line, and the seconds of each. A file that was mapped before is run if it changed."""
     map_file = options.out.with_suffix(".map.json")
-    covered = json.loads(map_file.read_text()) if map_file.exists() else {}
-    lines, seconds = defaultdict(set), {}
-    for test_file in files_of(options.tests, "test_*.py"):
-        digest = hashlib.sha256(b"".join((ROOT / file).read_bytes() for file in [test_file, *files])).hexdigest()
-        if covered.get(test_file, {}).get("digest") != digest:
-            outcome = tree.run(cover, test_file, files)
-            if isinstance(outcome, str):
-                raise SystemExit(f"error: {test_file} ended with a {outcome}:\n{(tree.folder / 'output.txt').read_text()}")
-            covered[test_file] = {"digest": digest, **outcome}
-            map_file.write_text(json.dumps(covered))
-            print(f"{test_file}: {sum(covered[test_file]['seconds'].values()):.0f} s", flush=True)
-        _preload(covered[test_file]["imported"])
-        seconds |= covered[test_file]["seconds"]
-        for file, tests_of_line in covered[test_file]["lines"].items():
-            for line, tests in tests_of_line.items():
-                lines[file, int(line)].update(tests)
-    return lines, seconds
-
-
-def _run(
-    todo: list[Mutant],
-    covered: dict[tuple[str, int], set[str]],
-    seconds: dict[str, float],
-    options: argparse.Namespace,
-    folder: str,
-) -> Iterator[tuple[Mutant, dict[str, Any]]]:
-    breadth = Counter(chain.from_iterable(covered.values()))
-    started = time.monotonic()
+    mapped = json.loads(map_file.read_text()) if map_file.exists() else {}
+    modules = b"".join((ROOT / file).read_bytes() for file in files)
+    test_files = files_of(options.tests, "test_*.py")
+    digests = {test_file: hashlib.sha256((ROOT / test_file).read_bytes() + modules).hexdigest() for test_file in test_files}
+    missing = [one for one, digest in digests.items() if mapped.get(one, {}).get("digest") != digest]
     with ProcessPoolExecutor(options.workers, get_context("fork"), start, (folder,)) as pool:
-        jobs = {}
-        for mutant in todo:
-            lines = lines_of((ROOT / mutant.path).read_text(), mutant.line)
-            tests = set().union(*(covered[mutant.path, line] for line in lines))
-            chosen = _spread(sorted(tests, key=lambda test: (breadth[test], test)))[: options.limit]
-            parts = [sorted(part, key=seconds.__getitem__) for part in (chosen[:_FIRST], chosen[_FIRST:]) if part]
-            timed = [(part, sum(seconds[test] for test in part)) for part in parts]
-            jobs[pool.submit(judge, mutant.path, mutant.code, timed)] = (mutant, len(chosen))
-        for done, job in enumerate(as_completed(jobs), 1):
-            mutant, count = jobs[job]
-            status, failure = job.result()
-            each = (time.monotonic() - started) / done
-            print(f"{done}/{len(jobs)}, {each:.1f} s each: {mutant.path}:{mutant.line} {status}", flush=True)
-            yield mutant, {"status": status, "by": failure, "tests": count}
+        jobs = {pool.submit(run_file, test_file, files): test_file for test_file in missing}
+        for job in as_completed(jobs):
+            test_file, outcome = jobs[job], job.result()
+            if isinstance(outcome, str):
+                raise SystemExit(f"error: {test_file} ended with a {outcome} under coverage.")
+            mapped[test_file] = {"digest": digests[test_file], **outcome}
+            map_file.write_text(json.dumps(mapped))
+            print(f"{test_file}: {sum(outcome['seconds'].values()):.0f} s, not passed: {len(outcome['failed'])}", flush=True)
+    covered, seconds = defaultdict(set), {}
+    for test_file in test_files:
+        _preload(mapped[test_file]["imported"])
+        seconds |= mapped[test_file]["seconds"]
+        for file, lines in mapped[test_file]["lines"].items():
+            for line, tests in lines.items():
+                covered[file, int(line)].update(tests)
+    return covered, seconds
 
 
 def _spread(tests: list[str]) -> list[str]:
@@ -159,27 +137,21 @@ def _key(one: dict[str, Any]) -> tuple[str, ...]:
 
 def report(results: list[dict[str, Any]]) -> str:
     """Return a table with a line per stratum, and the mutants that survived with what they changed."""
-    equivalent = {_key({"stratum": "", "path": "", **one})[2:] for one in json.loads(EQUIVALENT.read_text())}
+    same = {(one["function"], one["before"], one["after"]) for one in json.loads(EQUIVALENT.read_text())}
     lines = [f"{'':<18}mutants  killed  timeout  survived  equivalent  killed of the others"]
+    status = {
+        _key(one): "equivalent" if one["status"] in _ALIVE and _key(one)[2:] in same else one["status"] for one in results
+    }
     for name in [*dict.fromkeys(one["stratum"] for one in results), "all"]:
-        members = [one for one in results if name in (one["stratum"], "all")]
-        statuses = Counter("equivalent" if _is_equivalent(one, equivalent) else one["status"] for one in members)
-        alive, same = statuses["survived"] + statuses["uncovered"], statuses["equivalent"]
-        share = 1 - alive / max(len(members) - same, 1)
-        numbers = f"{len(members):>7}{statuses['killed']:>8}{statuses['timeout']:>9}{alive:>10}{same:>12}"
-        lines.append(f"{name:<18}{numbers}{share:>21.1%}")
-    for one in results:
-        if one["status"] in ("survived", "uncovered") and not _is_equivalent(one, equivalent):
+        counts = Counter(status[_key(one)] for one in results if name in (one["stratum"], "all"))
+        alive, others = sum(counts[one] for one in _ALIVE), counts.total() - counts["equivalent"]
+        numbers = f"{counts.total():>7}{counts['killed']:>8}{counts['timeout']:>9}{alive:>10}{counts['equivalent']:>12}"
+        lines.append(f"{name:<18}{numbers}{1 - alive / max(others, 1):>21.1%}")
+    for one in sorted(results, key=lambda one: (one["path"], one["line"])):
+        if status[_key(one)] in _ALIVE:
             lines += ["", f"{one['path']}:{one['line']} {one['function']}: {one['status']}, {one['tests']} tests"]
             lines += [f"  - {one['before']}", f"  + {one['after']}"]
     return "\n".join(lines)
-
-
-EQUIVALENT = Path(__file__).with_name("equivalent.json")
-
-
-def _is_equivalent(one: dict[str, Any], equivalent: set[tuple[str, ...]]) -> bool:
-    return one["status"] == "survived" and _key(one)[2:] in equivalent
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -187,8 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="JSON file of the results; what it holds is not run again")
     parser.add_argument("--count", type=int, default=300, help="mutants (default: 300)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
-    parser.add_argument("--modules", nargs="*", default=[], metavar="NAME=PATH,PATH", help="strata; default: eight of them")
-    parser.add_argument("--tests", nargs="*", default=TESTS, metavar="PATH", help="tests to map, as pytest takes them")
+    parser.add_argument("--modules", nargs="*", default=[], metavar="NAME=PATH,PATH", help="strata (default: eight of them)")
+    parser.add_argument("--tests", nargs="*", default=TESTS, metavar="PATH", help="files and folders of tests, and modules")
     parser.add_argument("--limit", type=int, default=60, help="tests for each mutant (default: 60)")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--survivors", action="store_true", help="run the survivors of an earlier run again")

@@ -19,7 +19,9 @@ import pytest
 from benchmarks.mutants.faults import ROOT
 
 PATIENCE = float(os.environ.get("MTL_AXES_TEST_PATIENCE", "1"))
-_OPTIONS = "-q -p no:cacheprovider -p no:cov -p no:xdist -W ignore::pytest.PytestAssertRewriteWarning".split()
+# Plugins that are imported already are no reason for a warning, which would be an error.
+_OPTIONS = ["-q", "-pno:cacheprovider", "-pno:cov", "-pno:xdist", "-Wignore::pytest.PytestAssertRewriteWarning"]
+_NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "runs", "__pycache__", ".*_cache", ".hypothesis")
 
 
 class Tree:
@@ -31,10 +33,7 @@ class Tree:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._stamp = 1_000_000_000
-        left_out = shutil.ignore_patterns(
-            ".git", ".venv*", "build", "dist", "runs", "__pycache__", ".*_cache", ".hypothesis"
-        )
-        shutil.copytree(ROOT, folder, ignore=left_out)
+        shutil.copytree(ROOT, folder, ignore=_NOT_COPIED)
         (folder / "mtl_axes" / "adapters").symlink_to("../adapters")
 
     def write(self, path: str, code: str) -> None:
@@ -66,8 +65,8 @@ class Tree:
         os.environ.update(CI="true", PYTHONPATH=str(self.folder), OMP_NUM_THREADS="1")
         sys.path[:] = [str(self.folder), *(path for path in sys.path if path not in ("", str(ROOT)))]
         with (self.folder / "output.txt").open("w") as output:
-            for stream in (1, 2):
-                os.dup2(output.fileno(), stream)
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
         sender.send(function(*arguments))
 
 
@@ -89,10 +88,6 @@ class _Observer:
         self.seconds[report.nodeid] += report.duration
         if not report.passed:
             self.failed.append(report.nodeid)
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            self.failed.append(f"collecting {report.nodeid}")
 
 
 def cover(test_file: str, files: list[str]) -> dict[str, Any]:
@@ -119,13 +114,15 @@ def first_failure(tests: list[str]) -> str | None:
     return None if status == 0 else (observer.failed or [f"pytest ended with {status!r}"])[0]
 
 
-_tree: Tree
-
-
 def start(folder: str) -> None:
-    """Give this worker a tree."""
+    """Give a worker a tree."""
     global _tree
     _tree = Tree(Path(folder, f"tree{os.getpid()}"))
+
+
+def run_file(test_file: str, files: list[str]) -> Any:
+    """Run :func:`cover` on this worker's tree."""
+    return _tree.run(cover, test_file, files)
 
 
 def judge(path: str, code: str, parts: list[tuple[list[str], float]]) -> tuple[str, str]:
