@@ -5,8 +5,8 @@ python -m benchmarks.mutants --out build/mutants.json --survivors     runs those
 python -m benchmarks.mutants --out build/gaba.json --count 40 --modules gaba=mtl_axes/outer/gaba.py
 
 mutmut makes the faults. Each runs in a process of its own against the tests that cover its line, the most specific first.
-One run of each file of tests under coverage says which these are; it is kept beside the results, as ``*.map.json``, until
-the file or a module changes. Survivors that no test can find are listed in ``equivalent.json``, with the reason.
+One run of each file of tests under coverage says which these are; it is kept beside the results, in ``*.map/``, and is used
+until the file or a module changes. Survivors that no test can find are listed in ``equivalent.json``, with the reason.
 ``MTL_AXES_TEST_PATIENCE`` multiplies the limits on time. Needs ``pip install -e '.[dev]'`` and a system that can fork.
 """
 
@@ -88,28 +88,29 @@ def _coverage(
     options: argparse.Namespace, files: list[str], folder: str
 ) -> tuple[dict[tuple[str, int], set[str]], dict[str, float]]:
     """Return the tests that cover each line, and the seconds of each. A file that was mapped before is run if it changed."""
-    map_file = options.out.with_suffix(".map.json")
-    mapped = json.loads(map_file.read_text()) if map_file.exists() else {}
+    maps = options.out.with_suffix(".map")
+    maps.mkdir(parents=True, exist_ok=True)
     modules = b"".join((ROOT / file).read_bytes() for file in files)
-    test_files = files_of(options.tests, "test_*.py")
-    digests = {test_file: hashlib.sha256((ROOT / test_file).read_bytes() + modules).hexdigest() for test_file in test_files}
-    missing = [one for one, digest in digests.items() if mapped.get(one, {}).get("digest") != digest]
+    paths = {}
+    for test_file in files_of(options.tests, "test_*.py"):
+        digest = hashlib.sha256((ROOT / test_file).read_bytes() + modules).hexdigest()
+        paths[test_file] = maps / f"{test_file.replace('/', '.')}.{digest[:8]}.json"
     with ProcessPoolExecutor(options.workers, get_context("fork"), start, (folder,)) as pool:
-        jobs = {pool.submit(run_file, test_file, files): test_file for test_file in missing}
+        jobs = {pool.submit(run_file, one, files): one for one, path in paths.items() if not path.exists()}
         for job in as_completed(jobs):
             test_file, outcome = jobs[job], job.result()
             if isinstance(outcome, str):
                 raise SystemExit(f"error: {test_file} ended with a {outcome} under coverage.")
-            mapped[test_file] = {"digest": digests[test_file], **outcome}
-            map_file.write_text(json.dumps(mapped))
+            paths[test_file].write_text(json.dumps(outcome))
             print(f"{test_file}: {sum(outcome['seconds'].values()):.0f} s, not passed: {len(outcome['failed'])}", flush=True)
     covered, seconds = defaultdict(set), {}
-    for test_file in test_files:
-        _preload(mapped[test_file]["imported"])
-        seconds |= mapped[test_file]["seconds"]
-        for file, lines in mapped[test_file]["lines"].items():
-            for line, tests in lines.items():
-                covered[file, int(line)].update(tests)
+    for path in paths.values():
+        mapped = json.loads(path.read_text())
+        _preload(mapped["imported"])
+        seconds |= mapped["seconds"]
+        for test, lines in mapped["lines"].items():
+            for file, line in lines:
+                covered[file, line].add(test)
     return covered, seconds
 
 

@@ -98,11 +98,11 @@ def cover(test_file: str, files: list[str]) -> dict[str, Any]:
     measured.start()
     pytest.main([*_OPTIONS, test_file], plugins=[observer])
     measured.stop()
-    data, useless = measured.get_data(), {"", *observer.failed}
-    lines = {
-        file: {line: sorted({*names} - useless) for line, names in data.contexts_by_lineno(path).items()}
-        for file, path in paths.items()
-    }
+    lines = defaultdict(list)
+    for file, path in paths.items():
+        for line, tests in measured.get_data().contexts_by_lineno(path).items():
+            for test in {*tests} - {"", *observer.failed}:
+                lines[test].append((file, line))
     imported = [name for name, module in sys.modules.items() if "site-packages" in (getattr(module, "__file__", "") or "")]
     return {"lines": lines, "seconds": observer.seconds, "failed": observer.failed, "imported": imported}
 
