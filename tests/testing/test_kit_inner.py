@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mtl_axes import InnerShape, MultiTaskCriterion, TargetWeight, register_inner, registry
+from mtl_axes import InnerShape, TargetWeight, register_inner, registry
 from mtl_axes.errors import ContractError, DataError, OptionError
 from mtl_axes.inner import CrossEntropy, FailureBias, Quantile
+from mtl_axes.tasks.losses import weighted_sum
 from mtl_axes.testing import check_inner, check_weight
 
 
@@ -405,10 +407,15 @@ def test_a_broken_shape_fails(what: str) -> None:
     assert text.endswith(".") and "\n" not in text
 
 
+def replace_sum(monkeypatch: pytest.MonkeyPatch, replacement: Callable[..., Tensor]) -> None:
+    for module in ("criterion", "training"):
+        monkeypatch.setattr(f"mtl_axes.{module}.weighted_sum", replacement)
+
+
 def test_the_sum_of_a_criterion_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong total or gradient of the mean losses fails with both sides."""
-    whole = MultiTaskCriterion._sum
-    monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(lambda losses, weights: whole(losses, weights).square()))
+    whole = weighted_sum
+    replace_sum(monkeypatch, lambda losses, weights: whole(losses, weights).square())
     with pytest.raises(ContractError, match=r"^Cosh should enter a total bilinearly, .*: found [-.0-9e]+ and"):
         check_inner(Cosh)
 
@@ -416,7 +423,7 @@ def test_the_sum_of_a_criterion_is_checked(monkeypatch: pytest.MonkeyPatch) -> N
         total = whole(losses, weights)
         return total.detach() + 0.5 * (total - total.detach())
 
-    monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(cut))
+    replace_sum(monkeypatch, cut)
     with pytest.raises(ContractError, match="should have the weighted gradient of its mean"):
         check_inner(Cosh)
 

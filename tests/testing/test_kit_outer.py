@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtl_axes import MultiTaskCriterion, OuterWeighting, Signals, register_outer, registry
+from mtl_axes import OuterWeighting, Signals, register_outer, registry
 from mtl_axes.errors import ContractError, OptionError
 from mtl_axes.outer import GABA, Fixed, Uncertainty
 from mtl_axes.outer.draws import Draws
+from mtl_axes.tasks.losses import weighted_sum
 from mtl_axes.testing import check_outer
 
 
@@ -553,10 +554,15 @@ def test_checks_can_be_left_out_by_name() -> None:
         check_outer(InverseNorm, skip="total")
 
 
+def replace_sum(monkeypatch: pytest.MonkeyPatch, replacement: Callable[..., Tensor]) -> None:
+    for module in ("criterion", "training"):
+        monkeypatch.setattr(f"mtl_axes.{module}.weighted_sum", replacement)
+
+
 def test_the_sum_of_a_criterion_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A total or a gradient that is not the weighted sum fails with both sides."""
-    whole = MultiTaskCriterion._sum
-    monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(lambda losses, weights: 1.01 * whole(losses, weights)))
+    whole = weighted_sum
+    replace_sum(monkeypatch, lambda losses, weights: 1.01 * whole(losses, weights))
     with pytest.raises(ContractError, match=r"^InverseNorm should enter a total bilinearly, .*: found [-.0-9e]+ and"):
         check_outer(InverseNorm, skip=["config"])
 
@@ -564,7 +570,7 @@ def test_the_sum_of_a_criterion_is_checked(monkeypatch: pytest.MonkeyPatch) -> N
         total = whole(losses, weights)
         return total.detach() + 0.5 * (total - total.detach())
 
-    monkeypatch.setattr(MultiTaskCriterion, "_sum", staticmethod(cut))
+    replace_sum(monkeypatch, cut)
     with pytest.raises(ContractError, match="should have the weighted sum of the task gradients as the gradient of a total"):
         check_outer(InverseNorm)
 
