@@ -164,7 +164,7 @@ class MultiTaskCriterion(WideState):
             DataError: a loss is not a scalar, or belongs to no task.
             GraphError: gradients are to be measured and cannot be.
         """
-        if isinstance(losses, Tensor):
+        if isinstance(losses, Tensor) and losses.ndim == 1:
             self._warn("stacked", STACKED)
         return self._call(self.combine, self._tasks.scalars, losses)
 

@@ -714,9 +714,7 @@ def test_a_weighting_that_is_bound_to_other_tasks() -> None:
     weighting = DWA()
     compose(weighting)((torch.ones(2),), (torch.ones(2) * 3,))
     criterion = compose(weighting)
-    with pytest.raises(
-        StateError, match=r"unbound, or bound to the tasks \['rul'\]\. Found it bound to \['0'\]\. Give each"
-    ):
+    with pytest.raises(StateError, match=r"is bound to the tasks \['0'\], this criterion has \['rul'\]\. Give each"):
         criterion({"rul": torch.ones(2)}, {"rul": torch.ones(2) * 3})
     assert criterion.tasks == ()
 
@@ -743,11 +741,17 @@ def test_signals_of_wrong_shape() -> None:
     [
         (
             lambda: called(built(), ["a", "b"]),
-            r"The state should be of the tasks \['rul', 'health'\]\. Found \['a', 'b'\]\.",
+            r"The state is of the tasks \['a', 'b'\], this criterion has \['rul', 'health'\]\. Compose it",
         ),
-        (lambda: called(built(), ["a"]), r"The state should be of the tasks \['rul', 'health'\]\. Found \['a'\]\."),
-        (lambda: called(compose("dwa"), list(KINDS)), r"The state should be of GABA\. Found one of DWA\."),
-        (lambda: built(), r"The state should be of a criterion that was called\. Found one saved before its first call\."),
+        (
+            lambda: called(built(), ["a"]),
+            r"The state is of the tasks \['a'\], this criterion has \['rul', 'health'\]\. Compose it",
+        ),
+        (
+            lambda: called(compose("dwa"), list(KINDS)),
+            r"The state is of the weighting DWA, this criterion has GABA\. Compose it",
+        ),
+        (lambda: built(), r"The state was saved before the criterion's first call.*Load it into a fresh one\."),
     ],
 )
 def test_a_state_of_another_criterion(other: Callable[[], MultiTaskCriterion], message: str) -> None:

@@ -416,7 +416,7 @@ def test_a_compiled_criterion_gives_what_an_eager_one_gives() -> None:
                 each.criterion.step(skipped=True)
             each.again(seed)
             each.again(seed)
-    assert whole.window.compiled and not eager.criterion._window.compiled
+    assert whole._window.compiled and not eager.criterion._window.compiled
     torch.testing.assert_close(whole.outer.logits, eager.criterion.outer.logits, rtol=1e-12, atol=0)
     assert whole.outer.updates.tolist() == [4.0, 4.0, 4.0]
     twin = Run()

@@ -224,7 +224,7 @@ def test_every_measures_in_every_nth_window(every: int, accumulate: int) -> None
 
 
 def test_the_warm_up_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No gradient is taken during GABA's warm-up; from the first window after it one per task."""
+    """During GABA's warm-up no gradient is taken but one in the first call, as a check; after it one per task and window."""
     calls = 0
     real = torch.autograd.grad
 
@@ -235,12 +235,14 @@ def test_the_warm_up_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.autograd, "grad", counted)
     run = Run({"name": "gaba", "warmup": 5})
-    run.call(5)
-    assert calls == 0
+    run.call(1)
+    assert calls == 1
+    run.call(4)
+    assert calls == 1
     assert run.weights() == [0.5, 0.5]
     assert run.criterion.report.norms is None
     run.call()
-    assert calls == 2
+    assert calls == 3
     assert run.weights() != [0.5, 0.5]
 
 
@@ -765,7 +767,7 @@ def test_calls_per_step_change_between_windows_only() -> None:
     criterion.accumulate = 2
     criterion(model(inputs), targets).backward()
     assert (criterion.accumulate, criterion._window.step, criterion._window.calls) == (2, 0, 1)
-    with pytest.raises(StateError, match=r"between two windows. Found 1 calls pending"):
+    with pytest.raises(StateError, match=r"cannot change within a window: 1 calls are pending"):
         criterion.accumulate = 4
     criterion.step()
     criterion.accumulate = 1

@@ -223,7 +223,7 @@ def test_what_is_not_a_strategy_is_refused() -> None:
 
 def test_config_of_an_unregistered_strategy() -> None:
     """A criterion whose strategy has no name cannot be written as a config, and says how to give it one."""
-    with pytest.raises(MtlAxesError, match=r"Cubic\(power=3.0\) should be registered .*Use register_inner\('a_name'\)"):
+    with pytest.raises(MtlAxesError, match=r"Cubic\(power=3.0\) is not registered .*Use register_inner\('a_name'\)"):
         compose(inner=Cubic()).config()
 
 
@@ -260,7 +260,7 @@ def test_config_of_a_strategy_built_from_an_object() -> None:
             return self.current.clone()
 
     for outer in (Wrapping(torch.ones(2)), Wrapping([object()]), create("outer", "ema", base=Wrapping(print))):
-        with pytest.raises(MtlAxesError, match=r"^Wrapping\(.*Found an object as its `given`: a weighting built") as caught:
+        with pytest.raises(MtlAxesError, match=r"^Wrapping\(.*has an object as its `given`: a weighting built") as caught:
             compose(outer).config()
         assert "register" not in str(caught.value)
     for given in (None, 1.5, "mean", ["a", 2], {"a": [1.0]}, create("outer", "gaba")):
