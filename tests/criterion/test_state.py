@@ -273,7 +273,7 @@ def test_a_copy_of_the_criterion_alone_keeps_the_model() -> None:
     assert torch.equal(trained(model, twin, range(2, 3))[0], trained(model, criterion, range(2, 3))[0])
     assert measures(twin, model)
     other = model_for(KINDS)
-    with pytest.warns(UserWarning, match="None of the parameters given as shared= is reached"):
+    with pytest.warns(UserWarning, match="The losses reach none of the parameters given as shared="):
         trained(other, twin, range(3, 4))
     assert measures(twin, other)
     with warnings.catch_warnings():
