@@ -114,16 +114,16 @@ class Exact(Probe):
         leaves = Leaves.of(graph, parameters, everywhere=reused)
         # Weights that are known before let each gradient go as soon as it is added up; a Gramian has to see them all.
         known = tape.weights if need == "norms" else None
-        kept = Gradients(tape, leaves.tensors, hook, known) if reused else None
+        gradients = Gradients(tape, leaves.tensors, hook, known) if reused else None
         norms: dict[int, Tensor] = {}
         rows: dict[int, Row] = {}
         scales = tape.scales() if graph.float16 else None
         for task in tasks:
             row = gradients_at(leaves, tape, task, None if scales is None else scales[task])
-            if kept is not None and any(gradient.is_sparse for gradient in row.values()):
-                kept, self._refusal = None, "a gradient is sparse"
-            if kept is not None:
-                kept.add(task, row)
+            if gradients is not None and any(gradient.is_sparse for gradient in row.values()):
+                gradients, self._refusal = None, "a gradient is sparse"
+            if gradients is not None:
+                gradients.add(task, row)
             shared: Row = {position: row[position] for position in row if position < leaves.shared}
             if tape.whole:
                 shared = averaged(shared, leaves, parameters)
@@ -134,7 +134,7 @@ class Exact(Probe):
                 norms[task] = norm_of(shared)
             # Not one gradient more than needed while the next one is taken.
             del row, shared
-        tape.kept = kept
+        tape.kept = gradients
         reached = norms.keys() | rows.keys()
         measurement = _measurement(tape, tasks, norms, rows, need)
         return measurement.unscaled(scales, tuple(task in reached for task in range(len(tape.losses))))

@@ -75,7 +75,7 @@ class Lagged(BorderProbe):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what was recorded in the pending window: norms (K,) and which tasks, call by call."""
-        rows = [(*row, each.whole) for each in self._records if (row := each.row()) is not None]
+        rows = self._rows()
         norms, measured, whole = zip(*rows, strict=True) if rows else ((), (), ())
         return {"norms": list(norms), "measured": [list(flags) for flags in measured], "whole": list(whole)}
 
@@ -92,8 +92,11 @@ class Lagged(BorderProbe):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy keeps what was recorded; the backward of a pending call belongs to the original.
-        rows = [(*row, each.whole) for each in self._records if (row := each.row()) is not None]
-        return {**self.__dict__, "_records": [_Record.restored(*row) for row in rows]}
+        return {**self.__dict__, "_records": [_Record.restored(*row) for row in self._rows()]}
+
+    def _rows(self) -> list[tuple[Tensor, tuple[bool, ...], bool]]:
+        """Return the calls that have recorded something: norms (K,), which tasks, and whether all ranks add their part."""
+        return [(*row, each.whole) for each in self._records if (row := each.row()) is not None]
 
 
 class _Record:

@@ -126,9 +126,9 @@ def traceable(case: OuterCase) -> None:
     weighting = case.build()
     if not weighting.traceable or weighting.needs != "losses":
         return
-    from mtl_axes import uncompiled  # imported late: it loads the compiler, which takes a second
+    from mtl_axes.compiling import TRACES_STATE  # imported late: it loads the compiler, which takes a second
 
-    if weighting.moves and not uncompiled.TRACES_STATE:
+    if weighting.moves and not TRACES_STATE:
         return
     case.about("claims traceable=True, so that torch.compile takes it into one graph")
     plain, model = _criterion(case)

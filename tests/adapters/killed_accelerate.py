@@ -15,6 +15,8 @@ def train(outer: str, probe: str, folder: Path, kill: Kill) -> dict[str, Any]:
     if step:
         run.accelerator.load_state(folder / str(step))
     kill(run.criterion, lambda: step)
+    # The kill sits in a hook. Without train() the first call after a hook was registered would not reuse gradients.
+    run.criterion.train()
     for _ in range(step // STEPS_PER_EPOCH, EPOCHS):
         done = ACCUMULATE * (step % STEPS_PER_EPOCH)
         rest = run.accelerator.skip_first_batches(run.batches, done) if done else run.batches
