@@ -47,8 +47,13 @@ TESTS = [
     *("tests/contracts/test_outer_contracts.py", "tests/study/test_statistics.py"),
 ]
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
+# What runs on a line that none of these covers: ranks and compiled calls are in other processes, or no Python at all.
+ELSEWHERE = [
+    *(f"tests/distributed/test_{name}.py" for name in ("agreement", "norm_sync", "whole_batch", "after_step_ranks")),
+    "tests/compile/test_compiled_criterion.py",
+]
 _FIRST = 8  # tests that run before the others are collected
-_ALIVE = ("survived", "uncovered")
+_LONG = 300.0  # seconds of a file of tests elsewhere
 
 
 def main() -> None:
@@ -57,7 +62,7 @@ def main() -> None:
     strata = {name: paths.split(",") for name, _, paths in (pair.partition("=") for pair in options.modules)} or STRATA
     mutants = {_key(mutant._asdict()): mutant for mutant in sample(strata, options.count, options.seed)}
     earlier = json.loads(options.out.read_text()) if options.out.exists() else []
-    results = {_key(one): one for one in earlier if not (options.survivors and one["status"] in _ALIVE)}
+    results = {_key(one): one for one in earlier if not (options.survivors and one["status"] == "survived")}
     todo = {key: mutant for key, mutant in mutants.items() if key not in results}
     with tempfile.TemporaryDirectory() as folder:
         covered, seconds = _coverage(options, files_of([*chain.from_iterable(strata.values())]), folder)
@@ -67,9 +72,11 @@ def main() -> None:
             for key, mutant in todo.items():
                 lines = lines_of((ROOT / mutant.path).read_text(), mutant.line)
                 tests = set().union(*(covered[mutant.path, line] for line in lines))
-                chosen = _spread(sorted(tests, key=lambda test: (breadth[test], test)))[: options.limit]
-                parts = [sorted(part, key=seconds.__getitem__) for part in (chosen[:_FIRST], chosen[_FIRST:]) if part]
-                timed = [(part, sum(seconds[test] for test in part)) for part in parts]
+                chosen = _spread(sorted(tests, key=lambda test: (breadth[test], test)))[: options.limit] or ELSEWHERE
+                parts = [
+                    sorted(part, key=lambda test: seconds.get(test, _LONG)) for part in (chosen[:_FIRST], chosen[_FIRST:])
+                ]
+                timed = [(part, sum(seconds.get(test, _LONG) for test in part)) for part in parts if part]
                 jobs[pool.submit(judge, mutant.path, mutant.code, timed)] = key, len(chosen)
             for done, job in enumerate(as_completed(jobs), 1):
                 key, count = jobs[job]
@@ -141,16 +148,17 @@ def report(results: list[dict[str, Any]]) -> str:
     same = {(one["function"], one["before"], one["after"]) for one in json.loads(EQUIVALENT.read_text())}
     lines = [f"{'':<18}mutants  killed  timeout  survived  equivalent  killed of the others"]
     status = {
-        _key(one): "equivalent" if one["status"] in _ALIVE and _key(one)[2:] in same else one["status"] for one in results
+        _key(one): "equivalent" if one["status"] == "survived" and _key(one)[2:] in same else one["status"]
+        for one in results
     }
     for name in [*dict.fromkeys(one["stratum"] for one in results), "all"]:
         counts = Counter(status[_key(one)] for one in results if name in (one["stratum"], "all"))
-        alive, others = sum(counts[one] for one in _ALIVE), counts.total() - counts["equivalent"]
-        numbers = f"{counts.total():>7}{counts['killed']:>8}{counts['timeout']:>9}{alive:>10}{counts['equivalent']:>12}"
-        lines.append(f"{name:<18}{numbers}{1 - alive / max(others, 1):>21.1%}")
+        numbers = [counts.total(), *(counts[one] for one in ("killed", "timeout", "survived", "equivalent"))]
+        share = 1 - counts["survived"] / max(counts.total() - counts["equivalent"], 1)
+        lines.append("{:<18}{:>7}{:>8}{:>9}{:>10}{:>12}".format(name, *numbers) + f"{share:>21.1%}")
     for one in sorted(results, key=lambda one: (one["path"], one["line"])):
-        if status[_key(one)] in _ALIVE:
-            lines += ["", f"{one['path']}:{one['line']} {one['function']}: {one['status']}, {one['tests']} tests"]
+        if status[_key(one)] == "survived":
+            lines += ["", f"{one['path']}:{one['line']} {one['function']}, {one['tests']} tests"]
             lines += [f"  - {one['before']}", f"  + {one['after']}"]
     return "\n".join(lines)
 
