@@ -278,7 +278,7 @@ WHEN = {
 }
 
 
-@pytest.mark.parametrize(("outer", "when"), covering(product(OUTERS, WHEN), times=2))
+@pytest.mark.parametrize(("outer", "when"), covering(product(OUTERS, WHEN)))
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path: Path, outer: str, when: str) -> None:
     """Resumed from its first checkpoint, before the first call and with weights_only=True, a run ends bit for bit alike."""
     through = Net(criterion_for(outer))
