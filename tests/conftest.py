@@ -24,8 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
     given = config.invocation_params.args
     chooses = any(str(argument).startswith("-m") for argument in given)
     named = [argument for argument in config.args if Path(argument.partition("::")[0]).suffix == ".py"]
-    # A worker of pytest-xdist has the selection of the process that started it.
-    if named and not chooses and not hasattr(config, "workerinput"):
+    if named and not chooses:
         config.option.markexpr = ""
 
 

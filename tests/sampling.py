@@ -46,6 +46,13 @@ def slowly(cases: Iterable[Case]) -> list[Any]:
     return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
+def tiered(cases: Iterable[Case], **options: Any) -> list[Any]:
+    """What :func:`covering` chooses of the cases, and the others in the slow tier."""
+    everything = list(cases)
+    chosen = covering(everything, **options)
+    return [*chosen, *slowly(case for case in everything if case not in chosen)]
+
+
 def _parts(case: Sequence[Any], strength: int) -> list[tuple[tuple[int, Any], ...]]:
     """What a case covers: values, or pairs of values, each with the place of its factor."""
     return list(combinations(enumerate(case), min(strength, len(case))))

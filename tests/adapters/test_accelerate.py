@@ -428,6 +428,7 @@ def test_two_ranks_hold_the_same(ranks: tuple[Path, list[dict[str, Any]]], outer
     assert equal(without_own_counts(first["through"]), without_own_counts(second["through"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("outer", "probe"), RANKED)
 @pytest.mark.parametrize("unused", [False, True])
 def test_two_ranks_resume(ranks: tuple[Path, list[dict[str, Any]]], outer: str, probe: str, unused: bool) -> None:

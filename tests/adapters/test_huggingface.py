@@ -734,6 +734,7 @@ def kept_buffers() -> Iterator[None]:
 COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager", "max_steps": 2}
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains(kept_buffers: None, tmp_path: Path) -> None:
     """With shared= the exact norms are those of the model that is not compiled; a weighting of losses needs nothing."""
     runs = []
@@ -748,6 +749,7 @@ def test_a_compiled_model_trains(kept_buffers: None, tmp_path: Path) -> None:
     assert len(train_logs(losses)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("donated", "probe", "message"),
     [

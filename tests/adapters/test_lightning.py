@@ -278,7 +278,7 @@ WHEN = {
 }
 
 
-@pytest.mark.parametrize(("outer", "when"), covering(product(OUTERS, WHEN), times=2))
+@pytest.mark.parametrize(("outer", "when"), covering(product(OUTERS, WHEN)))
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path: Path, outer: str, when: str) -> None:
     """Resumed from its first checkpoint, before the first call and with weights_only=True, a run ends bit for bit alike."""
     through = Net(criterion_for(outer))
@@ -498,9 +498,9 @@ def test_fabric_in_float32_is_the_plain_loop(outer: str) -> None:
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("warmup", [0, 100])
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-@pytest.mark.parametrize("probe", ["exact", "representation"])
+@pytest.mark.parametrize(
+    ("probe", "precision", "warmup"), pairwise(["exact", "representation"], ["bf16-mixed", "16-mixed"], [0, 100])
+)
 def test_fabric_with_autocast_needs_the_lagged_probe(probe: str, precision: str, warmup: int) -> None:
     """A backward before the user's is refused by Fabric: explained in the first call, also when a warm-up comes first."""
     criterion = compose({"name": "gaba", "warmup": warmup}, "failure_biased", probe=probe)

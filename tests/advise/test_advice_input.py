@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from advised import Engine, engine_batches
+from advised import Clock, Engine, engine_batches
 from torch import nn
 
 from mtl_axes import compose, create
@@ -130,8 +130,11 @@ def wrong():
 """
 
 
-def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """``mtl-axes advise module:function`` prints the advice, draws it, and says in words what is wrong."""
+    monkeypatch.setattr(clock, "tick", 0.005)
     (tmp_path / "advised_program.py").write_text(PROGRAM)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*__import__("sys").path])

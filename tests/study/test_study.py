@@ -297,7 +297,7 @@ def test_a_history_of_the_training_function_takes_the_place_of_the_study_s(tmp_p
     assert [run.history["step"][:6] for run in mine] == [[1, 3, 5, 7, 9, 11]] * 2
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_threads_are_those_of_each_run_and_of_nothing_else(tmp_path: Path, workers: int) -> None:
     """In each run torch has as many threads as were asked for, one if nobody asked; afterwards as many as before."""
     before = torch.get_num_threads()
