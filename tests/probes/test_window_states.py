@@ -506,13 +506,9 @@ def started(outer: Any, **options: Any) -> tuple[Net, MultiTaskCriterion]:
 
 
 WAITING = [
-<<<<<<< HEAD
-    *(("fake", probe, "each call") for probe in ("exact", "rotate", "lagged")),
-=======
     ("fake", "exact", "each call"),
->>>>>>> h-tests
     ("fake", "lagged", "accumulate"),
-    *slowly(("fake", probe, "each call") for probe in ("ghost", "rotate", "lagged")),
+    *slowly(("fake", probe, "each call") for probe in ("rotate", "lagged")),
     *(("meta", probe, schedule) for probe, schedule in covering(RUNS)),
 ]
 
