@@ -119,6 +119,7 @@ class Training:
             turn=window.turn,
             due=plan.due,
             whole=losses.whole,
+            outputs=losses.outputs,
         )
         if not self._probed:
             # Even in a warm-up: a graph that cannot be measured should fail now and not when the warm-up ends.

@@ -23,6 +23,7 @@ class TaskLosses(NamedTuple):
             ``whole``, where a task has a label on any rank.
         counts: their numbers of valid labels, None where every label of the task is valid.
         masses: what each loss was divided by, 1 for a loss computed elsewhere, 0 for an absent task.
+        outputs: the predictions that the losses were computed from; empty if they were computed elsewhere.
         together: what the ranks know together of this call; None on one rank and where they need not know.
     """
 
@@ -31,6 +32,7 @@ class TaskLosses(NamedTuple):
     labelled: Tensor | None
     counts: tuple[Tensor | None, ...]
     masses: tuple[Tensor | int, ...]
+    outputs: tuple[Tensor, ...] = ()
     together: Together | None = None
 
     @property
@@ -40,7 +42,10 @@ class TaskLosses(NamedTuple):
 
 
 def seal(
-    losses: tuple[Tensor | None, ...], counts: tuple[Tensor | None, ...], masses: tuple[Tensor | int, ...]
+    losses: tuple[Tensor | None, ...],
+    counts: tuple[Tensor | None, ...],
+    masses: tuple[Tensor | int, ...],
+    outputs: tuple[Tensor, ...] = (),
 ) -> TaskLosses:
     """Return the losses of a call with their values and labelled tasks.
 
@@ -48,8 +53,9 @@ def seal(
         losses: K scalars with their graphs, None where a task is absent; at least one is present.
         counts: their numbers of valid labels, None where every label of the task is valid.
         masses: what each loss was divided by.
+        outputs: the predictions that they were computed from.
     """
-    return TaskLosses(losses, _values(losses), _labelled(losses, counts), counts, masses)
+    return TaskLosses(losses, _values(losses), _labelled(losses, counts), counts, masses, outputs)
 
 
 def _values(losses: tuple[Tensor | None, ...]) -> Tensor:

@@ -242,6 +242,7 @@ class TaskSet(nn.Module):
         losses: list[Tensor | None] = []
         counts: list[Tensor | None] = []
         masses: list[Tensor | int] = []
+        predictions: list[Tensor] = []
         read_values = False
         for name in self.names:
             target = target_of.get(name)
@@ -256,6 +257,7 @@ class TaskSet(nn.Module):
                         f"Task {name!r} has a target and should have an output of the same name. "
                         f"Found outputs {list(output_of)}."
                     )
+                predictions.append(output)
                 reads = self._reads_values(name, compiled)
                 read_values = read_values or reads
                 loss, count, mass = self._loss(name, output, target, _pick(mask, name), _pick(sample_weight, name), reads)
@@ -263,7 +265,7 @@ class TaskSet(nn.Module):
             counts.append(count)
             masses.append(mass)
         _require_present(losses, self.names)
-        call = seal(tuple(losses), tuple(counts), tuple(masses))
+        call = seal(tuple(losses), tuple(counts), tuple(masses), tuple(predictions))
         if (
             (self.debug or (read_values and not self._called))
             and call.labelled is not None

@@ -426,3 +426,19 @@ def test_a_compiled_model_is_refused_in_the_first_call_or_measured() -> None:
     assert weights == [0.5, 0.5]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("probe", ["exact", {"name": "exact", "reuse": False}, "representation", "lagged"])
+def test_retained_gradients_of_outputs_are_those_of_the_weighted_sum(probe: Any) -> None:
+    """Measuring leaves no trace in the .grad of an output that retains it: after backward it is lambda dL / d(output)."""
+    model, inputs, targets = setting(2, spread=5.0)
+    criterion = compose(Recorder(), tasks=names(2), probe=probe)
+    for _ in range(3):
+        outputs = model(inputs)
+        for output in outputs.values():
+            output.retain_grad()
+        criterion(outputs, targets).backward()
+        for weight, (name, target) in zip(criterion.report.weights, targets.items(), strict=True):
+            expected = weight * 2 * (outputs[name].detach() - target) / target.numel()
+            torch.testing.assert_close(outputs[name].grad, expected, rtol=1e-12, atol=1e-14)
+        model.zero_grad()
