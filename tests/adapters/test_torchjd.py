@@ -355,7 +355,7 @@ def test_it_keeps_the_contracts_of_an_outer_weighting(name: str) -> None:
 def test_a_config_cannot_name_it() -> None:
     """An object that no name stands for is an error in config() that shows it."""
     criterion = compose(from_torchjd(tj.UPGradWeighting()), "mse", tasks=["a", "b"])
-    with pytest.raises(MtlAxesError, match=r"from_torchjd\(UPGradWeighting\(.*Found an object as its `weighting`") as caught:
+    with pytest.raises(MtlAxesError, match=r"from_torchjd\(UPGradWeighting\(.* has an object as its `weighting`") as caught:
         criterion.config()
     assert "a weighting built from an object cannot be named in a config" in str(caught.value)
     assert "register" not in str(caught.value)
