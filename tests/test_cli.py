@@ -116,6 +116,7 @@ def test_a_terminal_is_filled_to_its_edge(
     assert all(" ".join(describe(axis, name).summary.split()) in " ".join(listed.split()) for axis, name in NAMES)
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_is_no_error() -> None:
     """`mtl-axes list | head` ends without a traceback."""
     command = [sys.executable, "-u", "-W", "error", "-m", "mtl_axes", "list"]
@@ -157,6 +158,7 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.startswith("usage: mtl-axes")
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command() -> None:
     """``python -m mtl_axes`` prints the version, and passes its status on."""
     root = Path(mtl_axes.__file__).parents[1]

@@ -94,6 +94,7 @@ def test_the_text_fits_into_a_terminal(advice: Advice) -> None:
     assert not re.search(r"\bnan\b|\binf\b|None", text)
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn(advice: Advice, tmp_path: Path) -> None:
     """The picture has its four panels, in every situation, and is saved where it is asked to."""
     figure = advice.plot(tmp_path / "advice.png")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampling import tiered
 from strategies import (
     INNER_KINDS,
     INNERS,
@@ -157,14 +158,17 @@ WAITING_FOR_NOTHING = [outer for outer in REPRESENTATIVE if not quick(outer).on_
 SCHEDULES = [{}, {"accumulate": 3}, {"accumulate": "manual"}, {"every": 2}, {"missing": "ignore"}]
 
 
+WAYS = [(on_meta, at) for at in range(len(SCHEDULES))] + [(under_fake, at) for at in range(2)]
+
+
 @pytest.mark.parametrize(
-    ("guard", "options"),
-    [(on_meta, options) for options in SCHEDULES] + [(under_fake, options) for options in SCHEDULES[:2]],
+    ("outer", "guard", "at"),
+    tiered((outer, *way) for outer in WAITING_FOR_NOTHING for way in WAYS),
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-@pytest.mark.parametrize("outer", WAITING_FOR_NOTHING)
-def test_no_weighting_waits(guard: Any, outer: str, options: dict[str, Any]) -> None:
+def test_no_weighting_waits(outer: str, guard: Any, at: int) -> None:
     """Every weighting, in every schedule, runs without a host synchronisation from the second call on."""
+    options = SCHEDULES[at]
     model, criterion = setting(quick(outer), "mse", **options)
     guard(model, criterion, KINDS)
 

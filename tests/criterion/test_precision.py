@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from mtl_axes.adapters.loop import Loop
-from sampling import covering
+from sampling import covering, tiered
 from strategies import PROBES, Heads, batch_for, crossed, equal, measurable, quick, same, snapshot
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -358,7 +358,7 @@ def test_an_overflow_in_the_plain_loop(outer: str, probe: str, accumulate: int) 
 HALF = ("autocast", "half", "autocast bfloat16", "bfloat16")
 
 
-@pytest.mark.parametrize(("outer", "probe", "how"), covering(measurable(PROBES, HALF), strength=2))
+@pytest.mark.parametrize(("outer", "probe", "how"), tiered(covering(measurable(PROBES, HALF), strength=2)))
 def test_every_weighting_trains_in_half_precision(outer: str, probe: str, how: str) -> None:
     """Norms are within 1 % of those in float64, weights follow, and the state is float32 to the last buffer."""
     model = cast(how, model_of())

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from sampling import pairwise
+from sampling import pairwise, tiered
 from strategies import OUTERS, REPRESENTATIVE, batch_for, equal, model_for, quick, same, snapshot
 from torch import Tensor
 
@@ -495,21 +495,26 @@ def ended(run: Run, optimizer: torch.optim.Optimizer, total: Tensor) -> None:
     run.criterion.load_state_dict({**run.criterion.state_dict(), "_window.dropped": torch.tensor([7, 7])})
 
 
+READ = ({}, {"accumulate": 2}, {"accumulate": "manual"}, {"every": 2}, {"probe": "lagged"})
+
+
 @pytest.mark.parametrize(
-    ("outer", "options"),
-    [
-        (outer, options)
-        for outer in REPRESENTATIVE
-        for options in ({}, {"accumulate": 2}, {"accumulate": "manual"}, {"every": 2}, {"probe": "lagged"})
-        if quick(outer).needs != "gramian" or "probe" not in options
-    ],
-    ids=str,
+    ("outer", "at"),
+    tiered(
+        (
+            (outer, at)
+            for outer in REPRESENTATIVE
+            for at, options in enumerate(READ)
+            if quick(outer).needs != "gramian" or "probe" not in options
+        ),
+        times=2,
+    ),
 )
-def test_a_report_is_the_same_whenever_it_is_read(outer: str, options: dict[str, Any]) -> None:
+def test_a_report_is_the_same_whenever_it_is_read(outer: str, at: int) -> None:
     """Read at once, or after a backward, an optimizer step, the end of a window and an epoch, a load: one report."""
     reports = []
     for late in (False, True):
-        run = Run(quick(outer), **options)
+        run = Run(quick(outer), **READ[at])
         groups = [{"params": run.model.parameters()}, *run.criterion.param_groups()]
         optimizer = torch.optim.SGD(groups, lr=0.1)
         for _ in range(6):

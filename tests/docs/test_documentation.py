@@ -26,7 +26,14 @@ def python_blocks(page: Path) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page).strip()], ids=lambda page: page.name)
+PROGRAMS = [page for page in PAGES if python_blocks(page).strip()]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page if page.name == "README.md" else pytest.param(page, marks=pytest.mark.slow) for page in PROGRAMS],
+    ids=lambda page: page.name,
+)
 def test_the_python_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,6 +105,7 @@ def test_simulated_sensors_start_at_their_base_and_drift_towards_failure(tmp_pat
 # The real files
 
 
+@pytest.mark.slow
 @needs_real_files
 @pytest.mark.parametrize(
     ("subset", "train_rows", "test_rows", "train_engines", "test_engines", "lives", "beyond_cap", "short"),

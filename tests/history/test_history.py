@@ -246,6 +246,7 @@ class Copies(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_block_of_rows_comes_in_one_transfer() -> None:
     """On a device that cannot be read 63 rows are recorded without a copy to the host; the 64th, which completes a block,
     makes one copy of all that was measured, and the 128th the next."""
@@ -365,6 +366,7 @@ def test_ranks_record_one_weight_and_their_own_losses(tmp_path: Path) -> None:
     assert one["alone"] == one["norms"] and other["alone"] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_a_compiled_criterion_is_recorded() -> None:
     """A call within a graph runs in Python once there is a history: rows and results are those of an eager run, also where

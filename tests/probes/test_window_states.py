@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from probing import PROBES, Net, Recorder, names
-from sampling import covering, slowly
+from sampling import covering, slowly, tiered
 from strategies import equal, same, snapshot
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -123,7 +123,7 @@ def test_a_run_resumed_after_any_step_is_the_uninterrupted_run(probe: str, sched
             assert equal(training.parameters(), through[call][1]), f"parameters after call {call}, saved after {saved}"
 
 
-@pytest.mark.parametrize(("probe", "schedule"), STATEFUL)
+@pytest.mark.parametrize(("probe", "schedule"), tiered(STATEFUL))
 def test_a_run_saved_between_backward_and_step_is_the_uninterrupted_run(probe: str, schedule: str) -> None:
     """What a backward left in a probe is in the state before the optimizer has stepped on it."""
     checkpoints, through = uninterrupted(probe, schedule, Training.checkpoint, 8, before_step=True)
@@ -149,7 +149,7 @@ def copied(training: Training, how: str) -> Training:
 
 @pytest.mark.parametrize(
     ("probe", "schedule", "how"),
-    covering([(*run, how) for run in STATEFUL if run[1] != "manual" for how in COPIES], strength=2),
+    tiered((*run, how) for run in STATEFUL if run[1] != "manual" for how in COPIES),
 )
 def test_a_copy_goes_on_like_the_original(probe: str, schedule: str, how: str) -> None:
     """Model, criterion and optimizer copied together after a step go on bit for bit, whatever the original does."""

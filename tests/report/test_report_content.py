@@ -94,6 +94,7 @@ def test_a_row_is_compared_within_itself(usual: Any) -> None:
             assert effect["cell"] == [results.outer.index(expected.outer[-1]), results.inner.index(expected.inner[-1])]
 
 
+@pytest.mark.slow
 def test_a_study_of_8_x_8_x_10_stays_under_5_mb(tmp_path: Path) -> None:
     """640 runs of two tasks with more history and predictions than are kept fit, and every run is still there."""
     results = simulated.study(

@@ -47,6 +47,7 @@ def coverage(interval: Intervals, found: np.ndarray, truth: float) -> float:
     return float(100 * np.mean((low <= truth) & (truth <= high)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [3, 5, 10])
 def test_intervals_hold_the_truth_as_often_as_they_say(n: int) -> None:
     """95 % intervals of a pairwise difference, a main effect and an interaction hold it in 93 to 97 % of studies."""

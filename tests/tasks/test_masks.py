@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sampling import tiered
 from torch import Tensor
 
 from mtl_axes import compose, create
@@ -77,9 +79,7 @@ def value_and_gradient(criterion: Any, prediction: Tensor, target: Tensor, **opt
     return total.detach(), gradient
 
 
-@EVERY
-@pytest.mark.parametrize("reduction", ["mean", "weighted_mean"])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("key", "reduction", "weighted"), tiered(product(CASES, ["mean", "weighted_mean"], [False, True])))
 @given(flags=st.lists(st.booleans(), min_size=SIZE, max_size=SIZE).filter(any))
 def test_masked_samples_are_deleted_samples(key: str, reduction: str, weighted: bool, flags: list[bool]) -> None:
     """Masking samples whose values are NaN gives the loss and the gradient of the batch without them, and zeros there."""
