@@ -56,6 +56,7 @@ class Binding:
             if any(info.kind is None for info in outer.tasks):
                 outer.tasks = tasks.infos()
         window.follow(values)
+        self._tally.follow(values)
         outer.follow(values)
 
     def _bind(self, dtype: torch.dtype) -> None:

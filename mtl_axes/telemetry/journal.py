@@ -86,7 +86,6 @@ class Journal:
         call = Call(losses.values, losses.labelled, weights.detach(), norms, measured, lagged=measurement is None)
         step = self._window.clock()
         if compiled:
-            self.tally.follow(losses.values)
             self.tally.add(call)
         else:
             row = None if self.history is None else self._row(self.history, call, step, shown, extra.get("floor_active"))
