@@ -30,10 +30,21 @@ from benchmarks.mutants.faults import ROOT, files_of, lines_of, sample
 from benchmarks.mutants.forks import Tree, first_failure, judge, run_file, start
 
 STRATA = {
-    "criterion": ["mtl_axes/criterion.py"],
+    "criterion": [
+        *(
+            f"mtl_axes/{module}.py"
+            for module in ("criterion", "training", "binding", "agreement", "after_step", "checkpoint")
+        ),
+        *(
+            "mtl_axes/composition.py",
+            "mtl_axes/compiling.py",
+            "mtl_axes/telemetry/journal.py",
+            "mtl_axes/telemetry/tally.py",
+        ),
+    ],
     "window": ["mtl_axes/window.py"],
-    "tasks": ["mtl_axes/tasks.py"],
-    "probes/exact": ["mtl_axes/probes/exact.py"],
+    "tasks": ["mtl_axes/tasks"],
+    "probes/exact": ["mtl_axes/probes/exact.py", "mtl_axes/probes/leaves.py"],
     "outer/gaba": ["mtl_axes/outer/gaba.py"],
     "outer/gradnorm": ["mtl_axes/outer/gradnorm.py"],
     "outer/dwa": ["mtl_axes/outer/dwa.py"],

@@ -124,7 +124,7 @@ class InnerShape(nn.Module):
         require_same_shape(prediction, target)
 
     def check_values(self, prediction: Tensor, target: Tensor) -> None:
-        """Check the values of valid samples. Runs in the first call of a task and with ``debug=True``; it may synchronise.
+        """Check the values of valid samples, in the first call of a task and with ``criterion.debug``; it may synchronise.
 
         Args:
             prediction: predictions, as given to ``forward``; the prediction of a valid entry replaces masked ones.

@@ -287,7 +287,7 @@ def test_a_history_of_the_training_function_takes_the_place_of_the_study_s(tmp_p
         own = compose(**criterion.config()) if seed == 1 else criterion
         history = History(own, every=2)
         if seed == 2:
-            with pytest.raises(OptionError, match="A criterion should have one history"):
+            with pytest.raises(OptionError, match="This criterion already has a History"):
                 History(own)
         metrics = training.train(own, seed).metrics
         return Outcome(metrics, history) if seed == 1 else metrics
