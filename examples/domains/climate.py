@@ -147,5 +147,4 @@ if __name__ == "__main__":
     title = "Climate: do log losses, or a ramp towards extremes, help to downscale temperature, rain and wind?"
     log = {"name": "rescaled", "base": "scale_invariant", "total": "1"}
     cells = {"outer": {"equal": "fixed", "log": log}, "inner": {"plain": PLAIN, "ramp": {**PLAIN, **EXTREMES}}}
-    options = {"metrics": METRICS, "naive": "bilinear interpolation"}
-    common.main(title, train, trivial, **cells, **options, steps=200, quick_steps=30)
+    common.main(title, train, trivial, **cells, metrics=METRICS, naive="bilinear interpolation", steps=200, quick_steps=30)
