@@ -11,6 +11,7 @@ from mtl_axes.binding import Binding
 from mtl_axes.explain import warning_of_cost
 from mtl_axes.outer import OuterWeighting
 from mtl_axes.probes import Measurement, Probe, Shared, Tape
+from mtl_axes.probes.hooks import remember
 from mtl_axes.tasks import TaskLosses, TaskSet
 from mtl_axes.tasks.losses import weighted_sum, with_penalty
 from mtl_axes.telemetry.journal import Journal
@@ -101,6 +102,9 @@ class Training:
         # Asked for now: a backward, an optimizer step or the end of an epoch may change what the strategies know.
         extra = {**outer.diagnostics(), **probe.diagnostics()}
         self._journal.note(losses, weights, measurement, collected, extra, compiled=compiled)
+        if not compiled:
+            # A weighting may have registered a hook on its parameters, which says nothing about graphs that are begun now.
+            remember()
         return total
 
     def _measure(self, losses: TaskLosses, plan: Plan) -> tuple[Tape, Tensor | None, Measurement | None]:

@@ -72,6 +72,7 @@ class Exact(Probe):
         remember()
 
     def train(self, mode: bool = True) -> Exact:
+        """Set the mode, and take note that no graph of the next call has been begun."""
         remember()
         super().train(mode)
         return self
