@@ -212,9 +212,8 @@ class MultiTaskCriterion(WideState):
         """Commit the pending window, if there is one. With ``accumulate="manual"``: call it after each optimizer step.
 
         Args:
-            skipped: True if the optimizer step did not happen, as when a GradScaler found an overflow; the pending window
-                is then dropped. With ``accumulate=1`` nothing is pending: the call itself has committed, from finite
-                losses and norms only.
+            skipped: True if the optimizer step did not happen, as when a GradScaler found an overflow: the pending window
+                is dropped. With ``accumulate=1`` nothing is pending; the call has committed, from finite values only.
         """
         if skipped:
             self._window.drop(self.probe)
@@ -280,7 +279,7 @@ class MultiTaskCriterion(WideState):
         """Return a text: the tasks, what is shared, how gradients are measured, at what cost, and what the weights do.
 
         Args:
-            model: names the parameters in the text, and adds those that no task reaches.
+            model: a module, which names the parameters in the text; those that no task reaches are added.
 
         Raises:
             DataError: ``model`` is no module.
@@ -344,9 +343,9 @@ class MultiTaskCriterion(WideState):
 
     def __getstate__(self) -> dict[str, Any]:
         self._journal.settle()
-        # A copy made within hold() is not in it: nothing would ever release it. Nor is it compiled, like any module's copy.
+        # A copy made within hold() is not in it: nothing would ever release it. No copy of a module is compiled.
         return {**self.__dict__, "_held": 0, "_compiled_call_impl": None}
 
     def __repr__(self) -> str:
-        shapes = self.shapes or self._tasks.default
-        return f"MultiTaskCriterion(outer={self.outer!r}, inner={shapes!r}, probe={self.probe!r})"
+        inner = self.shapes or self._tasks.default
+        return f"MultiTaskCriterion(outer={self.outer!r}, inner={inner!r}, probe={self.probe!r})"
